@@ -1,0 +1,38 @@
+"""Pack raw OASIS folders into a data set of Parquet shards."""
+
+from dataclasses import dataclass
+
+from oasisgen import cli, cluster, storage
+from oasisgen.data.pack import pack
+from oasisgen.progress import say
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Pack raw OASIS folders (train, validate, test) into a data set of Parquet shards."""
+
+    source: str
+    """URI of the folder that holds the split folders."""
+    out: str
+    """URI of the data set, <root>/datasets/<name>."""
+    strict: bool = False
+    """Fail if any file is rejected, instead of setting it aside."""
+
+
+def main() -> None:
+    flags = cli.parse(cli.flags(Flags), "pack.py")
+
+    def job() -> None:
+        with cluster.connection():
+            description = pack(flags.source, flags.out, flags.strict)
+        for name, split in description["splits"].items():
+            say("pack", f"{name}: {split['slices']} slices of {len(split['cases'])} cases")
+        for file in description["rejected"]:
+            say("pack", f"rejected {file['file']}: {file['reason']}")
+        say("pack", f"data set: {storage.absolute(flags.out)}")
+
+    cli.run(job, "pack.py")
+
+
+if __name__ == "__main__":
+    main()

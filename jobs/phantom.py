@@ -1,0 +1,44 @@
+"""Write the embedded data set: virtual subjects in the layout of OASIS."""
+
+from dataclasses import dataclass
+
+from oasisgen import cli, cluster, storage
+from oasisgen.data.phantom import write_phantoms
+from oasisgen.progress import say
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Write a data set of virtual subjects: the MNI152 brain bent into many, in the layout of OASIS."""
+
+    out: str
+    """URI of the folder for the split folders."""
+    train: int = 24
+    """Subjects in the train split; each has 32 slices."""
+    validate: int = 6
+    """Subjects in the validate split."""
+    test: int = 2
+    """Subjects in the test split."""
+    seed: int = 0
+    """The same seed gives the same subjects, bit for bit."""
+
+    def __post_init__(self) -> None:
+        for split in ("train", "validate", "test"):
+            if getattr(self, split) < 0:
+                raise ValueError(f"{split} is {getattr(self, split)}: must be at least 0")
+
+
+def main() -> None:
+    flags = cli.parse(cli.flags(Flags), "phantom.py")
+
+    def job() -> None:
+        with cluster.connection():
+            splits = {"train": flags.train, "validate": flags.validate, "test": flags.test}
+            write_phantoms(flags.out, splits, flags.seed)
+        say("phantom", f"raw folders: {storage.absolute(flags.out)}")
+
+    cli.run(job, "phantom.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Train a VQ-VAE on a packed data set, then a DCGAN on its code maps."""
+
+import tyro
+
+from oasisgen import cli, cluster, storage
+from oasisgen.config import PRESETS, TrainConfig
+from oasisgen.progress import say
+from oasisgen.training.run import train
+
+
+def parse(arguments: list[str]) -> TrainConfig:
+    """A preset and the flags that override it; `full` where none is named."""
+    if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
+        arguments = ["full", *arguments]
+    return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)
+
+
+def main() -> None:
+    config = cli.parse(parse, "train.py")
+
+    def job() -> None:
+        with cluster.connection():
+            bundle = train(config)
+        say("train", f"model:  {bundle}")
+        say("train", f"report: {storage.join(storage.absolute(config.out), 'report', 'index.html')}")
+
+    cli.run(job, "train.py")
+
+
+if __name__ == "__main__":
+    main()

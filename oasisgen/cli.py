@@ -1,0 +1,62 @@
+"""What all jobs share: flags in, one clear line out when something is wrong, and the exit status."""
+
+import io
+import re
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from typing import TypeVar
+
+import tyro
+
+from oasisgen.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(parser: Callable[[list[str]], T], job: str) -> T:
+    """The command line as `parser` (a tyro call) reads it; a wrong one ends in one line and exit status 2."""
+    said = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    try:
+        with redirect_stderr(said):
+            return parser(sys.argv[1:])
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        said.seek(0)
+        print(f"{job}: {_one_line(said.read())} (see {job} --help)", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _one_line(boxed: str) -> str:
+    """tyro explains in boxes of several paragraphs: keep the reason, the choices, and the flag it thinks was meant."""
+    text = re.sub(r"[╭╰][^\n]*|│", "", boxed)
+    paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"─{3,}", text)]
+    chosen = [paragraphs[0]]
+    for paragraph in paragraphs[1:]:
+        if paragraph.startswith(("Available subcommands", "Unrecognized options")):
+            chosen.append(paragraph)
+        elif meant := re.match(r"Perhaps you meant: (--[\w.-]+)", paragraph):
+            chosen.append(f"perhaps you meant {meant[1]}")
+    # A check in __post_init__ names its field itself.
+    return re.sub(r"Error parsing \S+: (?=\S+ is )", "", "; ".join(chosen))
+
+
+def run(job: Callable[[], None], name: str) -> None:
+    """Call `job`; a UserError ends in one line and exit status 1, Ctrl-C in one line and 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop`, Kubernetes: as Ctrl-C
+    try:
+        job()
+    except UserError as error:
+        cause = getattr(error, "cause", error)  # one from a Ray task brings the task's traceback along
+        print(f"{name}: {cause}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command continues where it was", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def flags(kind: type[T]) -> Callable[[list[str]], T]:
+    """A parser for a dataclass of flags."""
+    return lambda arguments: tyro.cli(kind, args=arguments)

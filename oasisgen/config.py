@@ -1,0 +1,207 @@
+"""Every knob of the training job: frozen dataclasses, three presets, validation where the value lives.
+
+`jobs/train.py` turns these fields into flags (`--vqvae.epochs 5`); the text under a field is its `--help`.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import tyro
+
+LEVELS = 32  # slices of one case, from the mid-brain (0) to above the ventricles (31)
+IMAGE_SIZE = 256  # pixels, both ways
+CODE_SIZE = 64  # both ways; the encoder halves the slice twice
+
+
+def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
+    """Raise ValueError(`name` is `value`: must be `allowed`) unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name} is {value}: must be {allowed}")
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Stage 1: the VQ-VAE that turns a slice into a 64 x 64 map of codes and back."""
+
+    channels: int = 64
+    """Feature channels of encoder and decoder."""
+    residual_channels: int = 32
+    """Channels inside a residual block."""
+    residual_blocks: int = 2
+    """Residual blocks in the encoder, and as many in the decoder."""
+    norm: Literal["none", "batch"] = "none"
+    """Normalisation after convolutions. `batch` depends on the batch: ranks then differ from one big batch."""
+    codebook_size: int = 512
+    """K, codes in the codebook."""
+    code_dim: int = 4
+    """D, numbers per code."""
+    quantizer: Literal["ema", "gradient"] = "ema"
+    """How the codebook learns: moving averages with dead codes revived, or the seed's codebook loss."""
+    ema_decay: float = 0.99
+    """Decay of the codebook's moving averages, per step (quantizer `ema`)."""
+    dead_below: float = 0.03
+    """A code used less than this share of an even share is dead and starts again at a random encoder output."""
+    commitment: float = 0.25
+    """Weight of the commitment loss."""
+    loss_scale: Literal["variance", "none"] = "variance"
+    """Divide the squared error by the variance of the training pixels, as van den Oord et al. do, or not."""
+    epochs: int = 20
+    """Passes over the training split."""
+    batch_size: int = 16
+    """Slices per step, over all workers."""
+    crop: int = 128
+    """Side of the random square crop that a step sees, in pixels, a multiple of 4; 256 is the whole slice."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of Adam."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate over the run: warm up and fall to zero along a cosine, or stay."""
+    validate_slices: int = 256
+    """Slices of the validate split, evenly spaced, that are scored after every epoch; 0 scores all of them."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "residual_channels", "code_dim", "epochs", "batch_size"):
+            _check(f"vqvae.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _check("vqvae.residual_blocks", self.residual_blocks, self.residual_blocks >= 0, "at least 0")
+        _check("vqvae.channels", self.channels, self.channels % 2 == 0, "even")
+        _check("vqvae.codebook_size", self.codebook_size, 2 <= self.codebook_size <= 65536, "from 2 to 65536")
+        _check("vqvae.ema_decay", self.ema_decay, 0 < self.ema_decay < 1, "between 0 and 1")
+        _check("vqvae.dead_below", self.dead_below, 0 <= self.dead_below < 1, "from 0 to below 1")
+        _check("vqvae.commitment", self.commitment, self.commitment >= 0, "at least 0")
+        _check("vqvae.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _check("vqvae.validate_slices", self.validate_slices, self.validate_slices >= 0, "at least 0")
+        crop_fits = self.crop % 4 == 0 and 16 <= self.crop <= IMAGE_SIZE
+        _check("vqvae.crop", self.crop, crop_fits, f"a multiple of 4 from 16 to {IMAGE_SIZE}")
+
+
+@dataclass(frozen=True)
+class DCGANConfig:
+    """Stage 2: the DCGAN that paints new code maps."""
+
+    palette: Literal["vector", "index"] = "vector"
+    """What generator and discriminator see of a code: its vector, or (the seed) its index as a grey value."""
+    conditional: bool = True
+    """Tell both networks the level of the slice."""
+    loss: Literal["hinge", "bce"] = "hinge"
+    """Adversarial loss."""
+    spectral_norm: bool = True
+    """Spectral normalisation of the discriminator (Miyato et al. 2018); off, BatchNorm as in the first DCGAN."""
+    latent_dim: int = 100
+    """Length of the noise vector z."""
+    channels: int = 32
+    """Channels at 32 x 32; every halving of the size doubles them."""
+    shift: int = 4
+    """Real and painted maps reach the discriminator shifted by up to this many codes (Zhao et al. 2020); 0: never."""
+    generator_decay: float = 0.995
+    """Decay per step of the averaged generator, which is the one that samples; 0 samples from the last one."""
+    epochs: int = 40
+    """Passes over the training split's code maps."""
+    batch_size: int = 32
+    """Code maps per step, over all workers."""
+    learning_rate: float = 2e-4
+    """Learning rate of both Adams."""
+    beta1: float = 0.5
+    """Adam's first decay."""
+
+    def __post_init__(self) -> None:
+        for name in ("latent_dim", "channels", "epochs", "batch_size"):
+            _check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
+        _check("dcgan.shift", self.shift, 0 <= self.shift < CODE_SIZE // 2, f"from 0 to {CODE_SIZE // 2 - 1}")
+        _check("dcgan.generator_decay", self.generator_decay, 0 <= self.generator_decay < 1, "from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training job."""
+
+    data: str
+    """URI of a packed data set (what jobs/pack.py wrote)."""
+    out: str
+    """URI of the run's folder, <root>/runs/<name>."""
+    seed: int = 0
+    """Seed of everything random; the same seed on the same machine gives the same model."""
+    workers: int = 1
+    """Training processes (DDP ranks)."""
+    cpus_per_worker: float = 1.0
+    """CPUs that Ray reserves for each of them; fractions are fine, 0 is not."""
+    gpus_per_worker: float = 0.0
+    """GPUs for each of them; 0 trains on the CPU."""
+    vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
+    dcgan: DCGANConfig = field(default_factory=DCGANConfig)
+
+    def __post_init__(self) -> None:
+        _check("workers", self.workers, self.workers >= 1, "at least 1")
+        _check("cpus_per_worker", self.cpus_per_worker, self.cpus_per_worker > 0, "above 0")
+        _check("gpus_per_worker", self.gpus_per_worker, self.gpus_per_worker >= 0, "at least 0")
+        _check("seed", self.seed, 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
+        for stage in ("vqvae", "dcgan"):
+            batch = getattr(self, stage).batch_size
+            _check(f"{stage}.batch_size", batch, batch % self.workers == 0, f"a multiple of workers ({self.workers})")
+
+
+SEED = TrainConfig(
+    data=tyro.MISSING,
+    out=tyro.MISSING,
+    vqvae=VQVAEConfig(
+        channels=256,
+        residual_channels=256,
+        norm="batch",
+        code_dim=256,
+        quantizer="gradient",
+        commitment=1.0,
+        loss_scale="none",
+        batch_size=32,
+        crop=256,
+        learning_rate=3e-4,
+        schedule="constant",
+    ),
+    dcgan=DCGANConfig(
+        palette="index",
+        conditional=False,
+        loss="bce",
+        spectral_norm=False,
+        channels=64,
+        shift=0,
+        generator_decay=0.0,
+    ),
+)
+FULL = TrainConfig(
+    data=tyro.MISSING, out=tyro.MISSING, vqvae=VQVAEConfig(epochs=40), dcgan=DCGANConfig(channels=64, epochs=200)
+)
+DEMO = TrainConfig(
+    data=tyro.MISSING,
+    out=tyro.MISSING,
+    vqvae=VQVAEConfig(epochs=12, validate_slices=64),
+    dcgan=DCGANConfig(epochs=40),
+)
+PRESETS = {
+    "demo": ("`full` made small enough for two CPU cores.", DEMO),
+    "seed": ("The model and training of the report that started this project, nothing improved.", SEED),
+    "full": ("The best we know.", FULL),
+}
+
+# Where a run computes is not what it computes: these may change between two calls of the same run.
+_PLACEMENT = ("out", "workers", "cpus_per_worker", "gpus_per_worker")
+
+
+def to_json(config: Any) -> str:
+    """A dataclass as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"vqvae": {"epochs": 5}} -> {"vqvae.epochs": 5}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`name: old -> new` for each setting in which two stored configurations compute different things."""
+    a, b = flatten(old), flatten(new)
+    names = [name for name in sorted(a.keys() | b.keys()) if name not in _PLACEMENT]
+    return [f"{name} {a.get(name)} -> {b.get(name)}" for name in names if a.get(name) != b.get(name)]

@@ -1,0 +1,218 @@
+"""Raw PNG folders -> packed Parquet shards; what cannot be used is set aside and named."""
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from PIL import Image, UnidentifiedImageError
+
+from oasisgen import storage
+from oasisgen.config import IMAGE_SIZE, LEVELS
+from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
+from oasisgen.errors import UserError
+from oasisgen.progress import Progress
+
+SLICES_PER_PART = 1024
+ROWS_PER_GROUP = 128
+OPEN_FILES = 16  # reads in flight per task: what hides an object store's latency
+SPLIT_FOLDER = re.compile(r"(keras_png_slices_)?(?P<split>train|validate|test)", re.IGNORECASE)
+LABEL_FOLDER = re.compile(r"keras_png_slices_seg_.*|seg", re.IGNORECASE)
+
+
+class Survey(NamedTuple):
+    """What lies in a source folder, before any file is opened."""
+
+    slices: dict[str, list[tuple[str, str, int]]]  # split -> (path, case, level), by case and level
+    rejected: list[dict[str, str]]
+    label_maps: int
+    fingerprint: str
+
+
+def survey(source: str) -> Survey:
+    """Sort the files of a source folder by split, case and level.
+
+    Raises UserError where the folder is missing, holds no slice, or has one case in two splits.
+    """
+    try:
+        files = list(storage.list_files(source))
+    except FileNotFoundError:
+        raise UserError(
+            f"no folder at {source}: give --source the folder that holds train, validate and test"
+        ) from None
+    found: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
+    rejected: list[dict[str, str]] = []
+    label_maps = 0
+    digest = hashlib.sha256()
+    for path, size in files:
+        *folders, name = path.split("/")
+        splits = [match["split"].lower() for folder in folders if (match := SPLIT_FOLDER.fullmatch(folder))]
+        if name.startswith("seg_") or any(LABEL_FOLDER.fullmatch(folder) for folder in folders):
+            label_maps += 1
+            continue
+        if not splits:
+            continue  # beside the data: a README, an archive
+        digest.update(f"{path} {size}\n".encode())
+        match = FILE_NAME.fullmatch(name)
+        if not match:
+            rejected.append({"file": path, "reason": "not named case_<number>_slice_<level>.nii.png"})
+            continue
+        case, level = match["case"], int(match["level"])
+        first = found[splits[0]].get((case, level))
+        if level >= LEVELS:
+            rejected.append({"file": path, "reason": f"level {level} is above {LEVELS - 1}"})
+        elif first:
+            rejected.append({"file": path, "reason": f"same case and level as {first}"})
+        else:
+            found[splits[0]][case, level] = path
+    slices = {
+        split: [(path, case, level) for (case, level), path in sorted(found[split].items())]
+        for split in SPLITS
+        if found.get(split)
+    }
+    if not slices:
+        raise UserError(f"no slices in {source}: expected <split>/case_<number>_slice_<level>.nii.png, splits {SPLITS}")
+    homes: dict[str, str] = {}
+    for split, entries in slices.items():
+        for case in {case for _, case, _ in entries}:
+            if homes.setdefault(case, split) != split:
+                raise UserError(
+                    f"case {case} is in {homes[case]} and in {split}: remove it from one of the two folders"
+                )
+    return Survey(slices, rejected, label_maps, digest.hexdigest())
+
+
+def decode(data: bytes) -> np.ndarray:
+    """One PNG file -> (256, 256) uint8. Raises ValueError with the reason where it is no usable slice."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except UnidentifiedImageError:
+        raise ValueError("not an image") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+        raise ValueError(f"truncated or damaged ({error})") from None
+    if image.format != "PNG":
+        raise ValueError(f"not a PNG but a {image.format}")
+    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(f"{image.width} x {image.height} pixels instead of {IMAGE_SIZE} x {IMAGE_SIZE}")
+    if image.mode == "RGB":
+        red, green, blue = (np.asarray(channel) for channel in image.split())
+        if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+            raise ValueError("RGB with unequal channels")
+        return red
+    if image.mode != "L":
+        raise ValueError(f"mode {image.mode} instead of 8-bit greyscale")
+    return np.asarray(image)
+
+
+def pack_part(row: dict[str, Any]) -> dict[str, Any]:
+    """Read, decode and write one part; returns its entry for `dataset.json`, JSON-encoded."""
+
+    def load(path: str) -> np.ndarray | str:
+        try:
+            return decode(storage.read_bytes(storage.join(row["source"], path)))
+        except ValueError as reason:
+            return str(reason)
+
+    entries = json.loads(row["entries"])
+    with ThreadPoolExecutor(OPEN_FILES) as pool:
+        images = list(pool.map(load, [path for path, _, _ in entries]))
+    good = [
+        {"case": case, "level": level, "height": IMAGE_SIZE, "width": IMAGE_SIZE, "image": image.tobytes()}
+        for (_, case, level), image in zip(entries, images, strict=True)
+        if isinstance(image, np.ndarray)
+    ]
+    uri = storage.join(row["out"], row["split"], row["name"])
+    data = storage.write_table(uri, pa.Table.from_pylist(good, SCHEMA), ROWS_PER_GROUP)
+    entry = {
+        "split": row["split"],
+        "part": {
+            "name": row["name"],
+            "slices": len(good),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        },
+        "cases": Counter(slice_["case"] for slice_ in good),
+        "rejected": [
+            {"file": path, "reason": image}
+            for (path, _, _), image in zip(entries, images, strict=True)
+            if isinstance(image, str)
+        ],
+    }
+    return {"entry": json.dumps(entry)}
+
+
+def _plan(slices: dict[str, list[tuple[str, str, int]]], source: str, out: str) -> Iterable[dict[str, str]]:
+    for split, entries in slices.items():
+        for number, start in enumerate(range(0, len(entries), SLICES_PER_PART)):
+            yield {
+                "source": source,
+                "out": out,
+                "split": split,
+                "name": f"part-{number:05d}.parquet",
+                "entries": json.dumps(entries[start : start + SLICES_PER_PART]),
+            }
+
+
+def pack(source: str, out: str, strict: bool = False) -> dict[str, Any]:
+    """Pack `source` into a data set at `out`; returns what `dataset.json` says.
+
+    A finished data set of the same source is left as it is. Needs a connected Ray.
+    Raises UserError for an unusable source, another data set under that name and, if `strict`, any rejected file.
+    """
+    source, out = storage.absolute(source), storage.absolute(out)
+    found = survey(source)
+    marker = storage.join(out, "dataset.json")
+    if storage.exists(marker):
+        old = storage.read_json(marker)
+        if old["fingerprint"] != found.fingerprint:
+            raise UserError(
+                f"{out} was packed from {old['source']} with other files than {source} has: use another --out"
+            )
+        return old
+    plan = list(_plan(found.slices, source, out))
+    packed = ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part)
+    splits: dict[str, Any] = {
+        split: {"slices": 0, "cases": Counter(), "parts": []} for split in found.slices
+    }  # filled below
+    rejected = list(found.rejected)
+    with Progress("pack", sum(map(len, found.slices.values())), "slices") as progress:
+        for row in packed.iter_rows():
+            entry = json.loads(row["entry"])
+            split = splits[entry["split"]]
+            split["slices"] += entry["part"]["slices"]
+            split["cases"].update(entry["cases"])
+            split["parts"].append(entry["part"])
+            rejected += entry["rejected"]
+            progress.advance(entry["part"]["slices"] + len(entry["rejected"]))
+    rejected.sort(key=lambda file: file["file"])
+    if strict and rejected:
+        first = rejected[0]
+        raise UserError(
+            f"{len(rejected)} files rejected, {first['file']} first: {first['reason']}; mend them or drop --strict"
+        )
+    for name, split in splits.items():
+        if not split["slices"]:
+            raise UserError(
+                f"no usable slice in {source}, split {name}: {rejected[0]['file']}: {rejected[0]['reason']}"
+            )
+        split["parts"].sort(key=lambda part: part["name"])
+        split["cases"] = dict(sorted(split["cases"].items()))  # case -> slices
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "source": source,
+        "fingerprint": found.fingerprint,
+        "image_size": [IMAGE_SIZE, IMAGE_SIZE],
+        "splits": splits,
+        "label_maps_left_out": found.label_maps,
+        "rejected": rejected,
+    }
+    storage.write_text(marker, json.dumps(description, indent=1) + "\n")
+    return description

@@ -1,0 +1,98 @@
+"""Virtual subjects, the embedded data set: one real brain bent into many.
+
+The MNI152 template (ICBM 152 nonlinear symmetric 2009a at 1 mm with its grey- and white-matter maps, Fonov et al. 2011,
+NeuroImage 54:313-327), as the nilearn wheel carries it, is deformed, recoloured and sliced in the layout of OASIS.
+Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill
+University; its licence lets anyone use, copy, modify and distribute it provided that this notice goes with every copy.
+"""
+
+import io
+from functools import cache
+from typing import Any
+
+import numpy as np
+import ray.data
+from nilearn import datasets
+from PIL import Image
+from scipy import ndimage
+from scipy.interpolate import make_interp_spline
+
+from oasisgen import storage
+from oasisgen.config import IMAGE_SIZE, LEVELS
+from oasisgen.data.slices import file_name
+from oasisgen.progress import Progress
+
+LOWEST = 71  # mm in the template's grid: the mid-brain, level 0
+VENTRICLES = np.array([98.0, 118.0, 88.0])  # mm: between the two lateral ventricles
+VENTRICLE_REACH = np.array([18.0, 34.0, 16.0])  # mm: how far bending them is felt
+
+
+@cache
+def _template() -> np.ndarray:
+    """(3, 197, 233, 189) float32: T1 in [0, 1], grey matter, white matter; on the 1 mm grid."""
+    loaders = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+    return np.stack([np.asarray(load(resolution=1).get_fdata(), np.float32) for load in loaders])
+
+
+def _smooth_noise(random: np.random.Generator, knots: tuple[int, int, int], shape: tuple[int, ...]) -> np.ndarray:
+    """Normal noise on a few knots, splined to `shape`; a smooth field of standard deviation near 1."""
+    field = random.standard_normal(knots)
+    for n in shape:  # along one axis after the other, each of which then moves to the end
+        spline = make_interp_spline(np.arange(field.shape[0]), np.eye(field.shape[0]))
+        field = np.tensordot(field, spline(np.linspace(0, field.shape[0] - 1, n)), axes=(0, 1))
+    return field.astype(np.float32)
+
+
+def subject(seed: int, number: int) -> np.ndarray:
+    """Virtual subject `number` of the family `seed`: (32, 256, 256) uint8, level by level from the mid-brain up."""
+    random = np.random.default_rng([seed, number])
+    shape = (LEVELS, IMAGE_SIZE, IMAGE_SIZE)
+
+    # Where each voxel of the subject lies in the template, in mm: head size and pose, ventricles, local bends.
+    level, row, column = np.indices(shape, np.float32)
+    place = np.stack([row - 127.5, column - 127.5, level - 15.5])  # (3, 32, 256, 256), from the middle of the stack
+    scale = random.normal([1.1, 1.1, 1.0], 0.04)
+    tilt = np.eye(3) + random.normal(0.0, 0.035, (3, 3))
+    place = np.einsum("ij,j...->i...", tilt / scale, place).astype(np.float32)
+    middle = np.array([98.0, 116.0, LOWEST + 15.5]) + random.normal(0.0, [1.5, 2.0, 2.5])
+    place += middle[:, None, None, None].astype(np.float32)
+    offset = place - VENTRICLES[:, None, None, None].astype(np.float32)
+    near = np.exp(-0.5 * ((offset / VENTRICLE_REACH[:, None, None, None].astype(np.float32)) ** 2).sum(0))
+    place -= random.uniform(-0.35, 0.5) * near * offset  # above 0 the ventricles are wide
+    for axis in range(3):
+        place[axis] += 2.2 * _smooth_noise(random, (4, 6, 6), shape) + 1.3 * _smooth_noise(random, (6, 14, 14), shape)
+
+    t1, grey, white = (ndimage.map_coordinates(volume, place, order=1) for volume in _template())
+
+    # Contrast, bias field and Rician noise of a scanner.
+    contrast = 1.0 + random.normal(-0.28, 0.05) * grey + random.normal(0.0, 0.03) * white
+    fluid = np.clip(1.0 - grey - white, 0.0, 1.0)
+    image = t1 * contrast * (1.0 - random.uniform(0.35, 0.6) * fluid)
+    image *= np.exp(0.08 * _smooth_noise(random, (4, 4, 4), shape))
+    noise = random.normal(0.0, random.uniform(0.008, 0.02), (2, *shape)).astype(np.float32)
+    image = np.where(t1 > 0.05, np.hypot(image + noise[0], noise[1]), 0.0)  # the background is masked, as in OASIS
+    brightest = np.percentile(image, 99.9, axis=(1, 2), keepdims=True)  # slice by slice, as in OASIS
+    return (np.clip(image / brightest, 0.0, 1.0) * 255.0).round().astype(np.uint8)
+
+
+def write_subject(row: dict[str, Any]) -> dict[str, Any]:
+    """Write one virtual subject's 32 PNGs."""
+    for level, image in enumerate(subject(row["seed"], row["number"])):
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, "PNG")
+        name = file_name(f"{row['number']:03d}", level)
+        storage.write_bytes(storage.join(row["folder"], name), png.getvalue())
+    return {"number": row["number"]}
+
+
+def write_phantoms(out: str, splits: dict[str, int], seed: int) -> None:
+    """Write {split: subjects}, those of one split after those of another. Needs a connected Ray."""
+    homes = [split for split, subjects in splits.items() for _ in range(subjects)]
+    rows = [
+        {"seed": seed, "number": number, "folder": storage.join(storage.absolute(out), f"keras_png_slices_{split}")}
+        for number, split in enumerate(homes, start=1)
+    ]
+    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write_subject)
+    with Progress("phantom", len(rows), "subjects") as progress:
+        for _ in written.iter_rows():
+            progress.advance(1)

@@ -1,0 +1,111 @@
+"""The data set: file names, cases, levels, splits, its schema, and uint8 <-> [-1, 1]."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+
+from oasisgen import storage
+from oasisgen.config import IMAGE_SIZE, LEVELS
+from oasisgen.errors import UserError
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "validate", "test")
+SCHEMA = pa.schema(
+    [
+        ("case", pa.string()),
+        ("level", pa.int16()),
+        ("height", pa.int16()),
+        ("width", pa.int16()),
+        ("image", pa.binary()),  # raw uint8 rows
+    ]
+)
+FILE_NAME = re.compile(r"case_(?P<case>\d+)_slice_(?P<level>\d+)(\.nii)?\.png", re.IGNORECASE)
+
+
+def file_name(case: str, level: int) -> str:
+    """A slice's name in the usual OASIS layout."""
+    return f"case_{case}_slice_{level}.nii.png"
+
+
+def to_unit(image: torch.Tensor) -> torch.Tensor:
+    """uint8 in [0, 255] -> float32 in [-1, 1], any shape."""
+    return image.float() / 127.5 - 1.0
+
+
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
+    """float in [-1, 1] (clipped) -> uint8 in [0, 255], any shape; undoes `to_unit` exactly."""
+    return ((x.float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What `dataset.json` says of a packed data set."""
+
+    uri: str
+    fingerprint: str
+    splits: dict[str, Any]
+
+    def parts(self, split: str) -> list[str]:
+        """URIs of a split's Parquet files. Raises UserError where the data set lacks the split."""
+        if split not in self.splits:
+            has = ", ".join(self.splits)
+            raise UserError(f"data set {self.uri} has no {split} split (it has {has}): pack a source folder with one")
+        return [storage.join(self.uri, split, part["name"]) for part in self.splits[split]["parts"]]
+
+    def count(self, split: str) -> int:
+        """Slices in a split."""
+        return int(self.splits[split]["slices"])
+
+
+def open_data_set(uri: str) -> DataSet:
+    """Read `dataset.json`. Raises UserError where the data set is missing or of another schema version."""
+    try:
+        description = storage.read_json(storage.join(uri, "dataset.json"))
+    except FileNotFoundError:
+        raise UserError(f"no packed data set at {uri} (dataset.json is missing): make it with jobs/pack.py") from None
+    if description["schema_version"] != SCHEMA_VERSION:
+        version = description["schema_version"]
+        raise UserError(f"data set {uri} has schema version {version}, this program reads {SCHEMA_VERSION}: pack again")
+    return DataSet(storage.absolute(uri), description["fingerprint"], description["splits"])
+
+
+def _decode(table: pa.Table) -> dict[str, np.ndarray]:
+    images = np.frombuffer(b"".join(table["image"].to_pylist()), np.uint8)
+    return {
+        "case": table["case"].to_numpy(),
+        "level": table["level"].to_numpy().astype(np.int64),
+        "image": images.reshape(-1, IMAGE_SIZE, IMAGE_SIZE),  # (N, 256, 256)
+    }
+
+
+def read_slices(data: DataSet, split: str) -> ray.data.Dataset:
+    """A split as a Ray data set of `case` str, `level` int64 and `image` (256, 256) uint8, ordered by case and level.
+
+    Raises UserError where a shard is missing or is not the one that was packed.
+    """
+    paths = []
+    for uri, part in zip(data.parts(split), data.splits[split]["parts"], strict=True):
+        system, path = storage.resolve(uri)
+        size = system.get_file_info(path).size
+        if size != part["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes instead of {part['bytes']}"
+            raise UserError(f"{uri} {found}: the data set is damaged; remove its folder and pack it again")
+        paths.append(path)
+    slices = ray.data.read_parquet(paths, filesystem=system)
+    return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow")
+
+
+def level_range(text: str) -> list[int]:
+    """`10-20,25` -> [10, …, 20, 25]. Raises ValueError for what is not a list of levels."""
+    levels: list[int] = []
+    for piece in text.split(","):
+        first, _, last = piece.partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or not int(first) <= int(last or first) < LEVELS:
+            raise ValueError(f"levels is {text}: must be like 10-20,25, within 0-{LEVELS - 1}")
+        levels += range(int(first), int(last or first) + 1)
+    return sorted(set(levels))

@@ -1,0 +1,1 @@
+"""The numbers and pictures that tell whether slices can be trusted."""

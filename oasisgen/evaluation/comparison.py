@@ -1,0 +1,106 @@
+"""A slice against real ones: held-out slices of its level, and the training slice nearest to it."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from oasisgen.config import LEVELS
+from oasisgen.evaluation.ssim import ssim
+from oasisgen.training.feed import Feed, Stored
+
+HELD_OUT = 16  # R: real slices that `ssim_real` is the mean over
+CANDIDATES = 8  # training slices, nearest as thumbnails, among which SSIM finds the nearest
+THUMBNAIL = 32  # pixels, both ways
+
+
+class Comparison(NamedTuple):
+    """One slice against the real ones."""
+
+    level: int  # its own, or, where it has none, that of the training slice most like it
+    ssim_real: float  # mean SSIM to HELD_OUT held-out slices of the level
+    ssim_train_max: float  # SSIM to the nearest training slice of the level
+    nearest_case: str
+    nearest_level: int
+
+
+def thumbnails(images: np.ndarray) -> torch.Tensor:
+    """(N, 256, 256) uint8 -> (N, 32 * 32) float32, block means."""
+    side = images.shape[-1] // THUMBNAIL
+    pieces = [F.avg_pool2d(torch.from_numpy(np.array(image)).float()[None], side).flatten() for image in images]
+    return torch.stack(pieces)  # (N, 1024)
+
+
+class References:
+    """The real slices, in the shape that makes comparing cheap."""
+
+    def __init__(self, train: Feed, held_out: Feed) -> None:
+        self.train, self.held_out = train, held_out
+        self.thumbnails = torch.cat([thumbnails(block["image"]) for block in train.blocks])  # (N, 1024)
+        self.train_levels = np.concatenate([block["level"] for block in train.blocks])
+        self.train_cases = np.concatenate([block["case"] for block in train.blocks])
+        self.held_out_levels = np.concatenate([block["level"] for block in held_out.blocks])
+        self.held_out_cases = np.concatenate([block["case"] for block in held_out.blocks])
+
+    def compare(self, image: np.ndarray, level: int, seed: list[int], case: str | None = None) -> Comparison:
+        """Compare a slice, (256, 256) uint8. `seed` draws the held-out slices; a level below 0 is to be found.
+
+        A held-out slice itself gives its `case`, which is then left out: so it is that the floor is measured.
+        """
+        pixels = torch.from_numpy(np.array(image))
+        distance = (self.thumbnails - thumbnails(image[None])).pow(2).sum(1)  # (N,)
+        if level < 0:
+            level = int(self.train_levels[int(distance.argmin())])
+        same_level = np.flatnonzero(self.train_levels == level)
+        if len(same_level) == 0:  # this training set lacks the level: any slice may be the nearest
+            same_level = np.arange(len(self.train_levels))
+        order = distance[same_level].argsort()[:CANDIDATES].numpy()
+        candidates = same_level[order]
+        to_train = ssim(pixels.expand(len(candidates), -1, -1), torch.from_numpy(self.train.rows(candidates, "image")))
+        nearest = candidates[int(to_train.argmax())]
+
+        others = np.flatnonzero((self.held_out_levels == level) & (self.held_out_cases != case))
+        if len(others) == 0:
+            others = np.flatnonzero(self.held_out_cases != case)
+        drawn = np.random.default_rng(seed).permutation(others)[:HELD_OUT]
+        to_real = ssim(pixels.expand(len(drawn), -1, -1), torch.from_numpy(self.held_out.rows(drawn, "image")))
+        return Comparison(
+            level,
+            float(to_real.mean()),
+            float(to_train.max()),
+            str(self.train_cases[nearest]),
+            int(self.train_levels[nearest]),
+        )
+
+
+class Comparer:
+    """A Ray actor that compares batches of slices. Adds the fields of `Comparison` and keeps the other columns."""
+
+    def __init__(self, train: Stored, held_out: Stored, base_seed: int) -> None:
+        torch.set_num_threads(1)
+        self.references = References(train.load(), held_out.load())
+        self.base_seed = base_seed
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """`image` (B, 256, 256) uint8, `level`, `id`; a batch with `case` is of held-out slices."""
+        cases = batch.get("case", [None] * len(batch["id"]))
+        compared = [
+            # The 1 keeps this stream apart from the one that z is drawn from.
+            self.references.compare(image, int(level), [self.base_seed, int(number), 1], case)
+            for image, level, number, case in zip(batch["image"], batch["level"], batch["id"], cases, strict=True)
+        ]
+        columns = {
+            name: np.array(values) for name, values in zip(Comparison._fields, zip(*compared, strict=True), strict=True)
+        }
+        return batch | columns
+
+
+def level_balanced(levels: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` row numbers, as many of each level as of the next, spread over the rows."""
+    each = max(1, count // LEVELS)
+    chosen = []
+    for level in range(LEVELS):
+        rows = np.flatnonzero(levels == level)
+        chosen.append(rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)])
+    return np.sort(np.concatenate(chosen))

@@ -1,0 +1,76 @@
+"""Figures for the reports, each as one SVG or PNG in a data URI: a report is a single file."""
+
+import base64
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+from PIL import Image
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "svg.hashsalt": "oasisgen",
+}
+REAL, SYNTHETIC = "#8a8f98", "#b5472f"
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curves(history: list[dict[str, Any]], panels: dict[str, list[str]]) -> str:
+    """Metrics over epochs: one panel for each title in `panels`, one line for each metric under it."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.3 * len(panels), 2.5), layout="constrained")
+        for axis, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for name in names:
+                axis.plot([line["epoch"] for line in history], [line[name] for line in history], label=name, marker=".")
+            axis.set(title=title, xlabel="epoch")
+            axis.legend(frameon=False)
+        return _svg(figure)
+
+
+def distributions(synthetic: pa.Table, real: pa.Table, names: dict[str, str]) -> str:
+    """Histograms of measures of synthetic slices over those of held-out real ones; `names` maps measure -> title."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.2 * len(names), 2.6), layout="constrained")
+        for axis, (name, title) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
+            a, b = real[name].to_numpy(), synthetic[name].to_numpy()
+            bins = np.linspace(min(a.min(), b.min()), max(a.max(), b.max()) + 1e-6, 30)
+            axis.hist(a, bins, density=True, alpha=0.6, color=REAL, label="held-out real (floor)")
+            axis.hist(b, bins, density=True, alpha=0.6, color=SYNTHETIC, label="synthetic")
+            axis.set(title=title, yticks=[])
+            axis.legend(frameon=False)
+        return _svg(figure)
+
+
+def code_usage(counts: list[int]) -> str:
+    """How often each code is used, most used first."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 2.2), layout="constrained")
+        axis = figure.subplots()
+        share = np.sort(np.array(counts, float))[::-1] / max(1, sum(counts))
+        axis.bar(np.arange(len(share)), np.maximum(share, 1e-9), width=1.0, color=REAL)
+        axis.set(yscale="log", ylim=(1e-6, 1), xlabel="codes, most used first", ylabel="share of all positions")
+        return _svg(figure)
+
+
+def montage(rows: list[list[np.ndarray]], gap: int = 4) -> str:
+    """Rows of (256, 256) uint8 slices as one PNG."""
+    tall, wide = rows[0][0].shape
+    sheet = np.full((len(rows) * (tall + gap) - gap, max(map(len, rows)) * (wide + gap) - gap), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            sheet[y * (tall + gap) : y * (tall + gap) + tall, x * (wide + gap) : x * (wide + gap) + wide] = image
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,89 @@
+"""How well the VQ-VAE reconstructs a split: every slice, in evaluation mode, as the 8-bit image it would write."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from ray.data import ActorPoolStrategy
+
+from oasisgen import cluster
+from oasisgen.data.slices import DataSet, read_slices, to_uint8, to_unit
+from oasisgen.evaluation.ssim import psnr, ssim
+from oasisgen.evaluation.statistics import mean_with_interval
+from oasisgen.models.bundle import read_bundle
+from oasisgen.models.quantizer import perplexity
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.progress import Progress
+
+BATCH = 16
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` returns."""
+
+    summary: dict[str, Any]
+    slices: pa.Table  # case, level, ssim, psnr
+    code_counts: np.ndarray  # (K,) int64
+
+
+class Reconstructor:
+    """A Ray actor that reconstructs batches of slices and scores them."""
+
+    def __init__(self, vqvae: VQVAE) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.vqvae = vqvae.to(self.device)
+        self.codebook_size = len(self.vqvae.quantizer.codebook)
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        images = torch.from_numpy(np.array(batch["image"])).to(self.device)  # (B, 256, 256) uint8
+        codes = self.vqvae.encode(to_unit(images.unsqueeze(1)))  # (B, 64, 64)
+        written = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (B, 256, 256)
+        counts = [torch.bincount(c.flatten(), minlength=self.codebook_size) for c in codes]
+        return {
+            "case": batch["case"],
+            "level": batch["level"],
+            "ssim": ssim(written, images).cpu().numpy(),
+            "psnr": psnr(written, images).cpu().numpy(),
+            "code_counts": torch.stack(counts).cpu().numpy(),  # (B, K)
+        }
+
+
+def evaluate_bundle(bundle_uri: str, data: DataSet, split: str) -> Evaluation:
+    """Evaluate a bundle, or the one of a run. Raises UserError for a damaged bundle or data set."""
+    bundle = read_bundle(bundle_uri)
+    evaluation = evaluate(bundle.vqvae, data, split)
+    return evaluation._replace(summary={"model": bundle.digest, **evaluation.summary})
+
+
+def evaluate(vqvae: VQVAE, data: DataSet, split: str) -> Evaluation:
+    """Reconstruct a whole split with a model in evaluation mode. Needs a connected Ray."""
+    counts = np.zeros(len(vqvae.quantizer.codebook), np.int64)
+    scored = read_slices(data, split).map_batches(
+        Reconstructor,
+        fn_constructor_args=(vqvae,),
+        batch_size=BATCH,
+        num_gpus=1 if cluster.gpus() else 0,
+        compute=ActorPoolStrategy(min_size=1, max_size=max(1, int(cluster.cpus()) - 1)),
+    )
+    tables = []
+    with Progress("evaluate", data.count(split), f"{split} slices") as progress:
+        for batch in scored.iter_batches(batch_size=BATCH):
+            counts += batch.pop("code_counts").sum(0)
+            tables.append(pa.table(batch))
+            progress.advance(len(tables[-1]))
+    slices = pa.concat_tables(tables)
+    cases = slices["case"].to_numpy()
+    summary = {
+        "data": {"uri": data.uri, "fingerprint": data.fingerprint},
+        "split": split,
+        "slices": len(slices),
+        "cases": len(np.unique(cases)),
+        "ssim": mean_with_interval(slices["ssim"].to_numpy(), cases),
+        "psnr_db": mean_with_interval(slices["psnr"].to_numpy(), cases),
+        "codes_in_use": int((counts > 0).sum()),
+        "codes_in_use_percent": float(100.0 * (counts > 0).mean()),
+        "perplexity": float(perplexity(torch.from_numpy(counts))),
+    }
+    return Evaluation(summary, slices, counts)

@@ -1,0 +1,215 @@
+"""The two reports: what a run learned, and what a batch holds. Each is one HTML file that needs nothing else."""
+
+import io
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from oasisgen import __version__, storage
+from oasisgen.config import flatten
+from oasisgen.evaluation import figures
+from oasisgen.training.feed import Feed
+
+SHOWN = 8  # slices side by side
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with text, a table, a figure, or all of them."""
+
+    heading: str
+    text: str = ""
+    columns: tuple[str, ...] = ()
+    table: tuple[tuple[Any, ...], ...] = ()
+    figure: str = ""
+    slices: bool = False  # the figure is a montage: as wide as the page
+
+
+def render(uri: str, title: str, subtitle: str, sections: list[Section]) -> None:
+    """Write the page."""
+    source = resources.files("oasisgen.evaluation").joinpath("report.html").read_text()
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    storage.write_text(uri, template.render(title=title, subtitle=subtitle, sections=sections))
+
+
+def interval(value: dict[str, float], digits: int = 4) -> str:
+    """`0.9630 (0.9611 to 0.9648)`."""
+    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
+
+
+def write_run_report(
+    out: str,
+    config: dict[str, Any],
+    metrics: dict[str, Any],
+    histories: dict[str, list[dict[str, Any]]],
+    pairs: list[tuple[np.ndarray, np.ndarray]],
+    generated: list[tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """`<out>/report/index.html` of a training run.
+
+    `pairs` are (real, reconstructed) held-out slices, `generated` (synthetic, real of the same level), all (256, 256)
+    uint8.
+    """
+    quality = metrics["reconstruction"]
+    K = config["vqvae"]["codebook_size"]
+    difference = [128 + np.clip(b.astype(int) - a, -128, 127) for a, b in pairs]
+    sections = [
+        Section(
+            "Reconstruction",
+            f"Every slice of the validate split ({quality['slices']} slices, {quality['cases']} cases), in evaluation "
+            "mode, on the 8-bit image that would be written. Intervals: 95 %, bootstrap over cases.",
+            ("measure", "this run", "the seed, as reported"),
+            (
+                ("SSIM", interval(quality["ssim"]), "0.8462 (best epoch, one batch of 16 test slices)"),
+                ("PSNR, dB", interval(quality["psnr_db"], 2), ""),
+                ("codes in use", f"{quality['codes_in_use']} of {K}", "6 of 512, after the DCGAN"),
+                ("perplexity", f"{quality['perplexity']:.0f}", ""),
+            ),
+        ),
+        Section(
+            "Real, reconstructed, difference",
+            "Held-out slices, from the mid-brain up. Grey in the last row is no difference.",
+            figure=figures.montage(
+                [[a for a, _ in pairs], [b for _, b in pairs], [d.astype(np.uint8) for d in difference]]
+            ),
+            slices=True,
+        ),
+        Section(
+            "Stage 1: the VQ-VAE",
+            figure=figures.curves(
+                histories["vqvae"],
+                {
+                    "loss": ["reconstruction_loss", "quantizer_loss"],
+                    "SSIM, validate": ["ssim"],
+                    "codebook": ["codes_in_use", "perplexity"],
+                },
+            ),
+        ),
+        Section(
+            "Use of the codebook",
+            "Over the code maps of the whole validate split.",
+            figure=figures.code_usage(metrics["code_counts"]),
+        ),
+        Section(
+            "Stage 2: the DCGAN",
+            figure=figures.curves(
+                histories["dcgan"],
+                {
+                    "losses": ["generator_loss", "discriminator_loss"],
+                    "mean logit": ["real_logit", "fake_logit"],
+                    "codes of 64 painted maps": ["codes_in_use", "perplexity"],
+                },
+            ),
+        ),
+        Section(
+            "Generated, and real slices of the same levels",
+            "Upper rows of each pair: synthetic. Lower rows: real held-out slices. Sample ids from 0, not chosen.",
+            figure=figures.montage(
+                [
+                    row
+                    for start in range(0, len(generated), SHOWN)
+                    for row in zip(*generated[start : start + SHOWN], strict=True)
+                ]
+            ),
+            slices=True,
+        ),
+        Section("Configuration", table=tuple((name, str(value)) for name, value in flatten(config).items())),
+    ]
+    subtitle = f"model {metrics['model'][:12]}, trained on {config['data']['uri']}, oasisgen {__version__}"
+    render(storage.join(out, "report", "index.html"), "Training run", subtitle, sections)
+
+
+def write_batch_report(out: str, summary: dict[str, Any], slices: pa.Table, floor: pa.Table, train: Feed) -> None:
+    """`<out>/report/index.html` of a batch: numbers beside their floor, and pictures to check them by."""
+    rows = slices.to_pylist()
+    spread = [rows[i] for i in np.linspace(0, len(rows) - 1, min(4 * SHOWN, len(rows))).round().astype(int)]
+    spread.sort(key=lambda row: row["level"])
+    copied = sorted(rows, key=lambda row: -row["ssim_train_max"])[:SHOWN]
+    worst = sorted(rows, key=lambda row: row["ssim_real"])[:SHOWN]
+    where = {
+        (case, int(level)): number
+        for number, (case, level) in enumerate(
+            (case, level) for block in train.blocks for case, level in zip(block["case"], block["level"], strict=True)
+        )
+    }
+
+    def synthetic(row: dict[str, Any]) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(storage.read_bytes(storage.join(out, row["file"])))))
+
+    def nearest(row: dict[str, Any]) -> np.ndarray:
+        number = where[row["nearest_case"], row["nearest_level"]]
+        return train.rows(np.array([number]), "image")[0]
+
+    def beside_nearest(chosen: list[dict[str, Any]]) -> str:
+        return figures.montage([[synthetic(row) for row in chosen], [nearest(row) for row in chosen]])
+
+    def measured(name: str) -> tuple[str, str, str]:
+        value = summary[name]
+        return f"{value['mean']:.4f}", f"{value['floor']:.4f}", f"{value['distance']:+.4f}"
+
+    sections = [
+        Section(
+            "In numbers",
+            "Neither measure is better the higher it is: what counts is how close it comes to the floor, the same "
+            "measure of real held-out slices.",
+            ("measure", "synthetic", "floor", "distance"),
+            (
+                ("ssim_real: mean SSIM to held-out real slices of the level", *measured("ssim_real")),
+                ("ssim_train_max: SSIM to the nearest training slice", *measured("ssim_train_max")),
+                ("codes in use, per slice", f"{summary['codes_in_use_mean']:.0f}", "", ""),
+            ),
+        ),
+        Section(
+            "Distributions",
+            figure=figures.distributions(slices, floor, {"ssim_real": "ssim_real", "ssim_train_max": "ssim_train_max"}),
+        ),
+        Section(
+            "Slices, by level",
+            "Evenly spaced sample ids, sorted by level.",
+            figure=figures.montage(
+                [[synthetic(row) for row in spread[start : start + SHOWN]] for start in range(0, len(spread), SHOWN)]
+            ),
+            slices=True,
+        ),
+        Section(
+            "Nearest to the training data",
+            "The slices with the highest ssim_train_max, each above its nearest training slice. A copy would show.",
+            ("id", "level", "SSIM", "training slice"),
+            tuple(
+                (
+                    r["id"],
+                    r["level"],
+                    f"{r['ssim_train_max']:.4f}",
+                    f"case {r['nearest_case']} level {r['nearest_level']}",
+                )
+                for r in copied
+            ),
+            beside_nearest(copied),
+            slices=True,
+        ),
+        Section(
+            "Least like real ones",
+            "The slices with the lowest ssim_real, each above its nearest training slice.",
+            ("id", "level", "ssim_real"),
+            tuple((r["id"], r["level"], f"{r['ssim_real']:.4f}") for r in worst),
+            beside_nearest(worst),
+            slices=True,
+        ),
+        Section(
+            "Provenance",
+            table=(
+                ("model", summary["model"]),
+                ("measured against", summary["data"]),
+                ("base seed", summary["base_seed"]),
+                ("slices", summary["count"]),
+                ("oasisgen", __version__),
+            ),
+        ),
+    ]
+    title = f"{summary['count']} synthetic slices"
+    render(storage.join(out, "report", "index.html"), title, f"model {summary['model'][:12]}", sections)

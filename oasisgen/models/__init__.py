@@ -1,0 +1,1 @@
+"""The networks, and the bundle they are shipped in."""

@@ -1,0 +1,113 @@
+"""The trained model as files: safetensors, JSON and a model card. Nothing in it is unpickled."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from oasisgen import __version__, storage
+from oasisgen.config import DCGANConfig, VQVAEConfig
+from oasisgen.errors import UserError
+from oasisgen.models.dcgan import DCGAN, make_palette
+from oasisgen.models.vqvae import VQVAE
+
+FORMAT = 1
+WEIGHTS = ("vqvae.safetensors", "dcgan.safetensors")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model read back. `digest` names exactly these weights and this configuration."""
+
+    uri: str
+    digest: str
+    config: dict[str, Any]
+    vqvae: VQVAE
+    dcgan: DCGAN
+
+
+def write_bundle(uri: str, config: dict[str, Any], vqvae: VQVAE, dcgan: DCGAN, metrics: dict[str, Any]) -> str:
+    """Write a bundle; `config.json`, which names the digests of the rest, is written last. Returns the model digest."""
+    weights = {
+        name: safetensors.torch.save(
+            {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+        )
+        for name, module in zip(WEIGHTS, (vqvae, dcgan), strict=True)
+    }
+    for name, data in weights.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in weights.items()}
+    described = {"format": FORMAT, "version": __version__, **config, "files": files}
+    text = json.dumps(described, indent=2) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    storage.write_text(storage.join(uri, "metrics.json"), json.dumps(metrics, indent=2) + "\n")
+    storage.write_text(storage.join(uri, "README.md"), _model_card(described, digest, metrics))
+    storage.write_text(storage.join(uri, "config.json"), text)
+    return digest
+
+
+def find_bundle(uri: str) -> str:
+    """The bundle's own URI, given that of a bundle or of a run. Raises UserError where there is none."""
+    for place in (uri, storage.join(uri, "model")):
+        # A run has a config.json too: a bundle's lies beside weights.
+        if any(storage.exists(storage.join(place, name)) for name in WEIGHTS):
+            return storage.absolute(place)
+    raise UserError(f"no model bundle at {uri}: give --model a run that jobs/train.py finished, or its model folder")
+
+
+def read_bundle(uri: str) -> Bundle:
+    """Read a bundle (or the one of a run) and check every file against its digest.
+
+    Raises UserError naming the file that is missing, damaged or of another format.
+    """
+    uri = find_bundle(uri)
+    try:
+        text = storage.read_bytes(storage.join(uri, "config.json"))
+        config = json.loads(text)
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"bundle {uri}: config.json is missing or damaged: run the training command again") from None
+    if config.get("format") != FORMAT:
+        raise UserError(f"bundle {uri} has format {config.get('format')}, this program reads {FORMAT}: train it again")
+    tensors = {}
+    for name, expected in config["files"].items():
+        try:
+            data = storage.read_bytes(storage.join(uri, name))
+        except FileNotFoundError:
+            raise UserError(f"bundle {uri}: {name} is missing: copy the whole folder, or train again") from None
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise UserError(f"bundle {uri}: {name} is truncated or changed: copy it again, or train again") from None
+        tensors[name] = safetensors.torch.load(data)
+    vqvae = VQVAE(VQVAEConfig(**config["vqvae"]))
+    vqvae.load_state_dict(tensors[WEIGHTS[0]])
+    dcgan_config = DCGANConfig(**config["dcgan"])
+    codebook = vqvae.quantizer.codebook.detach()
+    dcgan = DCGAN(dcgan_config, make_palette(dcgan_config, codebook, torch.ones(len(codebook))))
+    dcgan.load_state_dict(tensors[WEIGHTS[1]])
+    digest = hashlib.sha256(text).hexdigest()
+    return Bundle(uri, digest, config, vqvae.eval().requires_grad_(False), dcgan.eval().requires_grad_(False))
+
+
+def stage_config(config: VQVAEConfig | DCGANConfig) -> dict[str, Any]:
+    """A stage's configuration as JSON-ready fields."""
+    return dataclasses.asdict(config)
+
+
+def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) -> str:
+    ssim = metrics["reconstruction"]["ssim"]
+    return f"""# oasisgen model {digest[:12]}
+
+A VQ-VAE and a DCGAN that paint axial T1-weighted brain MRI slices (256 x 256, 8 bit).
+
+- Trained on: `{config["data"]["uri"]}` (fingerprint `{config["data"]["fingerprint"][:12]}`)
+- Written by: oasisgen {config["version"]}
+- Reconstruction SSIM on the validate split: {ssim["mean"]:.4f} (95 % interval {ssim["low"]:.4f} to {ssim["high"]:.4f})
+- Codes in use: {metrics["reconstruction"]["codes_in_use"]} of {config["vqvae"]["codebook_size"]}
+- Research use only, not for diagnosis. Synthetic slices can resemble training slices: read the batch's report.
+
+`config.json` holds the architecture and the digests of the weights; the weights are safetensors.
+"""

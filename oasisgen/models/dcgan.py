@@ -1,0 +1,148 @@
+"""The DCGAN over code maps (Radford et al. 2016, arXiv:1511.06434), and the palette it paints with."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from oasisgen.config import CODE_SIZE, LEVELS, DCGANConfig
+from oasisgen.models.quantizer import nearest, straight_through
+
+
+class CodeMap(NamedTuple):
+    """What a palette makes of a generator's raw output."""
+
+    image: torch.Tensor  # (B, C, 64, 64): as the discriminator sees it
+    codes: torch.Tensor  # (B, 64, 64) int64 in [0, K): every output is a valid code map
+
+
+class VectorPalette(nn.Module):
+    """A code is painted as its vector, each dimension standardised; a painted vector means the nearest code."""
+
+    colours: torch.Tensor  # (K, D)
+
+    def __init__(self, codebook: torch.Tensor, usage: torch.Tensor) -> None:
+        """`codebook` (K, D); `usage` (K,): how often each code occurs, the weights of mean and spread."""
+        super().__init__()
+        weight = (usage.double() / usage.sum()).unsqueeze(1)  # (K, 1)
+        mean = (weight * codebook.double()).sum(0)  # (D,)
+        deviation = (weight * (codebook.double() - mean) ** 2).sum(0).sqrt().clamp(min=1e-6)
+        self.register_buffer("colours", ((codebook.double() - mean) / deviation).float())
+        self.channels = codebook.shape[1]
+
+    def paint(self, codes: torch.Tensor) -> torch.Tensor:
+        """(B, 64, 64) int64 -> (B, D, 64, 64)."""
+        return F.embedding(codes, self.colours).permute(0, 3, 1, 2)  # (B, D, 64, 64)
+
+    def snap(self, raw: torch.Tensor) -> CodeMap:
+        """(B, D, 64, 64) -> the nearest codes, straight-through."""
+        B, D, H, W = raw.shape
+        codes = nearest(raw.detach().permute(0, 2, 3, 1).reshape(-1, D), self.colours).view(B, H, W)
+        return CodeMap(straight_through(raw, self.paint(codes)), codes)
+
+
+class IndexPalette(nn.Module):
+    """The seed's: a code is painted as its index, scaled to [-1, 1] like a grey value."""
+
+    def __init__(self, codebook_size: int) -> None:
+        super().__init__()
+        self.channels, self.last = 1, codebook_size - 1
+
+    def paint(self, codes: torch.Tensor) -> torch.Tensor:
+        """(B, 64, 64) int64 -> (B, 1, 64, 64) in [-1, 1]."""
+        return codes.unsqueeze(1).float() * (2.0 / self.last) - 1.0  # (B, 1, 64, 64)
+
+    def snap(self, raw: torch.Tensor) -> CodeMap:
+        """(B, 1, 64, 64) -> tanh, as the seed's discriminator sees it, and the nearest indices."""
+        image = torch.tanh(raw)
+        codes = ((image.detach() + 1.0) * (self.last / 2.0)).round().long().squeeze(1)  # (B, 64, 64)
+        return CodeMap(image, codes)
+
+
+Palette = VectorPalette | IndexPalette
+
+
+class Generator(nn.Module):
+    """z (and a level) -> a map of the palette's colours, by a ladder of strided transposed convolutions."""
+
+    def __init__(self, config: DCGANConfig, channels: int) -> None:
+        super().__init__()
+        C = config.channels
+        self.level = nn.Embedding(LEVELS, config.latent_dim) if config.conditional else None
+        inputs = config.latent_dim * (2 if config.conditional else 1)
+        widths = [8 * C, 4 * C, 2 * C, C]
+        ladder: list[nn.Module] = [nn.ConvTranspose2d(inputs, widths[0], 4)]  # (B, 8C, 4, 4)
+        for wide, narrow in zip(widths, [*widths[1:], channels], strict=True):
+            ladder += [nn.BatchNorm2d(wide), nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
+        self.ladder = nn.Sequential(*ladder)
+
+    def forward(self, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """(B, Z), (B,) int64 -> (B, channels, 64, 64), unbounded."""
+        if self.level is not None:
+            z = torch.cat([z, self.level(levels)], 1)  # (B, 2Z)
+        return self.ladder(z[:, :, None, None])  # (B, channels, 64, 64)
+
+
+class Discriminator(nn.Module):
+    """A painted code map (and its level) -> one logit, by strided convolutions; 4 halvings to 4 x 4."""
+
+    def __init__(self, config: DCGANConfig, channels: int) -> None:
+        super().__init__()
+        C = config.channels
+
+        def bound(module: nn.Module) -> nn.Module:
+            return spectral_norm(module) if config.spectral_norm else module
+
+        layers: list[nn.Module] = []
+        narrow = channels
+        for number, wide in enumerate([C, 2 * C, 4 * C, 8 * C]):
+            layers.append(bound(nn.Conv2d(narrow, wide, 4, stride=2, padding=1)))
+            if number > 0 and not config.spectral_norm:
+                layers.append(nn.BatchNorm2d(wide))
+            layers.append(nn.LeakyReLU(0.2))
+            narrow = wide
+        self.features = nn.Sequential(*layers)  # (B, 8C, 4, 4)
+        self.logit = bound(nn.Linear(16 * narrow, 1))
+        self.level = bound(nn.Embedding(LEVELS, 16 * narrow)) if config.conditional else None
+
+    def forward(self, image: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """(B, channels, 64, 64), (B,) int64 -> (B,) logits; above 0 means real."""
+        h = self.features(image).flatten(1)  # (B, 8C*16)
+        logit = self.logit(h).squeeze(1)  # (B,)
+        if self.level is not None:  # projection (Miyato & Koyama 2018, arXiv:1802.05637)
+            logit = logit + (self.level(levels) * h).sum(1)
+        return logit
+
+
+class DCGAN(nn.Module):
+    """A trained generator with its palette: what the bundle holds of stage 2."""
+
+    def __init__(self, config: DCGANConfig, palette: Palette) -> None:
+        super().__init__()
+        self.config = config
+        self.palette = palette
+        self.generator = Generator(config, palette.channels)
+
+    def forward(self, z: torch.Tensor, levels: torch.Tensor) -> CodeMap:
+        """(B, Z), (B,) int64 -> CodeMap."""
+        return self.palette.snap(self.generator(z, levels))
+
+
+def make_palette(config: DCGANConfig, codebook: torch.Tensor, usage: torch.Tensor) -> Palette:
+    """The palette that `config` names, over a codebook (K, D) with usage counts (K,)."""
+    return VectorPalette(codebook, usage) if config.palette == "vector" else IndexPalette(len(codebook))
+
+
+def shift_each(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """Move each map by its own random offset of up to `most` codes both ways, its border repeated. (B, C, H, W)."""
+    if most == 0:
+        return images
+    B, _, H, W = images.shape
+    padded = F.pad(images, (most,) * 4, mode="replicate")
+    offsets = torch.randint(0, 2 * most + 1, (B, 2), generator=generator).tolist()
+    return torch.stack([p[:, y : y + H, x : x + W] for p, (y, x) in zip(padded, offsets, strict=True)])
+
+
+assert CODE_SIZE == 64, "generator and discriminator are ladders between 4 x 4 and 64 x 64"

@@ -1,0 +1,120 @@
+"""The codebook: encoder outputs -> nearest codes, and how the codes learn.
+
+Both quantizers share one interface: `quantizer(z)` returns a `Quantized`, `quantizer.vectors(codes)` looks codes up.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+
+class Quantized(NamedTuple):
+    """What a quantizer returns."""
+
+    vectors: torch.Tensor  # (B, D, H, W): nearest codes; the gradient passes straight through to z
+    codes: torch.Tensor  # (B, H, W) int64 in [0, K)
+    loss: torch.Tensor  # (): commitment loss, weighted, and the codebook loss where the quantizer learns by one
+
+
+def nearest(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Index of the code nearest to each row of z. (N, D), (K, D) -> (N,) int64.
+
+    |z - e|^2 without |z|^2, which is the same for every code: one matrix product, no (N, K, D) tensor.
+    """
+    distances = torch.addmm(codebook.pow(2).sum(1), z, codebook.t(), beta=1.0, alpha=-2.0)  # (N, K)
+    return distances.argmin(1)
+
+
+def straight_through(z: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """`vectors` going forward, the gradient of z going back (Bengio et al. 2013, arXiv:1308.3432)."""
+    return z + (vectors - z).detach()
+
+
+def perplexity(counts: torch.Tensor) -> torch.Tensor:
+    """exp(entropy) of code counts (K,): 1 where one code does all the work, K where all share it evenly."""
+    p = counts.double() / counts.sum().clamp(min=1)
+    return torch.exp(torch.special.entr(p).sum())
+
+
+class Quantizer(nn.Module):
+    """K codes of D numbers; what both quantizers have in common."""
+
+    codebook: torch.Tensor  # (K, D)
+
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        """(B, H, W) int64 -> (B, D, H, W)."""
+        return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)  # (B, D, H, W)
+
+    def encode(self, z: torch.Tensor) -> torch.Tensor:
+        """(B, D, H, W) -> (B, H, W) int64 in [0, K)."""
+        B, D, H, W = z.shape
+        flat = z.detach().float().permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
+        return nearest(flat, self.codebook.detach()).view(B, H, W)
+
+
+class GradientQuantizer(Quantizer):
+    """The codebook learns by gradient: van den Oord et al. 2017 (arXiv:1711.00937), equation 3."""
+
+    def __init__(self, codebook_size: int, code_dim: int, commitment: float) -> None:
+        super().__init__()
+        self.commitment = commitment
+        bound = 1.0 / codebook_size
+        self.codebook = nn.Parameter(torch.empty(codebook_size, code_dim).uniform_(-bound, bound))
+
+    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None) -> Quantized:
+        """(B, D, H, W) -> Quantized. Nothing here is random: `generator` is the interface's."""
+        codes = self.encode(z)  # (B, H, W)
+        vectors = self.vectors(codes)
+        codebook_loss = F.mse_loss(vectors, z.detach())
+        commitment_loss = F.mse_loss(z, vectors.detach())
+        return Quantized(straight_through(z, vectors), codes, codebook_loss + self.commitment * commitment_loss)
+
+
+class EMAQuantizer(Quantizer):
+    """The codebook follows moving averages of what it is used for (van den Oord et al. 2017, appendix A.1).
+
+    A code that is hardly used is dead; it starts again at a random encoder output of the step (Dhariwal et al. 2020,
+    arXiv:2005.00341). Counts, sums and revived codes are the same on all ranks; evaluation has no collectives.
+    """
+
+    ema_count: torch.Tensor  # (K,): vectors per step that a code is nearest to
+    ema_sum: torch.Tensor  # (K, D): their sum
+
+    def __init__(self, codebook_size: int, code_dim: int, commitment: float, decay: float, dead_below: float) -> None:
+        super().__init__()
+        self.commitment, self.decay, self.dead_below = commitment, decay, dead_below
+        self.register_buffer("codebook", torch.randn(codebook_size, code_dim))
+        self.register_buffer("ema_count", torch.zeros(codebook_size))  # all dead: the first step places all codes
+        self.register_buffer("ema_sum", torch.zeros(codebook_size, code_dim))
+
+    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None) -> Quantized:
+        """(B, D, H, W) -> Quantized; in training, moves the codebook, `generator` choosing where dead codes restart."""
+        codes = self.encode(z)  # (B, H, W)
+        vectors = self.vectors(codes)
+        if self.training:
+            self._update(z.detach().float().permute(0, 2, 3, 1).flatten(0, 2), codes.flatten(), generator)
+        loss = self.commitment * F.mse_loss(z, vectors)
+        return Quantized(straight_through(z, vectors), codes, loss)
+
+    @torch.no_grad()
+    def _update(self, z: torch.Tensor, codes: torch.Tensor, generator: torch.Generator | None) -> None:
+        """Move the averages by one step's vectors (N, D) with their codes (N,), then revive dead codes."""
+        K = self.codebook.shape[0]
+        count = torch.bincount(codes, minlength=K).to(z.dtype)  # (K,)
+        total = torch.zeros_like(self.ema_sum).index_add_(0, codes, z)  # (K, D)
+        seeds = z[torch.randint(len(z), (K,), generator=generator).to(z.device)]  # (K, D): where dead codes start again
+        if dist.is_initialized():
+            dist.all_reduce(count)
+            dist.all_reduce(total)
+            dist.broadcast(seeds, src=0)
+        self.ema_count.lerp_(count, 1.0 - self.decay)
+        self.ema_sum.lerp_(total, 1.0 - self.decay)
+
+        threshold = self.dead_below * count.sum() / K
+        dead = self.ema_count < threshold  # (K,)
+        self.ema_count.copy_(torch.where(dead, threshold.clamp(min=1e-6), self.ema_count))
+        self.ema_sum.copy_(torch.where(dead[:, None], seeds * self.ema_count[:, None], self.ema_sum))
+        self.codebook.copy_(self.ema_sum / self.ema_count[:, None])

@@ -1,0 +1,205 @@
+"""The batch job: ids -> PNGs and a summary, part by part, the manifest last."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from oasisgen import __version__, cluster, storage
+from oasisgen.config import differences
+from oasisgen.data.slices import DataSet, open_data_set, read_slices
+from oasisgen.errors import UserError
+from oasisgen.evaluation import report
+from oasisgen.evaluation.comparison import Comparer, level_balanced
+from oasisgen.models.bundle import Bundle, read_bundle
+from oasisgen.progress import Progress
+from oasisgen.sampling.png import PngWriter
+from oasisgen.sampling.sample import GROUP, Sampler
+from oasisgen.training.feed import Feed, Stored, store
+
+IDS_PER_PART = 1000
+PIECES_PER_BLOCK = 4  # groups that one task samples: few, so that little is in memory at once
+FLOOR_SLICES = 256  # held-out slices that are measured as if they were synthetic
+# CPUs of the three steps. Together they must fit on two CPUs, or the pipeline would wait for itself.
+SAMPLER_CPUS, COMPARER_CPUS, WRITER_CPUS = 0.25, 0.75, 0.25
+SUMMARY = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("level", pa.int16()),
+        ("file", pa.string()),
+        ("sha256", pa.string()),
+        ("ssim_real", pa.float32()),
+        ("ssim_train_max", pa.float32()),
+        ("nearest_case", pa.string()),
+        ("nearest_level", pa.int16()),
+        ("codes_in_use", pa.int32()),
+    ]
+)
+
+
+def comparers() -> int:
+    """Comparing actors that fit beside the sampler and the writer."""
+    return max(1, int((cluster.cpus() - SAMPLER_CPUS - WRITER_CPUS) / COMPARER_CPUS))
+
+
+def require_room() -> None:
+    """Raise UserError unless sampler, comparer and writer fit on the cluster at once."""
+    need = SAMPLER_CPUS + COMPARER_CPUS + WRITER_CPUS
+    if cluster.cpus() < need:
+        raise UserError(f"generation needs {need:g} CPUs at once, the cluster has {cluster.cpus():g}: add a node")
+
+
+def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
+    """The data set a batch is measured against: `data`, or the one the model was trained on."""
+    try:
+        return open_data_set(data or bundle.config["data"]["uri"])
+    except UserError as error:
+        raise UserError(f"{error}; or name the data set to measure against with --data") from None
+
+
+def generate(model: str, out: str, count: int, base_seed: int, levels: list[int], data: str | None) -> dict[str, Any]:
+    """Make slices 0 … count-1 and everything that belongs to a batch; returns what `summary.json` says.
+
+    Complete parts are left as they are, and so is a complete batch. Needs a connected Ray.
+    Raises UserError for an unusable bundle or data set, too few CPUs, or another batch under that name.
+    """
+    started = time.monotonic()
+    out = storage.absolute(out)
+    bundle = read_bundle(model)
+    request = {"model": bundle.digest, "base_seed": base_seed, "count": count, "levels": levels}
+    claim(out, request)
+    if storage.exists(storage.join(out, "manifest.json")):
+        return storage.read_json(storage.join(out, "summary.json"))
+    require_room()
+    reference = open_reference_data(bundle, data)
+    train, held_out = (store(read_slices(reference, split)) for split in ("train", "validate"))
+
+    parts = {start: min(start + IDS_PER_PART, count) for start in range(0, count, IDS_PER_PART)}
+    missing = {start: end for start, end in parts.items() if not storage.exists(part_uri(out, start))}
+    with Progress("generate", sum(end - start for start, end in missing.items()), "slices") as progress:
+        for part in make_parts(bundle, base_seed, levels, out, missing, train, held_out, progress):
+            storage.write_table(part_uri(out, part["id"][0].as_py()), part, IDS_PER_PART)
+    floor = measure_floor(train, held_out, base_seed)
+
+    digests = {start: hashlib.sha256(storage.read_bytes(part_uri(out, start))).hexdigest() for start in parts}
+    slices = storage.read_table(storage.join(out, "summary"))
+    summary = summarise(slices, floor) | request | {"data": reference.uri, "seconds": round(time.monotonic() - started)}
+    storage.write_text(storage.join(out, "summary.json"), json.dumps(summary, indent=2) + "\n")
+    report.write_batch_report(out, summary, slices, floor, train.load())
+    manifest = {
+        **request,
+        "ids": [0, count],
+        "version": __version__,
+        "parts": [
+            {"name": part_uri("", start), "ids": [start, end], "sha256": digests[start]} for start, end in parts.items()
+        ],
+    }
+    storage.write_text(storage.join(out, "manifest.json"), json.dumps(manifest, indent=2) + "\n")
+    return summary
+
+
+def claim(out: str, request: dict[str, Any]) -> None:
+    """Write down what this batch is to be. Raises UserError where the name stands for another one."""
+    config = storage.join(out, "config.json")
+    if not storage.exists(config):
+        storage.write_text(config, json.dumps(request, indent=2) + "\n")
+        return
+    if changed := differences(storage.read_json(config), request):
+        raise UserError(f"batch {out} exists with other settings ({'; '.join(changed)}): use another --out")
+
+
+def part_uri(out: str, start: int) -> str:
+    """The summary of the part that starts at an id."""
+    return storage.join(out, "summary", f"part-{start // IDS_PER_PART:05d}.parquet")
+
+
+def make_parts(
+    bundle: Bundle,
+    base_seed: int,
+    levels: list[int],
+    out: str,
+    missing: dict[int, int],
+    train: Stored,
+    held_out: Stored,
+    progress: Progress,
+) -> Iterator[pa.Table]:
+    """Sample, compare and write the slices of parts {start: end}; yields a part's summary once its PNGs are written."""
+    pieces = [
+        {"first": first, "end": min(first // GROUP * GROUP + GROUP, end)}
+        for start, end in missing.items()
+        for first in [start, *range(start // GROUP * GROUP + GROUP, end, GROUP)]
+    ]
+    if not pieces:
+        return
+    rows = (
+        ray.data.from_items(pieces, override_num_blocks=1 + len(pieces) // PIECES_PER_BLOCK)
+        .map_batches(
+            Sampler,
+            fn_constructor_args=(bundle.uri, base_seed, levels),
+            batch_size=1,
+            num_cpus=SAMPLER_CPUS,
+            num_gpus=1 if cluster.gpus() else 0,
+            compute=ActorPoolStrategy(size=1),
+        )
+        .map_batches(
+            Comparer,
+            fn_constructor_args=(train, held_out, base_seed),
+            batch_size=GROUP,
+            num_cpus=COMPARER_CPUS,
+            compute=ActorPoolStrategy(min_size=1, max_size=comparers()),
+        )
+        .map_batches(PngWriter(out, bundle.digest, base_seed), batch_size=GROUP, num_cpus=WRITER_CPUS)
+    )
+    pending: dict[int, list[pa.Table]] = {start: [] for start in missing}
+    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+        assert isinstance(batch, pa.Table)
+        table = batch.select(SUMMARY.names).cast(SUMMARY)
+        progress.advance(len(table))
+        starts = table["id"].to_numpy() // IDS_PER_PART * IDS_PER_PART
+        for start in np.unique(starts):
+            pending[start].append(table.filter(starts == start))
+            if sum(map(len, pending[start])) == missing[start] - start:
+                yield pa.concat_tables(pending.pop(start)).sort_by("id").combine_chunks()
+    assert not pending, f"parts without all their slices: {list(pending)}"
+
+
+def measure_floor(train: Stored, held_out: Stored, base_seed: int) -> pa.Table:
+    """Held-out slices measured as if they were synthetic: level, ssim_real, ssim_train_max."""
+    feed: Feed = held_out.load()
+    rows = level_balanced(np.concatenate([block["level"] for block in feed.blocks]), FLOOR_SLICES)
+    columns = {name: feed.rows(rows, name) for name in ("case", "level", "image")}
+    pieces = ray.data.from_items([{"id": int(n), **{k: v[i] for k, v in columns.items()}} for i, n in enumerate(rows)])
+    compared = pieces.map_batches(
+        Comparer,
+        fn_constructor_args=(train, held_out, base_seed),
+        batch_size=GROUP,
+        num_cpus=COMPARER_CPUS,
+        compute=ActorPoolStrategy(min_size=1, max_size=comparers()),
+    ).select_columns(["level", "ssim_real", "ssim_train_max"])
+    with Progress("floor", len(rows), "held-out slices") as progress:
+        tables = []
+        for batch in compared.iter_batches(batch_size=GROUP, batch_format="pyarrow"):
+            tables.append(batch)
+            progress.advance(len(batch))
+    return pa.concat_tables(tables)
+
+
+def summarise(slices: pa.Table, floor: pa.Table) -> dict[str, Any]:
+    """The batch in numbers; each beside that of held-out real slices, to which the distance is what counts."""
+    numbers: dict[str, Any] = {}
+    for name in ("ssim_real", "ssim_train_max"):
+        mean, real = pc.mean(slices[name]).as_py(), pc.mean(floor[name]).as_py()
+        numbers[name] = {"mean": mean, "floor": real, "distance": mean - real}
+    counted = pc.value_counts(slices["level"]).to_pylist()
+    return {
+        **numbers,
+        "codes_in_use_mean": pc.mean(slices["codes_in_use"]).as_py(),
+        "slices_per_level": {str(entry["values"]): entry["counts"] for entry in counted},
+    }

@@ -1,0 +1,144 @@
+"""Stage 2: the loop that trains the DCGAN on code maps."""
+
+import copy
+from typing import Any
+
+import ray.train.torch
+import torch
+import torch.nn.functional as F
+
+from oasisgen import storage
+from oasisgen.config import LEVELS, TrainConfig
+from oasisgen.models.dcgan import DCGAN, Discriminator, Palette, make_palette, shift_each
+from oasisgen.models.quantizer import perplexity
+from oasisgen.training import checkpoint, history
+from oasisgen.training.feed import Feed, Stored, epoch_batches, steps_per_epoch
+from oasisgen.training.worker import Pace, Worker, raw, require_finite
+
+
+def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mailbox: Any) -> None:
+    """Train one rank; resumes from the latest checkpoint. Raises UserError where a loss is no number.
+
+    `codebook` is (K, D). The averaged generator, not the last one, is what a bundle samples with.
+    """
+    c = config.dcgan
+    worker = Worker.start(config.seed, mailbox)
+    maps = codes.load()
+    palette = training_palette(config, maps, codebook).to(worker.device)
+    steps = steps_per_epoch(len(maps), c.batch_size)
+
+    gan = DCGAN(c, palette).to(worker.device)
+    averaged = copy.deepcopy(gan.generator).requires_grad_(False)
+    generator = ray.train.torch.prepare_model(gan.generator)
+    discriminator = ray.train.torch.prepare_model(Discriminator(c, palette.channels))
+    optimizers = [
+        torch.optim.Adam(net.parameters(), lr=c.learning_rate, betas=(c.beta1, 0.999), fused=True)
+        for net in (generator, discriminator)
+    ]
+    generator_optimizer, discriminator_optimizer = optimizers
+    past: list[dict[str, Any]] = []
+    if state := checkpoint.latest():
+        for net, saved in zip((raw(generator), raw(discriminator), averaged), state["nets"], strict=True):
+            net.load_state_dict(saved)
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        past = state["history"]
+    step = len(past) * steps
+    pace = Pace(c.epochs * steps, c.batch_size, step)
+
+    for epoch in range(len(past), c.epochs):
+        sums = torch.zeros(4, device=worker.device)  # losses and mean logits, added up without a host sync
+        for numbers, _ in epoch_batches(len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world):
+            random = torch.Generator().manual_seed((config.seed << 20) + step * worker.world + worker.rank)
+            real = palette.paint(worker.tensor(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
+            levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
+            z = torch.randn(len(real), c.latent_dim, generator=random).to(worker.device)  # (B, Z)
+
+            painted = palette.snap(generator(z, levels)).image  # (B, C, 64, 64)
+            real_logit = discriminator(shift_each(real, c.shift, random), levels)
+            fake_logit = discriminator(shift_each(painted.detach(), c.shift, random), levels)
+            discriminator_loss = adversarial_loss(c.loss, real_logit, fake_logit)
+            discriminator_optimizer.zero_grad(set_to_none=True)
+            discriminator_loss.backward()
+            discriminator_optimizer.step()
+
+            raw(discriminator).requires_grad_(False)
+            logit = raw(discriminator)(shift_each(painted, c.shift, random), levels)
+            generator_loss = -logit.mean() if c.loss == "hinge" else F.softplus(-logit).mean()
+            generator_optimizer.zero_grad(set_to_none=True)
+            generator_loss.backward()
+            generator_optimizer.step()
+            raw(discriminator).requires_grad_(True)
+
+            average(averaged, raw(generator), c.generator_decay)
+            sums += torch.stack([generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()]).detach()
+            step += 1
+            worker.say(
+                lambda: (
+                    f"epoch {epoch + 1}/{c.epochs}, generator {generator_loss.item():.3f}, "
+                    f"discriminator {discriminator_loss.item():.3f}, {pace.describe(step)}"
+                )
+            )
+
+        worker.sum(sums)
+        names = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")
+        losses = dict(zip(names, (sums / (steps * worker.world)).tolist(), strict=True))
+        require_finite(sum(losses.values()), "dcgan", epoch + 1)
+        usage = painted_codes(averaged, palette, config, worker, len(codebook))
+        metrics = {"epoch": epoch + 1, "step": step, **losses, **usage, "slices_per_s": round(pace.rate(step), 1)}
+        past = [*past, metrics]
+        if worker.rank == 0:
+            history.write(storage.join(config.out, "metrics"), "dcgan", past)
+        worker.say(
+            lambda: (
+                f"epoch {epoch + 1}/{c.epochs}, generator {losses['generator_loss']:.3f}, "
+                f"discriminator {losses['discriminator_loss']:.3f}, {metrics['codes_in_use']} codes, "
+                f"{pace.describe(step)}"
+            ),
+            always=True,
+        )
+        state = {
+            "nets": [net.state_dict() for net in (raw(generator), raw(discriminator), averaged)],
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "palette": palette.state_dict(),
+            "history": past,
+        }
+        checkpoint.report(metrics, state, worker.rank)
+
+
+def adversarial_loss(kind: str, real_logit: torch.Tensor, fake_logit: torch.Tensor) -> torch.Tensor:
+    """The discriminator's loss: hinge (Lim & Ye 2017, arXiv:1705.02894) or binary cross-entropy, on logits (B,)."""
+    if kind == "hinge":
+        return F.relu(1.0 - real_logit).mean() + F.relu(1.0 + fake_logit).mean()
+    return F.softplus(-real_logit).mean() + F.softplus(fake_logit).mean()
+
+
+@torch.no_grad()
+def average(averaged: torch.nn.Module, current: torch.nn.Module, decay: float) -> None:
+    """Move the averaged network a step towards the current one; BatchNorm's statistics are copied."""
+    for mean, value in zip(averaged.parameters(), current.parameters(), strict=True):
+        mean.lerp_(value, 1.0 - decay)
+    for statistic, latest in zip(averaged.buffers(), current.buffers(), strict=True):
+        statistic.copy_(latest)
+
+
+def training_palette(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> Palette:
+    """The palette over the codes as the training split uses them."""
+    usage = torch.zeros(len(codebook))
+    for block in maps.blocks:
+        usage += torch.bincount(torch.from_numpy(block["codes"].astype("int64")).flatten(), minlength=len(usage))
+    return make_palette(config.dcgan, codebook, usage)
+
+
+@torch.no_grad()
+def painted_codes(
+    generator: torch.nn.Module, palette: Palette, config: TrainConfig, worker: Worker, codebook_size: int
+) -> dict[str, Any]:
+    """Codes that two maps of each level, always from the same noise, are painted with."""
+    generator.eval()
+    levels = torch.arange(2 * LEVELS) % LEVELS  # (64,)
+    noise = torch.Generator().manual_seed(config.seed)
+    z = torch.randn(len(levels), config.dcgan.latent_dim, generator=noise)
+    codes = palette.snap(generator(z.to(worker.device), levels.to(worker.device))).codes
+    counts = torch.bincount(codes.flatten(), minlength=codebook_size)
+    return {"codes_in_use": int((counts > 0).sum()), "perplexity": float(perplexity(counts))}

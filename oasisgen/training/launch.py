@@ -1,0 +1,95 @@
+"""Run a stage's loop on Ray Train's workers, its progress shown by the driver."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from oasisgen import cluster, storage
+from oasisgen.config import TrainConfig
+from oasisgen.errors import UserError
+from oasisgen.progress import say
+
+WORKER_RESTARTS = 3  # of a worker that died; each resumes from the latest checkpoint
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Lines on their way from the workers to the driver."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def put(self, line: str) -> None:
+        """Leave a line."""
+        self.lines.append(line)
+
+    def take(self) -> list[str]:
+        """All lines since the last call."""
+        lines, self.lines = self.lines, []
+        return lines
+
+
+def fit(
+    stage: str, loop: Callable[..., None], config: TrainConfig, inputs: dict[str, Any], best: str | None = None
+) -> Any:
+    """Run `loop(config=…, mailbox=…, **inputs)` on every worker, resuming what storage holds of this stage.
+
+    Keeps the latest checkpoint, and the one with the highest metric `best`. Raises UserError where the loop did, and
+    where workers keep dying.
+    """
+    mailbox: Any = Mailbox.remote()  # type: ignore[attr-defined]
+    arguments = {"config": config, "mailbox": mailbox, **inputs}
+
+    def guarded(arguments: dict[str, Any]) -> str | None:
+        """A UserError is returned, not raised: Ray would start the workers again."""
+        try:
+            loop(**arguments)
+        except UserError as error:
+            return str(error)
+        return None
+
+    system, path = storage.resolve(config.out)
+    trainer = TorchTrainer(
+        guarded,  # type: ignore[arg-type]
+        train_loop_config=arguments,
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={"CPU": config.cpus_per_worker}
+            | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]
+            name=stage,
+            storage_path=path,
+            storage_filesystem=system,
+            failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=best),
+            worker_runtime_env={"env_vars": cluster.MALLOC},
+        ),
+    )
+    # `fit` blocks, so it has a thread of its own; this one shows the lines and can be interrupted.
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(trainer.fit)
+    while True:
+        finished = future.done()
+        for line in ray.get(mailbox.take.remote()):
+            say(stage, line)
+        if finished:
+            break
+        time.sleep(0.5)
+    try:
+        result: Any = future.result()
+    except ray.train.TrainingFailedError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"stage {stage} failed after {WORKER_RESTARTS} restarts of its workers: {reason[-600:]}"
+        ) from error
+    if result.return_value:
+        raise UserError(result.return_value)
+    return result

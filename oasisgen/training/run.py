@@ -1,0 +1,127 @@
+"""The training job: VQ-VAE -> code maps -> DCGAN -> bundle -> report. What is done is not done again."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from oasisgen import cluster, storage
+from oasisgen.config import LEVELS, TrainConfig, differences
+from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
+from oasisgen.errors import UserError
+from oasisgen.evaluation import report
+from oasisgen.evaluation.reconstruction import evaluate
+from oasisgen.models.bundle import stage_config, write_bundle
+from oasisgen.models.dcgan import DCGAN, make_palette
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.progress import say
+from oasisgen.sampling.sample import GROUP, Sampler
+from oasisgen.training import checkpoint, history
+from oasisgen.training.codes import encode_split, read_codes
+from oasisgen.training.dcgan import train_dcgan
+from oasisgen.training.feed import Feed, evenly_spaced, store
+from oasisgen.training.launch import fit
+from oasisgen.training.vqvae import train_vqvae
+
+
+def train(config: TrainConfig) -> str:
+    """Run the whole job; returns the bundle's URI. Needs a connected Ray.
+
+    A finished run returns at once, an interrupted one continues. Raises UserError for an unusable data set, too few
+    CPUs or GPUs, another configuration under the run's name, and a loss that is no number.
+    """
+    config = dataclasses.replace(config, data=storage.absolute(config.data), out=storage.absolute(config.out))
+    data = open_data_set(config.data)
+    check_size(config, data)
+    claim(config, data)
+    bundle_uri = storage.join(config.out, "model")
+    if storage.exists(storage.join(config.out, "report", "index.html")):
+        return bundle_uri
+    cluster.require(config.workers, config.cpus_per_worker, config.gpus_per_worker)
+
+    say("train", f"run {config.out}")
+    say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
+    train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+    inputs = {"train": train_slices, "validate": held_out}
+    result = fit("vqvae", train_vqvae, config, inputs, best="ssim")
+    vqvae = VQVAE(config.vqvae)
+    best = result.get_best_checkpoint("ssim", "max")
+    assert best
+    vqvae.load_state_dict(checkpoint.read(best)["model"])
+    vqvae.eval()
+    del train_slices, inputs  # stage 2 reads codes only
+
+    codes_uri = storage.join(config.out, "codes")
+    weights = {name: value.cpu() for name, value in vqvae.state_dict().items()}
+    encode_split(data, "train", config.vqvae, weights, codes_uri, use_gpu=config.gpus_per_worker > 0)
+
+    codebook = vqvae.quantizer.codebook.detach()
+    codes = store(read_codes(codes_uri, "train"))
+    result = fit("dcgan", train_dcgan, config, {"codes": codes, "codebook": codebook})
+    assert result.checkpoint
+    state = checkpoint.read(result.checkpoint)
+    dcgan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, torch.ones(len(codebook))))
+    dcgan.palette.load_state_dict(state["palette"])
+    dcgan.generator.load_state_dict(state["nets"][2])  # the averaged one
+
+    described = {
+        "seed": config.seed,
+        "data": {"uri": data.uri, "fingerprint": data.fingerprint},
+        "vqvae": stage_config(config.vqvae),
+        "dcgan": stage_config(config.dcgan),
+    }
+    evaluation = evaluate(vqvae, data, "validate")
+    metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
+    metrics["model"] = write_bundle(bundle_uri, described, vqvae, dcgan, metrics)
+
+    metrics_uri = storage.join(config.out, "metrics")
+    histories = {stage: history.read(metrics_uri, stage) for stage in ("vqvae", "dcgan")}
+    feed = held_out.load()
+    pairs = reconstructions(vqvae, feed)
+    report.write_run_report(config.out, described, metrics, histories, pairs, samples(bundle_uri, config, feed))
+    return bundle_uri
+
+
+def check_size(config: TrainConfig, data: DataSet) -> None:
+    """Raise UserError where a split is missing or an epoch would have no step."""
+    for split in ("train", "validate"):
+        data.parts(split)
+    for stage in ("vqvae", "dcgan"):
+        batch, rows = getattr(config, stage).batch_size, data.count("train")
+        if batch > rows:
+            raise UserError(f"{stage}.batch_size is {batch}: must be at most {rows}, the slices in {data.uri}/train")
+
+
+def claim(config: TrainConfig, data: DataSet) -> None:
+    """Write the run's configuration down. Raises UserError where the name stands for another one."""
+    uri = storage.join(config.out, "config.json")
+    resolved = dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint}
+    if not storage.exists(uri):
+        storage.write_text(uri, json.dumps(resolved, indent=2) + "\n")
+        return
+    if changed := differences(storage.read_json(uri), resolved):
+        raise UserError(f"run {config.out} exists with other settings ({'; '.join(changed)}): use another --out")
+
+
+@torch.no_grad()
+def reconstructions(vqvae: VQVAE, held_out: Feed) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Eight held-out slices, spread over cases and levels, each with its reconstruction."""
+    images = torch.from_numpy(held_out.rows(evenly_spaced(len(held_out), report.SHOWN), "image"))  # (8, 256, 256)
+    written = to_uint8(vqvae.decode(vqvae.encode(to_unit(images.unsqueeze(1))))).squeeze(1)  # (8, 256, 256)
+    return list(zip(images.numpy(), written.numpy(), strict=True))
+
+
+def samples(bundle_uri: str, config: TrainConfig, held_out: Feed) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first 32 sample ids, each with a held-out slice of its level."""
+    sampler = Sampler(bundle_uri, config.seed, list(range(LEVELS)))
+    levels = np.concatenate([block["level"] for block in held_out.blocks])
+    chosen: list[tuple[np.ndarray, np.ndarray]] = []
+    for group in range(LEVELS // GROUP):
+        made: dict[str, Any] = sampler.sample(group)
+        for number, image in zip(made["id"], made["image"], strict=True):
+            same = np.flatnonzero(levels == number % LEVELS)
+            row = same[number % len(same)] if len(same) else number % len(levels)
+            chosen.append((image, held_out.rows(np.array([row]), "image")[0]))
+    return chosen

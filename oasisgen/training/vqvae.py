@@ -1,0 +1,120 @@
+"""Stage 1: the loop that trains the VQ-VAE."""
+
+import math
+from typing import Any
+
+import ray.train.torch
+import torch
+import torch.nn.functional as F
+
+from oasisgen import storage
+from oasisgen.config import IMAGE_SIZE, TrainConfig, VQVAEConfig
+from oasisgen.data.slices import to_uint8, to_unit
+from oasisgen.evaluation.ssim import ssim
+from oasisgen.models.quantizer import perplexity
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.training import checkpoint, history
+from oasisgen.training.feed import Feed, Stored, epoch_batches, evenly_spaced, steps_per_epoch
+from oasisgen.training.worker import Pace, Worker, chunks, raw, require_finite
+
+WARM_UP_STEPS = 100
+
+
+def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: Any) -> None:
+    """Train one rank; resumes from the latest checkpoint. Raises UserError where the loss is no number."""
+    c = config.vqvae
+    worker = Worker.start(config.seed, mailbox)
+    slices, held_out = train.load(), validate.load()
+    rows = evenly_spaced(len(held_out), c.validate_slices)
+    scale = error_scale(slices, c)
+    steps = steps_per_epoch(len(slices), c.batch_size)
+
+    model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last))
+    optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
+    past: list[dict[str, Any]] = []
+    if state := checkpoint.latest():
+        raw(model).load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        past = state["history"]
+    step = len(past) * steps
+    pace = Pace(c.epochs * steps, c.batch_size, step)
+
+    for epoch in range(len(past), c.epochs):
+        model.train()
+        sums = torch.zeros(2, device=worker.device)  # reconstruction and quantizer loss, added up without a host sync
+        for numbers, points in epoch_batches(len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world):
+            corners = (points * (IMAGE_SIZE - c.crop + 1)).astype(int)
+            x = to_unit(worker.tensor(slices.crops(numbers, corners, c.crop)).unsqueeze(1))  # (B, 1, crop, crop)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(c, step, c.epochs * steps)
+            with worker.autocast():
+                y = model(x, torch.Generator().manual_seed(config.seed + step))
+            error = F.mse_loss(y.image.float(), x) / scale
+            loss = error + y.quantizer_loss
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            sums += torch.stack([error, y.quantizer_loss]).detach()
+            step += 1
+            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(step)}")
+
+        worker.sum(sums)
+        reconstruction_loss, quantizer_loss = (sums / (steps * worker.world)).tolist()
+        require_finite(reconstruction_loss + quantizer_loss, "vqvae", epoch + 1)
+        metrics = {
+            "epoch": epoch + 1,
+            "step": step,
+            "reconstruction_loss": reconstruction_loss,
+            "quantizer_loss": quantizer_loss,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "slices_per_s": round(pace.rate(step), 1),
+            **score(raw(model), held_out, rows, worker),
+        }
+        past = [*past, metrics]
+        if worker.rank == 0:
+            history.write(storage.join(config.out, "metrics"), "vqvae", past)
+        worker.say(
+            lambda: (
+                f"epoch {epoch + 1}/{c.epochs}, loss {reconstruction_loss + quantizer_loss:.4f}, "
+                f"SSIM {metrics['ssim']:.4f}, {metrics['codes_in_use']}/{c.codebook_size} codes, {pace.describe(step)}"
+            ),
+            always=True,
+        )
+        state = {"model": raw(model).state_dict(), "optimizer": optimizer.state_dict(), "history": past}
+        checkpoint.report(metrics, state, worker.rank)
+
+
+def learning_rate(config: VQVAEConfig, step: int, steps: int) -> float:
+    """The rate of a step in [0, steps): constant, or a linear warm-up and a cosine down to zero."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return config.learning_rate * warm_up * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def error_scale(slices: Feed, config: VQVAEConfig) -> float:
+    """What the squared error is divided by: the pixels' variance over 512 slices in [-1, 1], or 1."""
+    if config.loss_scale == "none":
+        return 1.0
+    sample = slices.rows(evenly_spaced(len(slices), 512), "image")
+    return float((sample / 127.5).var())
+
+
+@torch.no_grad()
+def score(model: VQVAE, slices: Feed, rows: Any, worker: Worker) -> dict[str, Any]:
+    """Mean SSIM of the written 8-bit reconstructions of some rows, and the codes they use; the ranks share the work."""
+    model.eval()
+    total = torch.zeros((), device=worker.device)
+    counts = torch.zeros(model.quantizer.codebook.shape[0], device=worker.device)  # (K,)
+    for numbers in chunks(rows[worker.rank :: worker.world], 16):
+        images = worker.tensor(slices.rows(numbers, "image"))  # (B, 256, 256) uint8
+        with worker.autocast():
+            y = model(to_unit(images.unsqueeze(1)))
+        total += ssim(to_uint8(y.image).squeeze(1), images).sum()
+        counts += torch.bincount(y.codes.flatten(), minlength=len(counts))
+    worker.sum(total, counts)
+    return {
+        "ssim": float(total) / len(rows),
+        "codes_in_use": int((counts > 0).sum()),
+        "perplexity": float(perplexity(counts)),
+    }

@@ -1,0 +1,102 @@
+"""What every training worker needs of its surroundings: device, threads, precision, and a line to the driver."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from oasisgen.errors import UserError
+from oasisgen.progress import SECONDS_BETWEEN_LINES, duration
+
+
+@dataclass
+class Worker:
+    """One rank of a stage."""
+
+    rank: int
+    world: int
+    device: torch.device
+    mailbox: Any  # actor handle of oasisgen.training.launch.Mailbox, or None
+    spoken: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def start(cls, seed: int, mailbox: Any) -> "Worker":
+        """Set up this process: seed, threads, device."""
+        context = ray.train.get_context()
+        threads = (os.cpu_count() or 1) // context.get_local_world_size()
+        torch.set_num_threads(max(1, threads))  # Ray leaves OMP_NUM_THREADS=1
+        torch.manual_seed(seed)
+        return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), mailbox)
+
+    def autocast(self) -> AbstractContextManager:
+        """bfloat16 where the hardware multiplies in it; elsewhere it would only be emulated, slowly."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
+
+    def tensor(self, array: Any) -> torch.Tensor:
+        """A NumPy array on this worker's device."""
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def sum(self, *tensors: torch.Tensor) -> None:
+        """Add tensors up over all ranks, in place."""
+        for tensor in tensors:
+            if self.world > 1:
+                dist.all_reduce(tensor)
+
+    def say(self, line: Callable[[], str], always: bool = False) -> None:
+        """Rank 0 sends a line to the driver, at most one every few seconds; `line` is only called if it is sent."""
+        now = time.monotonic()
+        if self.rank == 0 and self.mailbox and (always or now - self.spoken > SECONDS_BETWEEN_LINES):
+            self.spoken = now
+            self.mailbox.put.remote(line())
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 in hardware."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cuda.is_bf16_supported()
+
+
+@dataclass
+class Pace:
+    """Slices per second and time left of a stage, from the steps this process has made."""
+
+    total_steps: int
+    batch_size: int
+    first_step: int
+    started: float = field(default_factory=time.monotonic)
+
+    def rate(self, step: int) -> float:
+        """Slices per second so far."""
+        return (step - self.first_step) * self.batch_size / max(time.monotonic() - self.started, 1e-9)
+
+    def describe(self, step: int) -> str:
+        """`61 slices/s, 3:20 left`."""
+        rate = self.rate(step)
+        left = duration((self.total_steps - step) * self.batch_size / rate) if rate else "?"
+        return f"{rate:.0f} slices/s, {left} left"
+
+
+def require_finite(value: float, stage: str, epoch: int) -> None:
+    """Raise UserError where a loss is NaN or infinite: nothing after it would mean anything."""
+    if not abs(value) < float("inf"):
+        raise UserError(f"the loss of stage {stage} is {value} in epoch {epoch}: lower --{stage}.learning-rate")
+
+
+def raw(model: torch.nn.Module) -> Any:
+    """The module itself, inside DDP or not."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def chunks(rows: Any, size: int) -> Iterator[Any]:
+    """Consecutive pieces of at most `size`."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
