@@ -4,10 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from oasisgen import cli, cluster, storage
-from oasisgen.data.slices import open_data_set
-from oasisgen.evaluation.reconstruction import evaluate_bundle
-from oasisgen.evaluation.report import interval
+from oasisgen import cli, storage
 from oasisgen.progress import say
 
 
@@ -29,6 +26,12 @@ def main() -> None:
     flags = cli.parse(cli.flags(Flags), "evaluate.py")
 
     def job() -> None:
+        # After the flags: torch and Ray take seconds to import.
+        from oasisgen import cluster
+        from oasisgen.data.slices import open_data_set
+        from oasisgen.evaluation.reconstruction import evaluate_bundle
+        from oasisgen.evaluation.report import interval
+
         with cluster.connection():
             evaluation = evaluate_bundle(flags.model, open_data_set(flags.data), flags.split)
         out, summary = storage.absolute(flags.out), evaluation.summary

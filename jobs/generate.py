@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from oasisgen import cli, cluster, storage
-from oasisgen.config import LEVELS
-from oasisgen.data.slices import level_range
+from oasisgen import cli, storage
+from oasisgen.config import LEVELS, level_range
 from oasisgen.progress import say
-from oasisgen.sampling.batch import generate
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,10 @@ def main() -> None:
     flags = cli.parse(cli.flags(Flags), "generate.py")
 
     def job() -> None:
+        # After the flags: torch and Ray take seconds to import.
+        from oasisgen import cluster
+        from oasisgen.sampling.batch import generate
+
         with cluster.connection():
             levels = level_range(flags.levels)
             summary = generate(flags.model, flags.out, flags.count, flags.base_seed, levels, flags.data)

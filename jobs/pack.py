@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from oasisgen import cli, cluster, storage
-from oasisgen.data.pack import pack
+from oasisgen import cli, storage
 from oasisgen.progress import say
 
 
@@ -23,6 +22,10 @@ def main() -> None:
     flags = cli.parse(cli.flags(Flags), "pack.py")
 
     def job() -> None:
+        # After the flags: torch and Ray take seconds to import.
+        from oasisgen import cluster
+        from oasisgen.data.pack import pack
+
         with cluster.connection():
             description = pack(flags.source, flags.out, flags.strict)
         for name, split in description["splits"].items():

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from oasisgen import cli, cluster, storage
-from oasisgen.data.phantom import write_phantoms
+from oasisgen import cli, storage
 from oasisgen.progress import say
 
 
@@ -32,6 +31,10 @@ def main() -> None:
     flags = cli.parse(cli.flags(Flags), "phantom.py")
 
     def job() -> None:
+        # After the flags: torch and Ray take seconds to import.
+        from oasisgen import cluster
+        from oasisgen.data.phantom import write_phantoms
+
         with cluster.connection():
             splits = {"train": flags.train, "validate": flags.validate, "test": flags.test}
             write_phantoms(flags.out, splits, flags.seed)

@@ -2,10 +2,9 @@
 
 import tyro
 
-from oasisgen import cli, cluster, storage
+from oasisgen import cli, storage
 from oasisgen.config import PRESETS, TrainConfig
 from oasisgen.progress import say
-from oasisgen.training.run import train
 
 
 def parse(arguments: list[str]) -> TrainConfig:
@@ -19,6 +18,10 @@ def main() -> None:
     config = cli.parse(parse, "train.py")
 
     def job() -> None:
+        # After the flags: torch and Ray take seconds to import.
+        from oasisgen import cluster
+        from oasisgen.training.run import train
+
         with cluster.connection():
             bundle = train(config)
         say("train", f"model:  {bundle}")

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ _DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: a finished stage is seen at once
     "RAY_DATA_USE_DATASOURCE_V2": "0",  # the V2 Parquet source takes 1.3 s to start, this one 0.2 s
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what goes wrong reaches the user as an exception
 }
 
 
@@ -37,6 +40,7 @@ def connection() -> Iterator[None]:
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="ray")
+    _require_listener(os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, configure_logging=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -51,6 +55,17 @@ def connection() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raise UserError where nothing answers at host:port: Ray itself would end the process with a page of text."""
+    match = re.fullmatch(r"([\w.-]+):(\d+)", address)
+    if not match:  # none, `auto`, `local`, `ray://…`
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"no Ray at RAY_ADDRESS={address} ({error.strerror or error}): start it, or unset") from None
 
 
 def cpus() -> float:

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -205,3 +206,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     a, b = flatten(old), flatten(new)
     names = [name for name in sorted(a.keys() | b.keys()) if name not in _PLACEMENT]
     return [f"{name} {a.get(name)} -> {b.get(name)}" for name in names if a.get(name) != b.get(name)]
+
+
+def level_range(text: str) -> list[int]:
+    """`10-20,25` -> [10, …, 20, 25]. Raises ValueError for what is not a list of levels."""
+    levels: list[int] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < LEVELS:
+            raise ValueError(f"levels is {text}: must be like 10-20,25, within 0-{LEVELS - 1}")
+        levels += range(first, last + 1)
+    return sorted(set(levels))

@@ -10,7 +10,7 @@ import ray.data
 import torch
 
 from oasisgen import storage
-from oasisgen.config import IMAGE_SIZE, LEVELS
+from oasisgen.config import IMAGE_SIZE
 from oasisgen.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -98,14 +98,3 @@ def read_slices(data: DataSet, split: str) -> ray.data.Dataset:
         paths.append(path)
     slices = ray.data.read_parquet(paths, filesystem=system)
     return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow")
-
-
-def level_range(text: str) -> list[int]:
-    """`10-20,25` -> [10, …, 20, 25]. Raises ValueError for what is not a list of levels."""
-    levels: list[int] = []
-    for piece in text.split(","):
-        first, _, last = piece.partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or not int(first) <= int(last or first) < LEVELS:
-            raise ValueError(f"levels is {text}: must be like 10-20,25, within 0-{LEVELS - 1}")
-        levels += range(int(first), int(last or first) + 1)
-    return sorted(set(levels))

@@ -1,0 +1,40 @@
+# Every target sets itself up: a virtual environment with the pinned dependencies of requirements.lock.
+PYTHON ?= python3
+DEMO ?= demo
+BIN := .venv/bin
+READY := .venv/.ready
+export RAY_ADDRESS ?= local
+
+.PHONY: demo test test-slow lint bench lock
+
+demo: $(READY)  ## the main job on the embedded data set
+	$(BIN)/python jobs/phantom.py  --out $(DEMO)/raw
+	$(BIN)/python jobs/pack.py     --source $(DEMO)/raw --out $(DEMO)/datasets/phantom
+	$(BIN)/python jobs/train.py    demo --data $(DEMO)/datasets/phantom --out $(DEMO)/runs/demo
+	$(BIN)/python jobs/generate.py --model $(DEMO)/runs/demo --out $(DEMO)/batches/demo --count 64
+
+test: $(READY)
+	$(BIN)/pytest -q
+
+test-slow: $(READY)  ## real faults
+	$(BIN)/pytest -q -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## throughput; needs OASISGEN_OASIS_DIR for the real slices, else takes virtual subjects
+	$(BIN)/python -m tests.bench
+
+lock: $(READY)  ## pin the dependencies of pyproject.toml anew
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --no-header --no-annotate --quiet --upgrade -o requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "oasisgen needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
+from oasisgen.errors import UserError
+
+
+def test_all_grey_values_survive_the_way_to_the_device_and_back() -> None:
+    grey = torch.arange(256, dtype=torch.uint8)
+    unit = to_unit(grey)
+    assert (unit.min(), unit.max()) == (-1.0, 1.0)
+    assert torch.equal(to_uint8(unit), grey)
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_a_data_set_reads_in_order_with_the_pixels_it_was_packed_from(data: DataSet, raw: Path) -> None:
+    from PIL import Image
+
+    rows = read_slices(data, "validate").take_all()
+    keys = [(row["case"], row["level"]) for row in rows]
+    assert keys == sorted(keys)
+    assert len(keys) == 64
+    for row in rows[::13]:
+        name = f"keras_png_slices_validate/case_{row['case']}_slice_{row['level']}.nii.png"
+        assert np.array_equal(row["image"], np.asarray(Image.open(raw / name)))
+
+
+def test_a_damaged_data_set_is_named_before_it_is_read(data: DataSet, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(data.uri, copy)
+    part = copy / "train" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"part-00000\.parquet has \d+ bytes instead of \d+"):
+        read_slices(open_data_set(str(copy)), "train")
+    part.unlink()
+    with pytest.raises(UserError, match=r"part-00000\.parquet is missing"):
+        read_slices(open_data_set(str(copy)), "train")
+    with pytest.raises(UserError, match="has no test split"):
+        read_slices(open_data_set(str(copy)), "test")
+    (copy / "dataset.json").unlink()
+    with pytest.raises(UserError, match="no packed data set at"):
+        open_data_set(str(copy))

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from oasisgen.data.phantom import subject
+from oasisgen.evaluation.ssim import psnr, ssim
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Slices of two subjects, noise on one of them, and noise alone."""
+    a, b = subject(0, 1)[::8], subject(0, 2)[::8]
+    noise = np.random.default_rng(0).integers(0, 256, (2, 256, 256), np.uint8)
+    noisy = np.clip(a + np.random.default_rng(1).normal(0, 20, a.shape), 0, 255).astype(np.uint8)
+    return torch.from_numpy(np.concatenate([a, a, noise[:1]])), torch.from_numpy(np.concatenate([b, noisy, noise[1:]]))
+
+
+def test_ssim_is_torchmetrics_value(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    a, b = pairs
+    expected = structural_similarity_index_measure(
+        a.unsqueeze(1).float(), b.unsqueeze(1).float(), sigma=1.5, data_range=255.0, reduction="none"
+    )
+    assert torch.allclose(ssim(a, b), expected, atol=2e-6)  # type: ignore[arg-type]
+
+
+def test_ssim_agrees_with_scikit_image(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Over its whole map: it leaves the border out of the mean, and reflects it in another way."""
+    a, b = pairs
+    for mine, x, y in zip(ssim(a, b), a.numpy(), b.numpy(), strict=True):
+        _, theirs = structural_similarity(
+            x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+        )
+        assert float(mine) == pytest.approx(theirs.mean(), abs=1e-3)
+
+
+def test_psnr_agrees_with_scikit_image(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    for mine, x, y in zip(psnr(*pairs), pairs[0].numpy(), pairs[1].numpy(), strict=True):
+        assert float(mine) == pytest.approx(peak_signal_noise_ratio(x, y, data_range=255), abs=1e-3)
+
+
+def test_equal_slices_score_one_and_infinity(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    a, _ = pairs
+    assert torch.allclose(ssim(a, a), torch.ones(len(a)))
+    assert psnr(a, a).isinf().all()
+
+
+def test_on_real_slices_too(oasis: Path) -> None:
+    from PIL import Image
+
+    files = sorted((oasis / "keras_png_slices_validate").iterdir())[::300]
+    images = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files]))
+    a, b = images[:-1], images[1:]
+    expected = structural_similarity_index_measure(
+        a.unsqueeze(1).float(), b.unsqueeze(1).float(), sigma=1.5, data_range=255.0, reduction="none"
+    )
+    assert torch.allclose(ssim(a, b), expected, atol=2e-6)  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from oasisgen.errors import UserError
+from oasisgen.models.bundle import read_bundle
+
+
+@pytest.fixture
+def bundle(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained / "model", tmp_path / "model"))
+
+
+def test_a_bundle_reads_the_same_from_the_run_and_from_a_copy(trained: Path, bundle: Path) -> None:
+    a, b = read_bundle(str(trained)), read_bundle(str(bundle))
+    assert a.digest == b.digest
+    for name in ("vqvae", "dcgan"):
+        mine, theirs = getattr(a, name).state_dict(), getattr(b, name).state_dict()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert sorted(file.name for file in bundle.iterdir()) == [
+        "README.md",
+        "config.json",
+        "dcgan.safetensors",
+        "metrics.json",
+        "vqvae.safetensors",
+    ]
+
+
+def test_the_digest_names_the_weights(bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    before = read_bundle(str(bundle)).digest
+    config["seed"] += 1
+    (bundle / "config.json").write_text(json.dumps(config))
+    assert read_bundle(str(bundle)).digest != before
+
+
+@pytest.mark.parametrize("name", ["vqvae.safetensors", "dcgan.safetensors"])
+def test_a_damaged_file_is_named(bundle: Path, name: str) -> None:
+    whole = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(whole[:-8])
+    with pytest.raises(UserError, match=f"{name} is truncated or changed"):
+        read_bundle(str(bundle))
+    (bundle / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"{name} is truncated or changed"):
+        read_bundle(str(bundle))
+    (bundle / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        read_bundle(str(bundle))
+
+
+def test_no_bundle_and_a_broken_description_are_named(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model bundle at"):
+        read_bundle(str(tmp_path / "nothing"))
+    (bundle / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is missing or damaged"):
+        read_bundle(str(bundle))
+    (bundle / "config.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="has format 99"):
+        read_bundle(str(bundle))

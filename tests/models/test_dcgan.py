@@ -1,0 +1,77 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oasisgen.config import FULL, SEED, DCGANConfig
+from oasisgen.models.dcgan import DCGAN, Discriminator, IndexPalette, Palette, VectorPalette, make_palette, shift_each
+
+SMALL = replace(FULL.dcgan, channels=4, latent_dim=6)
+SMALL_SEED = replace(SEED.dcgan, channels=4, latent_dim=6)
+CODEBOOK = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["vector", "index"])
+def palette(request: pytest.FixtureRequest) -> Palette:
+    return make_palette(replace(SMALL, palette=request.param), CODEBOOK, torch.arange(32) + 1)
+
+
+def test_painting_and_snapping_undo_each_other(palette: Palette) -> None:
+    codes = torch.randint(0, 32, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    image = palette.paint(codes)
+    raw = image if isinstance(palette, VectorPalette) else torch.atanh(image.clamp(-0.9999, 0.9999))
+    assert torch.equal(palette.snap(raw).codes, codes)
+
+
+def test_whatever_is_painted_is_a_valid_code_map(palette: Palette) -> None:
+    for scale in (0.01, 1.0, 100.0):
+        raw = torch.randn(2, palette.channels, 64, 64, generator=torch.Generator().manual_seed(2)) * scale
+        codes = palette.snap(raw).codes
+        assert codes.dtype == torch.int64
+        assert 0 <= int(codes.min()) <= int(codes.max()) < 32
+
+
+def test_colours_are_standardised_by_how_often_codes_occur() -> None:
+    usage = torch.arange(32) + 1
+    palette = VectorPalette(CODEBOOK, usage)
+    sample = palette.colours.repeat_interleave(usage, 0)
+    assert torch.allclose(sample.mean(0), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(sample.std(0, correction=0), torch.ones(4), atol=1e-5)
+
+
+def test_the_discriminator_sees_codes_and_the_generator_feels_it() -> None:
+    palette = VectorPalette(CODEBOOK, torch.ones(32))
+    raw = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    image = palette.snap(raw).image
+    assert torch.allclose(image, palette.paint(palette.snap(raw).codes), atol=1e-6)
+    image.sum().backward()
+    assert torch.equal(raw.grad, torch.ones_like(raw))  # type: ignore[arg-type]
+
+
+def test_the_seed_paints_grey_values() -> None:
+    palette = IndexPalette(512)
+    assert palette.paint(torch.tensor([[[0, 511]]])).flatten().tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_SEED], ids=["full", "seed"])
+def test_both_networks_fit_together(config: DCGANConfig) -> None:
+    torch.manual_seed(0)
+    gan = DCGAN(config, make_palette(config, CODEBOOK, torch.ones(32)))
+    judge = Discriminator(config, gan.palette.channels)
+    z, levels = torch.randn(3, 6), torch.tensor([0, 15, 31])
+    painted = gan(z, levels)
+    judge(painted.image, levels).sum().backward()
+    assert [name for name, p in gan.named_parameters() if p.grad is None] == []
+    other = gan(z, torch.tensor([5, 6, 7])).image
+    assert torch.equal(painted.image, other) is not config.conditional
+
+
+def test_shifted_maps_are_moved_each_on_its_own_with_the_border_repeated() -> None:
+    images = torch.arange(64.0).expand(8, 1, 64, 64)  # a ramp along x
+    moved = shift_each(images, 4, torch.Generator().manual_seed(0))
+    starts = moved[:, 0, 0, 32] - 32
+    assert len(torch.unique(starts)) > 2
+    assert starts.abs().max() <= 4
+    for image, start in zip(moved, starts, strict=True):
+        assert torch.equal(image[0, 0], (torch.arange(64.0) + start).clamp(0, 63))
+    assert shift_each(images, 0, torch.Generator()) is images

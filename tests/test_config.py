@@ -1,0 +1,65 @@
+import dataclasses
+
+import pytest
+
+from oasisgen.config import DEMO, FULL, SEED, DCGANConfig, TrainConfig, VQVAEConfig, differences, level_range
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("channels", 7),
+        ("codebook_size", 1),
+        ("ema_decay", 1.0),
+        ("crop", 130),
+        ("crop", 512),
+        ("learning_rate", 0.0),
+        ("commitment", -1.0),
+    ],
+)
+def test_an_impossible_value_is_named_with_what_is_allowed(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"vqvae\.{field} is {value}: must be "):
+        VQVAEConfig(**{field: value})
+
+
+@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("beta1", 1.0), ("shift", 32), ("generator_decay", 1.0)])
+def test_stage_two_is_checked_too(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"dcgan\.{field} is {value}: must be "):
+        DCGANConfig(**{field: value})
+
+
+def test_a_batch_must_divide_among_the_workers() -> None:
+    with pytest.raises(ValueError, match=r"vqvae\.batch_size is 16: must be a multiple of workers \(3\)"):
+        TrainConfig(data="d", out="o", workers=3)
+
+
+def test_the_seed_preset_is_the_report_that_started_the_project() -> None:
+    v, d = SEED.vqvae, SEED.dcgan
+    assert (v.channels, v.code_dim, v.codebook_size, v.residual_blocks) == (256, 256, 512, 2)
+    assert (v.quantizer, v.commitment, v.norm, v.loss_scale) == ("gradient", 1.0, "batch", "none")
+    assert (v.batch_size, v.epochs, v.crop, v.learning_rate, v.schedule) == (32, 20, 256, 3e-4, "constant")
+    assert (d.palette, d.conditional, d.loss, d.spectral_norm) == ("index", False, "bce", False)
+    assert (d.latent_dim, d.batch_size, d.epochs, d.learning_rate, d.beta1) == (100, 32, 40, 2e-4, 0.5)
+    assert (d.shift, d.generator_decay) == (0, 0.0)
+
+
+def test_demo_is_full_made_small() -> None:
+    smaller = {"epochs", "channels", "validate_slices"}
+    for stage in ("vqvae", "dcgan"):
+        small, large = dataclasses.asdict(getattr(DEMO, stage)), dataclasses.asdict(getattr(FULL, stage))
+        assert {name for name in small if small[name] != large[name]} <= smaller
+
+
+def test_differences_name_both_values_and_leave_out_where_the_run_computes() -> None:
+    old = dataclasses.asdict(TrainConfig(data="d", out="a", workers=1))
+    new = dataclasses.asdict(TrainConfig(data="d", out="b", workers=2, vqvae=VQVAEConfig(epochs=7)))
+    assert differences(old, new) == ["vqvae.epochs 20 -> 7"]
+
+
+def test_levels_are_listed_and_checked() -> None:
+    assert level_range("10-12,3") == [3, 10, 11, 12]
+    for wrong in ("32", "5-3", "a", "", "1-", "-4"):
+        with pytest.raises(ValueError, match=r"levels is .*: must be like 10-20,25, within 0-31"):
+            level_range(wrong)

@@ -1,0 +1,228 @@
+"""The jobs as a user runs them: processes, flags, files, exit status."""
+
+import hashlib
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from oasisgen.data.slices import DataSet
+from oasisgen.training import history
+from tests.conftest import run_job, start_job, tiny_flags
+
+
+def digests(folder: Path, pattern: str) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob(pattern) if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def one_line(text: str) -> str:
+    (line,) = text.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("job", "flags", "said"),
+    [
+        (
+            "train",
+            "demo --data d --out o --vqvae.epoch 3",
+            "Unrecognized options: --vqvae.epoch, 3; perhaps you meant --vqvae.epochs",
+        ),
+        ("train", "demo --data d --out o --vqvae.epochs 0", "vqvae.epochs is 0: must be at least 1"),
+        ("train", "--data d --out o --dcgan.loss wasserstein", "Expected one of ('hinge', 'bce')"),
+        ("train", "huge --data d --out o", "Available subcommands: demo, seed, full"),
+        ("train", "demo --data d", "--out"),
+        ("generate", "--model m --out o --count 0", "count is 0: must be from 1 to"),
+        ("generate", "--model m --out o --levels 30-40", "levels is 30-40: must be like 10-20,25"),
+        ("evaluate", "--model m --data d --out o --split all", "Expected one of ('train', 'validate', 'test')"),
+        ("pack", "--source s", "--out"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_2(job: str, flags: str, said: str) -> None:
+    done = run_job(job, *flags.split())
+    assert done.returncode == 2
+    assert said in one_line(done.stderr), done.stderr
+    assert done.stdout == ""
+
+
+def test_help_documents_every_field() -> None:
+    done = run_job("train", "demo", "--help")
+    assert done.returncode == 0
+    for text in ("--vqvae.epochs", "Passes over the training split", "--dcgan.latent-dim", "--cpus-per-worker"):
+        assert text in done.stdout
+
+
+def test_a_missing_folder_and_no_pngs_are_one_line_and_exit_1(connected: str, tmp_path: Path) -> None:
+    done = run_job("pack", "--source", str(tmp_path / "none"), "--out", str(tmp_path / "d"))
+    assert (done.returncode, "no folder at" in one_line(done.stderr)) == (1, True)
+    (tmp_path / "raw" / "train").mkdir(parents=True)
+    done = run_job("pack", "--source", str(tmp_path / "raw"), "--out", str(tmp_path / "d"))
+    assert (done.returncode, "no slices in" in one_line(done.stderr)) == (1, True)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_run_leaves_what_the_layout_promises(trained: Path) -> None:
+    files = {str(file.relative_to(trained)) for file in trained.rglob("*") if file.is_file()}
+    assert {
+        "config.json",
+        "codes/train/part-00000.parquet",
+        "metrics/vqvae.jsonl",
+        "metrics/dcgan.jsonl",
+        "model/config.json",
+        "model/vqvae.safetensors",
+        "model/dcgan.safetensors",
+        "model/metrics.json",
+        "model/README.md",
+        "report/index.html",
+    } <= files
+    codes = pq.read_table(trained / "codes" / "train" / "part-00000.parquet")
+    assert len(codes) == 96
+    assert len(codes["codes"][0].as_py()) == 2 * 64 * 64
+    page = (trained / "report" / "index.html").read_text()
+    assert page.count("<img") == 5
+    assert "http" not in page.replace("http://www.w3.org", "")  # nothing to fetch
+
+
+def test_a_finished_run_returns_at_once_and_another_configuration_is_refused(data: DataSet, trained: Path) -> None:
+    before = digests(trained, "*")
+    again = run_job("train", *tiny_flags(data, trained))
+    assert again.returncode == 0, again.stderr
+    assert "epoch" not in again.stdout
+    other = run_job("train", *tiny_flags(data, trained), "--vqvae.learning-rate", "0.5", "--seed", "3")
+    assert other.returncode == 1
+    line = one_line(other.stderr)
+    assert "seed 0 -> 3" in line
+    assert "vqvae.learning_rate 0.001 -> 0.5" in line
+    assert digests(trained, "*") == before
+
+
+def stop_in(stage: str, how: signal.Signals, flags: list[str]) -> int:
+    """Start a training job, stop it after the first epoch of a stage; its exit status."""
+    process = start_job("train", *flags)
+    assert process.stdout
+    for line in process.stdout:
+        if f"[{stage:>8}] epoch 1/2" in line and "codes" in line:
+            process.send_signal(how)
+            break
+    process.communicate()
+    return process.returncode
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(data: DataSet, trained: Path, tmp_path: Path) -> None:
+    """Killed in stage 1, Ctrl-C in stage 2; the same command does the rest, to the same weights in the same steps."""
+    out = tmp_path / "tiny"
+    flags = tiny_flags(data, out)
+    assert stop_in("vqvae", signal.SIGKILL, flags) == -signal.SIGKILL
+    assert stop_in("dcgan", signal.SIGINT, flags) == 130
+    assert not (out / "report").exists()
+    resumed = run_job("train", *flags)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "[   vqvae]" not in resumed.stdout  # that stage was done
+    for name in ("vqvae", "dcgan"):
+        lines, whole = (history.read(str(run / "metrics"), name) for run in (out, trained))
+        assert [line["step"] for line in lines] == [line["step"] for line in whole]
+        weights, expected = (load_file(run / "model" / f"{name}.safetensors") for run in (out, trained))
+        assert all(np.array_equal(weights[key], expected[key]) for key in expected)
+
+
+@pytest.fixture(scope="module")
+def batch(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("batches") / "night"
+    done = run_job("generate", "--model", str(trained), "--out", str(out), "--count", "40", "--base-seed", "5")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> None:
+    rows = pq.read_table(batch / "summary" / "part-00000.parquet").to_pylist()
+    assert [row["id"] for row in rows] == list(range(40))
+    assert [row["level"] for row in rows] == [number % 32 for number in range(40)]
+    for row in rows:
+        data = (batch / row["file"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert 0 < row["ssim_real"] < 1
+        assert 0 < row["ssim_train_max"] < 1
+        assert row["nearest_level"] == row["level"]
+    image = Image.open(batch / rows[33]["file"])
+    assert (image.mode, image.size) == ("L", (256, 256))
+    digest = hashlib.sha256((trained / "model" / "config.json").read_bytes()).hexdigest()
+    assert (image.text["Comment"], image.text["id"], image.text["model"]) == ("SYNTHETIC", "33", digest)  # type: ignore
+
+    manifest = json.loads((batch / "manifest.json").read_text())
+    assert (manifest["model"], manifest["base_seed"], manifest["ids"]) == (digest, 5, [0, 40])
+    part = hashlib.sha256((batch / "summary" / "part-00000.parquet").read_bytes()).hexdigest()
+    assert [entry["sha256"] for entry in manifest["parts"]] == [part]
+    summary = json.loads((batch / "summary.json").read_text())
+    assert summary["ssim_real"]["mean"] == pytest.approx(np.mean([row["ssim_real"] for row in rows]))
+    assert 0.3 < summary["ssim_train_max"]["floor"] < 1.0  # real against real
+    assert (batch / "report" / "index.html").stat().st_size > 100_000
+
+
+def test_another_count_and_a_subset_of_levels_make_the_same_bytes_for_the_same_ids(
+    batch: Path, trained: Path, tmp_path: Path
+) -> None:
+    shorter = tmp_path / "shorter"
+    done = run_job("generate", "--model", str(trained), "--out", str(shorter), "--count", "23", "--base-seed", "5")
+    assert done.returncode == 0, done.stderr
+    mine, theirs = digests(shorter, "*.png"), digests(batch, "*.png")
+    assert len(mine) == 23
+    assert all(theirs[name] == digest for name, digest in mine.items())
+
+
+def test_generating_again_returns_at_once_and_another_request_is_refused(batch: Path, trained: Path) -> None:
+    before = digests(batch, "*")
+    flags = ["--model", str(trained), "--out", str(batch), "--count", "40"]
+    again = run_job("generate", *flags, "--base-seed", "5")
+    assert again.returncode == 0, again.stderr
+    other = run_job("generate", *flags, "--base-seed", "6")
+    assert other.returncode == 1
+    assert "base_seed 5 -> 6" in one_line(other.stderr)
+    assert digests(batch, "*") == before
+
+
+def test_an_interrupted_batch_is_completed(batch: Path, trained: Path) -> None:
+    """Without its manifest and one PNG's part, as a kill would leave it."""
+    before = digests(batch, "*.png")
+    (batch / "manifest.json").unlink()
+    (batch / "summary" / "part-00000.parquet").unlink()
+    (batch / "slices" / "0" / "0000000007.png").unlink()
+    done = run_job("generate", "--model", str(trained), "--out", str(batch), "--count", "40", "--base-seed", "5")
+    assert done.returncode == 0, done.stderr
+    assert digests(batch, "*.png") == before
+    assert (batch / "manifest.json").exists()
+
+
+def test_a_damaged_bundle_is_one_line_and_exit_1(trained: Path, connected: str, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(trained / "model", tmp_path / "model"))
+    weights = model / "dcgan.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = run_job("generate", "--model", str(model), "--out", str(tmp_path / "b"), "--count", "4")
+    assert done.returncode == 1
+    assert "dcgan.safetensors is truncated or changed" in one_line(done.stderr)
+    assert not (tmp_path / "b").exists()
+
+
+def test_evaluation_is_the_one_in_the_bundle(data: DataSet, trained: Path, tmp_path: Path) -> None:
+    done = run_job("evaluate", "--model", str(trained), "--data", data.uri, "--out", str(tmp_path / "e"))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    inside = json.loads((trained / "model" / "metrics.json").read_text())["reconstruction"]
+    assert {name: summary[name] for name in inside} == inside
+    table = pq.read_table(tmp_path / "e" / "slices.parquet")
+    assert len(table) == summary["slices"] == 64
+    assert summary["ssim"]["mean"] == pytest.approx(np.mean(table["ssim"].to_numpy()))
+    assert f"SSIM         {summary['ssim']['mean']:.4f}" in done.stdout
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    flags = ["--source", str(tmp_path), "--out", str(tmp_path / "d")]
+    done = run_job("pack", *flags, RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 1
+    assert "no Ray at RAY_ADDRESS=127.0.0.1:1 (Connection refused)" in one_line(done.stderr)

@@ -1,0 +1,97 @@
+"""The training loops on real Ray Train workers."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from oasisgen.data.slices import DataSet, read_slices
+from oasisgen.errors import UserError
+from oasisgen.models.quantizer import EMAQuantizer
+from oasisgen.training import checkpoint, history
+from oasisgen.training.feed import store
+from oasisgen.training.launch import fit
+from oasisgen.training.run import train
+from oasisgen.training.vqvae import train_vqvae
+from oasisgen.training.worker import Worker
+from tests.conftest import tiny
+
+
+def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
+    """The final checkpoint of stage 1."""
+    config = replace(tiny(data, out), workers=workers, cpus_per_worker=0.5)
+    inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
+    result = fit("vqvae", train_vqvae, config, inputs, best="ssim")
+    return checkpoint.read(result.checkpoint)
+
+
+def test_two_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, tmp_path: Path) -> None:
+    one, two = (stage_one(data, tmp_path / str(workers), workers) for workers in (1, 2))
+    assert one["history"][-1]["step"] == two["history"][-1]["step"] == 12
+    for a, b in zip(one["history"], two["history"], strict=True):
+        assert a["reconstruction_loss"] == pytest.approx(b["reconstruction_loss"], rel=2e-2)
+        assert a["ssim"] == pytest.approx(b["ssim"], abs=5e-3)
+
+
+def quantize_on_two_ranks(config: Any, mailbox: Any, batches: list[torch.Tensor], uri: str) -> None:
+    """Each rank sees its half of every batch; saves the codebook it ends with."""
+    worker = Worker.start(config.seed, mailbox)
+    quantizer = EMAQuantizer(16, 3, commitment=0.25, decay=0.9, dead_below=0.1)
+    for step, z in enumerate(batches):
+        half = z.chunk(worker.world)[worker.rank]
+        # What rank 1 draws for revival must not matter: rank 0's choice is everybody's.
+        quantizer(half, torch.Generator().manual_seed(step + 1000 * worker.rank))
+    torch.save(quantizer.state_dict(), os.path.join(uri, f"{worker.rank}.pt"))
+    dist.barrier()
+
+
+def test_codebooks_are_identical_on_all_ranks_and_follow_the_whole_batch(data: DataSet, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(8, 3, 4, 4, generator=generator) for _ in range(6)]
+    config = replace(tiny(data, tmp_path), workers=2, cpus_per_worker=0.5)
+    fit("quantizer", quantize_on_two_ranks, config, {"batches": batches, "uri": str(tmp_path)})
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # The average of the counts is that of whole batches: 128 vectors a step, from 0, plus what revival put in.
+    assert float(first["ema_count"].sum()) >= 128 * (1 - 0.9**6) - 1e-3
+
+
+def test_a_loss_that_is_no_number_stops_with_one_line(data: DataSet, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path / "run")
+    config = replace(config, vqvae=replace(config.vqvae, learning_rate=1e30, schedule="constant"))
+    with pytest.raises(
+        UserError, match=r"the loss of stage vqvae is (nan|inf) in epoch \d: lower --vqvae.learning-rate"
+    ):
+        train(config)
+    assert not (tmp_path / "run" / "codes").exists()
+
+
+def test_workers_that_do_not_fit_are_refused_before_anything_starts(data: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"16 workers x 100 CPUs and 1 CPU for data tasks need 1601 CPUs, the cluster has"
+    ):
+        train(replace(tiny(data, tmp_path / "run"), workers=16, cpus_per_worker=100.0))
+    assert not (tmp_path / "run" / "vqvae").exists()
+
+
+def test_a_batch_larger_than_the_split_is_refused(data: DataSet, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path / "run")
+    with pytest.raises(UserError, match=r"dcgan.batch_size is 500: must be at most 96"):
+        train(replace(config, dcgan=replace(config.dcgan, batch_size=500)))
+
+
+def test_metrics_are_lines_and_tensorboard_events(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for stage, name in (("vqvae", "ssim"), ("dcgan", "generator_loss")):
+        lines = history.read(str(trained / "metrics"), stage)
+        assert [(line["epoch"], line["step"]) for line in lines] == [(1, 6), (2, 12)]
+        events = EventAccumulator(str(trained / "metrics" / "tensorboard" / stage))
+        events.Reload()
+        scalars = events.Scalars(f"{stage}/{name}")
+        assert [event.step for event in scalars] == [6, 12]
+        assert [event.value for event in scalars] == pytest.approx([line[name] for line in lines])
