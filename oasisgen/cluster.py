@@ -7,9 +7,11 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
+from ray.data import ActorPoolStrategy
 
 from oasisgen.errors import UserError
 
@@ -19,13 +21,13 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
+TASK_CPUS, ACTOR_CPUS = 0.25, 0.75  # what a data task and a model actor reserve
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: a finished stage is seen at once
     "RAY_DATA_USE_DATASOURCE_V2": "0",  # the V2 Parquet source takes 1.3 s to start, this one 0.2 s
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what goes wrong reaches the user as an exception
 }
 
 
@@ -71,6 +73,20 @@ def _require_listener(address: str) -> None:
 def cpus() -> float:
     """CPUs of the whole cluster."""
     return float(ray.cluster_resources().get("CPU", 0))
+
+
+def pool(use_gpu: bool = False) -> dict[str, Any]:
+    """`map_batches` arguments for a pool of model actors, as many as fit beside a reading and a writing task.
+
+    On two CPUs these are two actors; all of them and both tasks fit at once, or the pipeline would wait for itself.
+    """
+    most = max(1, int((cpus() - 2 * TASK_CPUS) / ACTOR_CPUS))
+    return {
+        "num_cpus": ACTOR_CPUS,
+        "num_gpus": 1 if use_gpu else 0,
+        "compute": ActorPoolStrategy(min_size=1, max_size=most),
+        "runtime_env": {"env_vars": MALLOC},
+    }
 
 
 def require(workers: int, cpus_per_worker: float, gpus_per_worker: float) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray.data
 import torch
 
-from oasisgen import storage
+from oasisgen import cluster, storage
 from oasisgen.config import IMAGE_SIZE
 from oasisgen.errors import UserError
 
@@ -96,5 +96,5 @@ def read_slices(data: DataSet, split: str) -> ray.data.Dataset:
             found = "is missing" if size is None else f"has {size} bytes instead of {part['bytes']}"
             raise UserError(f"{uri} {found}: the data set is damaged; remove its folder and pack it again")
         paths.append(path)
-    slices = ray.data.read_parquet(paths, filesystem=system)
-    return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow")
+    slices = ray.data.read_parquet(paths, filesystem=system, ray_remote_args={"num_cpus": cluster.TASK_CPUS})
+    return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow", num_cpus=cluster.TASK_CPUS)

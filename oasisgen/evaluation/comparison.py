@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from oasisgen.config import LEVELS
+from oasisgen.data.feed import Feed, Stored
 from oasisgen.evaluation.ssim import ssim
-from oasisgen.training.feed import Feed, Stored
 
 HELD_OUT = 16  # R: real slices that `ssim_real` is the mean over
 CANDIDATES = 8  # training slices, nearest as thumbnails, among which SSIM finds the nearest

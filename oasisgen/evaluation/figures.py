@@ -1,14 +1,17 @@
-"""Figures for the reports, each as one SVG or PNG in a data URI: a report is a single file."""
+"""Figures for the reports: charts as SVG, montages as PNG, in data URIs, for a report is a single file."""
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torchvision.utils import make_grid
 
 STYLE: Any = {
     "font.size": 9,
@@ -64,13 +67,15 @@ def code_usage(counts: list[int]) -> str:
         return _svg(figure)
 
 
-def montage(rows: list[list[np.ndarray]], gap: int = 4) -> str:
-    """Rows of (256, 256) uint8 slices as one PNG."""
-    tall, wide = rows[0][0].shape
-    sheet = np.full((len(rows) * (tall + gap) - gap, max(map(len, rows)) * (wide + gap) - gap), 255, np.uint8)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet[y * (tall + gap) : y * (tall + gap) + tall, x * (wide + gap) : x * (wide + gap) + wide] = image
+def montage(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
+    """Rows of (256, 256) uint8 slices, each as long as the first, as one PNG."""
+    slices = torch.from_numpy(np.stack([image for row in rows for image in row])).unsqueeze(1)  # (N, 1, 256, 256)
+    sheet = make_grid(slices, nrow=len(rows[0]), padding=4, pad_value=255)  # (3, H, W)
     buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(sheet[0].numpy()).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def embed(png: bytes) -> str:
+    """A PNG as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,17 +1,18 @@
 """How well the VQ-VAE reconstructs a split: every slice, in evaluation mode, as the 8-bit image it would write."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from ray.data import ActorPoolStrategy
 
 from oasisgen import cluster
 from oasisgen.data.slices import DataSet, read_slices, to_uint8, to_unit
 from oasisgen.evaluation.ssim import psnr, ssim
 from oasisgen.evaluation.statistics import mean_with_interval
-from oasisgen.models.bundle import read_bundle
+from oasisgen.models.bundle import read_bundle, read_vqvae
 from oasisgen.models.quantizer import perplexity
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import Progress
@@ -28,11 +29,12 @@ class Evaluation(NamedTuple):
 
 
 class Reconstructor:
-    """A Ray actor that reconstructs batches of slices and scores them."""
+    """A Ray actor that reconstructs batches of slices, with the model that `load` reads, and scores them."""
 
-    def __init__(self, vqvae: VQVAE) -> None:
+    def __init__(self, load: Callable[[], VQVAE]) -> None:
+        torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.vqvae = vqvae.to(self.device)
+        self.vqvae = load().to(self.device)
         self.codebook_size = len(self.vqvae.quantizer.codebook)
 
     @torch.no_grad()
@@ -53,24 +55,23 @@ class Reconstructor:
 def evaluate_bundle(bundle_uri: str, data: DataSet, split: str) -> Evaluation:
     """Evaluate a bundle, or the one of a run. Raises UserError for a damaged bundle or data set."""
     bundle = read_bundle(bundle_uri)
-    evaluation = evaluate(bundle.vqvae, data, split)
+    evaluation = evaluate(partial(read_vqvae, bundle.uri), data, split)
     return evaluation._replace(summary={"model": bundle.digest, **evaluation.summary})
 
 
-def evaluate(vqvae: VQVAE, data: DataSet, split: str) -> Evaluation:
-    """Reconstruct a whole split with a model in evaluation mode. Needs a connected Ray."""
-    counts = np.zeros(len(vqvae.quantizer.codebook), np.int64)
+def evaluate(load: Callable[[], VQVAE], data: DataSet, split: str) -> Evaluation:
+    """Reconstruct a whole split with the model that `load` reads, in evaluation mode. Needs a connected Ray."""
+    counts = np.zeros(1, np.int64)
     scored = read_slices(data, split).map_batches(
         Reconstructor,
-        fn_constructor_args=(vqvae,),
+        fn_constructor_args=(load,),
         batch_size=BATCH,
-        num_gpus=1 if cluster.gpus() else 0,
-        compute=ActorPoolStrategy(min_size=1, max_size=max(1, int(cluster.cpus()) - 1)),
+        **cluster.pool(use_gpu=cluster.gpus() > 0),
     )
     tables = []
     with Progress("evaluate", data.count(split), f"{split} slices") as progress:
         for batch in scored.iter_batches(batch_size=BATCH):
-            counts += batch.pop("code_counts").sum(0)
+            counts = counts + batch.pop("code_counts").sum(0)
             tables.append(pa.table(batch))
             progress.advance(len(tables[-1]))
     slices = pa.concat_tables(tables)

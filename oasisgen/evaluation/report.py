@@ -12,8 +12,8 @@ from PIL import Image
 
 from oasisgen import __version__, storage
 from oasisgen.config import flatten
+from oasisgen.data.feed import Feed, chunks
 from oasisgen.evaluation import figures
-from oasisgen.training.feed import Feed
 
 SHOWN = 8  # slices side by side
 
@@ -50,7 +50,7 @@ def write_run_report(
     pairs: list[tuple[np.ndarray, np.ndarray]],
     generated: list[tuple[np.ndarray, np.ndarray]],
 ) -> None:
-    """`<out>/report/index.html` of a training run.
+    """`<out>/report/index.html` of a training run, and `slices.png`: rows of real, reconstructed, synthetic slices.
 
     `pairs` are (real, reconstructed) held-out slices, `generated` (synthetic, real of the same level), all (256, 256)
     uint8.
@@ -74,8 +74,8 @@ def write_run_report(
         Section(
             "Real, reconstructed, difference",
             "Held-out slices, from the mid-brain up. Grey in the last row is no difference.",
-            figure=figures.montage(
-                [[a for a, _ in pairs], [b for _, b in pairs], [d.astype(np.uint8) for d in difference]]
+            figure=figures.embed(
+                figures.montage([*zip(*pairs, strict=True), [d.astype(np.uint8) for d in difference]])
             ),
             slices=True,
         ),
@@ -109,18 +109,16 @@ def write_run_report(
         Section(
             "Generated, and real slices of the same levels",
             "Upper rows of each pair: synthetic. Lower rows: real held-out slices. Sample ids from 0, not chosen.",
-            figure=figures.montage(
-                [
-                    row
-                    for start in range(0, len(generated), SHOWN)
-                    for row in zip(*generated[start : start + SHOWN], strict=True)
-                ]
+            figure=figures.embed(
+                figures.montage([row for chosen in chunks(generated, SHOWN) for row in zip(*chosen, strict=True)])
             ),
             slices=True,
         ),
         Section("Configuration", table=tuple((name, str(value)) for name, value in flatten(config).items())),
     ]
     subtitle = f"model {metrics['model'][:12]}, trained on {config['data']['uri']}, oasisgen {__version__}"
+    rows = [*zip(*pairs, strict=True), [a for a, _ in generated[:: len(generated) // SHOWN]]]
+    storage.write_bytes(storage.join(out, "report", "slices.png"), figures.montage(rows))
     render(storage.join(out, "report", "index.html"), "Training run", subtitle, sections)
 
 
@@ -146,7 +144,7 @@ def write_batch_report(out: str, summary: dict[str, Any], slices: pa.Table, floo
         return train.rows(np.array([number]), "image")[0]
 
     def beside_nearest(chosen: list[dict[str, Any]]) -> str:
-        return figures.montage([[synthetic(row) for row in chosen], [nearest(row) for row in chosen]])
+        return figures.embed(figures.montage([[synthetic(row) for row in chosen], [nearest(row) for row in chosen]]))
 
     def measured(name: str) -> tuple[str, str, str]:
         value = summary[name]
@@ -171,8 +169,8 @@ def write_batch_report(out: str, summary: dict[str, Any], slices: pa.Table, floo
         Section(
             "Slices, by level",
             "Evenly spaced sample ids, sorted by level.",
-            figure=figures.montage(
-                [[synthetic(row) for row in spread[start : start + SHOWN]] for start in range(0, len(spread), SHOWN)]
+            figure=figures.embed(
+                figures.montage([[synthetic(row) for row in chosen] for chosen in chunks(spread, SHOWN)])
             ),
             slices=True,
         ),

@@ -92,6 +92,11 @@ def read_bundle(uri: str) -> Bundle:
     return Bundle(uri, digest, config, vqvae.eval().requires_grad_(False), dcgan.eval().requires_grad_(False))
 
 
+def read_vqvae(uri: str) -> VQVAE:
+    """The VQ-VAE of a bundle, in evaluation mode."""
+    return read_bundle(uri).vqvae
+
+
 def stage_config(config: VQVAEConfig | DCGANConfig) -> dict[str, Any]:
     """A stage's configuration as JSON-ready fields."""
     return dataclasses.asdict(config)

@@ -14,6 +14,7 @@ from ray.data import ActorPoolStrategy
 
 from oasisgen import __version__, cluster, storage
 from oasisgen.config import differences
+from oasisgen.data.feed import Feed, Stored, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 from oasisgen.evaluation import report
@@ -22,13 +23,10 @@ from oasisgen.models.bundle import Bundle, read_bundle
 from oasisgen.progress import Progress
 from oasisgen.sampling.png import PngWriter
 from oasisgen.sampling.sample import GROUP, Sampler
-from oasisgen.training.feed import Feed, Stored, store
 
 IDS_PER_PART = 1000
 PIECES_PER_BLOCK = 4  # groups that one task samples: few, so that little is in memory at once
 FLOOR_SLICES = 256  # held-out slices that are measured as if they were synthetic
-# CPUs of the three steps. Together they must fit on two CPUs, or the pipeline would wait for itself.
-SAMPLER_CPUS, COMPARER_CPUS, WRITER_CPUS = 0.25, 0.75, 0.25
 SUMMARY = pa.schema(
     [
         ("id", pa.int64()),
@@ -44,14 +42,9 @@ SUMMARY = pa.schema(
 )
 
 
-def comparers() -> int:
-    """Comparing actors that fit beside the sampler and the writer."""
-    return max(1, int((cluster.cpus() - SAMPLER_CPUS - WRITER_CPUS) / COMPARER_CPUS))
-
-
 def require_room() -> None:
     """Raise UserError unless sampler, comparer and writer fit on the cluster at once."""
-    need = SAMPLER_CPUS + COMPARER_CPUS + WRITER_CPUS
+    need = 2 * cluster.TASK_CPUS + cluster.ACTOR_CPUS
     if cluster.cpus() < need:
         raise UserError(f"generation needs {need:g} CPUs at once, the cluster has {cluster.cpus():g}: add a node")
 
@@ -144,18 +137,18 @@ def make_parts(
             Sampler,
             fn_constructor_args=(bundle.uri, base_seed, levels),
             batch_size=1,
-            num_cpus=SAMPLER_CPUS,
+            num_cpus=cluster.TASK_CPUS,
             num_gpus=1 if cluster.gpus() else 0,
             compute=ActorPoolStrategy(size=1),
+            runtime_env={"env_vars": cluster.MALLOC},
         )
         .map_batches(
             Comparer,
             fn_constructor_args=(train, held_out, base_seed),
             batch_size=GROUP,
-            num_cpus=COMPARER_CPUS,
-            compute=ActorPoolStrategy(min_size=1, max_size=comparers()),
+            **cluster.pool(),
         )
-        .map_batches(PngWriter(out, bundle.digest, base_seed), batch_size=GROUP, num_cpus=WRITER_CPUS)
+        .map_batches(PngWriter(out, bundle.digest, base_seed), batch_size=GROUP, num_cpus=cluster.TASK_CPUS)
     )
     pending: dict[int, list[pa.Table]] = {start: [] for start in missing}
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -180,8 +173,7 @@ def measure_floor(train: Stored, held_out: Stored, base_seed: int) -> pa.Table:
         Comparer,
         fn_constructor_args=(train, held_out, base_seed),
         batch_size=GROUP,
-        num_cpus=COMPARER_CPUS,
-        compute=ActorPoolStrategy(min_size=1, max_size=comparers()),
+        **cluster.pool(),
     ).select_columns(["level", "ssim_real", "ssim_train_max"])
     with Progress("floor", len(rows), "held-out slices") as progress:
         tables = []

@@ -10,6 +10,9 @@ from typing import Any
 import ray.train
 import torch
 
+from oasisgen.config import VQVAEConfig
+from oasisgen.models.vqvae import VQVAE
+
 STATE = "state.pt"
 
 
@@ -27,6 +30,13 @@ def read(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU."""
     with checkpoint.as_directory() as folder:
         return torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+
+
+def read_vqvae(checkpoint: ray.train.Checkpoint, config: VQVAEConfig) -> VQVAE:
+    """The VQ-VAE in a checkpoint of stage 1, in evaluation mode."""
+    model = VQVAE(config)
+    model.load_state_dict(read(checkpoint)["model"])
+    return model.eval().requires_grad_(False)
 
 
 def latest() -> dict[str, Any] | None:

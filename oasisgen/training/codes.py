@@ -2,31 +2,31 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy
 
 from oasisgen import cluster, storage
-from oasisgen.config import CODE_SIZE, VQVAEConfig
+from oasisgen.config import CODE_SIZE
 from oasisgen.data.slices import DataSet, read_slices, to_unit
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import Progress
 
-MAPS_PER_PART = 4096
+MAPS_PER_PART = 1024
 ENCODE_BATCH = 16
 
 
 class Encoder:
-    """A Ray actor that encodes batches of slices."""
+    """A Ray actor that encodes batches of slices with the model that `load` reads from storage."""
 
-    def __init__(self, config: VQVAEConfig, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, load: Callable[[], VQVAE]) -> None:
+        torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = VQVAE(config).to(self.device).eval()
-        self.model.load_state_dict(weights)
+        self.model = load().to(self.device)
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -35,23 +35,20 @@ class Encoder:
         return {"case": batch["case"], "level": batch["level"], "codes": codes}
 
 
-def encode_split(
-    data: DataSet, split: str, config: VQVAEConfig, weights: dict[str, torch.Tensor], uri: str, use_gpu: bool
-) -> None:
+def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str, use_gpu: bool) -> None:
     """Write `<uri>/<split>/part-*.parquet`; `codes.json` beside them, last. A finished split is left as it is."""
     done = storage.join(uri, split, "codes.json")
     source = hashlib.sha256()
-    for name, value in sorted(weights.items()):
+    for name, value in sorted(load().state_dict().items()):
         source.update(name.encode() + value.numpy().tobytes())
     mark = {"data": data.fingerprint, "vqvae": source.hexdigest()}
     if storage.exists(done) and storage.read_json(done) == mark:
         return
     encoded = read_slices(data, split).map_batches(
         Encoder,
-        fn_constructor_args=(config, weights),
+        fn_constructor_args=(load,),
         batch_size=ENCODE_BATCH,
-        num_gpus=1 if use_gpu else 0,
-        compute=ActorPoolStrategy(min_size=1, max_size=max(1, int(cluster.cpus()) - 1)),
+        **cluster.pool(use_gpu),
     )
     with Progress("codes", data.count(split), f"{split} slices") as progress:
         for number, batch in enumerate(encoded.iter_batches(batch_size=MAPS_PER_PART)):
@@ -77,5 +74,7 @@ def read_codes(uri: str, split: str) -> ray.data.Dataset:
     folder = storage.join(uri, split)
     system, path = storage.resolve(folder)
     names = sorted(name for name, _ in storage.list_files(folder) if name.endswith(".parquet"))
-    parts = ray.data.read_parquet([storage.join(path, name) for name in names], filesystem=system)
-    return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow")
+    parts = ray.data.read_parquet(
+        [storage.join(path, name) for name in names], filesystem=system, ray_remote_args={"num_cpus": cluster.TASK_CPUS}
+    )
+    return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow", num_cpus=cluster.TASK_CPUS)

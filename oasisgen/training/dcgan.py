@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from oasisgen import storage
 from oasisgen.config import LEVELS, TrainConfig
+from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
 from oasisgen.models.dcgan import DCGAN, Discriminator, Palette, make_palette, shift_each
 from oasisgen.models.quantizer import perplexity
 from oasisgen.training import checkpoint, history
-from oasisgen.training.feed import Feed, Stored, epoch_batches, steps_per_epoch
 from oasisgen.training.worker import Pace, Worker, raw, require_finite
 
 

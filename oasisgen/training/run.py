@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from oasisgen import cluster, storage
 from oasisgen.config import LEVELS, TrainConfig, differences
+from oasisgen.data.feed import Feed, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
 from oasisgen.errors import UserError
 from oasisgen.evaluation import report
@@ -21,7 +23,6 @@ from oasisgen.sampling.sample import GROUP, Sampler
 from oasisgen.training import checkpoint, history
 from oasisgen.training.codes import encode_split, read_codes
 from oasisgen.training.dcgan import train_dcgan
-from oasisgen.training.feed import Feed, evenly_spaced, store
 from oasisgen.training.launch import fit
 from oasisgen.training.vqvae import train_vqvae
 
@@ -46,16 +47,14 @@ def train(config: TrainConfig) -> str:
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
     inputs = {"train": train_slices, "validate": held_out}
     result = fit("vqvae", train_vqvae, config, inputs, best="ssim")
-    vqvae = VQVAE(config.vqvae)
     best = result.get_best_checkpoint("ssim", "max")
     assert best
-    vqvae.load_state_dict(checkpoint.read(best)["model"])
-    vqvae.eval()
+    load_vqvae = partial(checkpoint.read_vqvae, best, config.vqvae)
+    vqvae = load_vqvae()
     del train_slices, inputs  # stage 2 reads codes only
 
     codes_uri = storage.join(config.out, "codes")
-    weights = {name: value.cpu() for name, value in vqvae.state_dict().items()}
-    encode_split(data, "train", config.vqvae, weights, codes_uri, use_gpu=config.gpus_per_worker > 0)
+    encode_split(data, "train", load_vqvae, codes_uri, use_gpu=config.gpus_per_worker > 0)
 
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
@@ -72,7 +71,7 @@ def train(config: TrainConfig) -> str:
         "vqvae": stage_config(config.vqvae),
         "dcgan": stage_config(config.dcgan),
     }
-    evaluation = evaluate(vqvae, data, "validate")
+    evaluation = evaluate(load_vqvae, data, "validate")
     metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
     metrics["model"] = write_bundle(bundle_uri, described, vqvae, dcgan, metrics)
 

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 
 from oasisgen import storage
 from oasisgen.config import IMAGE_SIZE, TrainConfig, VQVAEConfig
+from oasisgen.data.feed import Feed, Stored, chunks, epoch_batches, evenly_spaced, steps_per_epoch
 from oasisgen.data.slices import to_uint8, to_unit
 from oasisgen.evaluation.ssim import ssim
 from oasisgen.models.quantizer import perplexity
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.training import checkpoint, history
-from oasisgen.training.feed import Feed, Stored, epoch_batches, evenly_spaced, steps_per_epoch
-from oasisgen.training.worker import Pace, Worker, chunks, raw, require_finite
+from oasisgen.training.worker import Pace, Worker, raw, require_finite
 
 WARM_UP_STEPS = 100
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,9 +94,3 @@ def require_finite(value: float, stage: str, epoch: int) -> None:
 def raw(model: torch.nn.Module) -> Any:
     """The module itself, inside DDP or not."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
-
-
-def chunks(rows: Any, size: int) -> Iterator[Any]:
-    """Consecutive pieces of at most `size`."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from oasisgen.data.feed import Feed
 from oasisgen.data.phantom import subject
 from oasisgen.evaluation.comparison import HELD_OUT, References, level_balanced
 from oasisgen.evaluation.ssim import ssim
-from oasisgen.training.feed import Feed
 
 LEVELS = [0, 10, 20, 30]
 

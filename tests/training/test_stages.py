@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from oasisgen.data.feed import store
 from oasisgen.data.slices import DataSet, read_slices
 from oasisgen.errors import UserError
 from oasisgen.models.quantizer import EMAQuantizer
 from oasisgen.training import checkpoint, history
-from oasisgen.training.feed import store
 from oasisgen.training.launch import fit
 from oasisgen.training.run import train
 from oasisgen.training.vqvae import train_vqvae

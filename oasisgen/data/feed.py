@@ -82,3 +82,9 @@ def evenly_spaced(rows: int, count: int) -> np.ndarray:
     if not 0 < count < rows:
         return np.arange(rows)
     return np.linspace(0, rows - 1, count).round().astype(np.int64)
+
+
+def chunks(rows: Any, size: int) -> Iterator[Any]:
+    """Consecutive pieces of at most `size`."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

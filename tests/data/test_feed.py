@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from oasisgen.training.feed import Feed, epoch_batches, evenly_spaced, steps_per_epoch
+from oasisgen.data.feed import Feed, epoch_batches, evenly_spaced, steps_per_epoch
 
 
 def test_an_epoch_is_the_same_for_any_number_of_workers() -> None:

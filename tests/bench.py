@@ -1,0 +1,154 @@
+"""Throughput of the pipeline beside what one would write without it: `make bench`.
+
+Every comparison alternates A and B several times in one run and prints the median of the ratios: these machines are
+shared. The loops without Ray run in processes of their own, with the threads and the allocator that ours have.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from oasisgen.config import DEMO
+from oasisgen.data.slices import to_unit
+from oasisgen.models.vqvae import VQVAE
+
+STEPS = 120
+WARM_UP = 10
+ROUNDS = 3
+CONFIG = DEMO.vqvae
+
+
+def train_steps(batches: Iterator[torch.Tensor]) -> float:
+    """Slices per second of the plain training loop over uint8 batches (B, 1, 128, 128)."""
+    torch.manual_seed(0)
+    model = VQVAE(CONFIG).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=CONFIG.learning_rate, fused=True)
+    started = 0.0
+    for step in range(STEPS + WARM_UP):
+        if step == WARM_UP:
+            started = time.monotonic()
+        x = to_unit(next(batches))
+        y = model(x)
+        loss = F.mse_loss(y.image, x) + y.quantizer_loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return STEPS * CONFIG.batch_size / (time.monotonic() - started)
+
+
+def tensor_batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Random crops of a tensor in memory."""
+    while True:
+        for rows in torch.randperm(len(images)).split(CONFIG.batch_size):
+            if len(rows) == CONFIG.batch_size:
+                y, x = torch.randint(0, 256 - CONFIG.crop + 1, (2,)).tolist()
+                yield images[rows, y : y + CONFIG.crop, x : x + CONFIG.crop].unsqueeze(1)
+
+
+def folder_batches(root: str) -> Iterator[torch.Tensor]:
+    """The usual ImageFolder and DataLoader over PNG files."""
+    from torchvision import datasets, transforms
+
+    steps = [transforms.Grayscale(), transforms.RandomCrop(CONFIG.crop), transforms.PILToTensor()]
+    folder = datasets.ImageFolder(root, transforms.Compose(steps))
+    loader = torch.utils.data.DataLoader(folder, CONFIG.batch_size, shuffle=True, num_workers=2, drop_last=True)
+    while True:
+        for images, _ in loader:
+            yield images
+
+
+def plain(kind: str, path: str) -> None:
+    """A loop without Ray, in this process."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    batches = folder_batches(path) if kind == "folder" else tensor_batches(torch.from_numpy(np.load(path)))
+    print(train_steps(batches))
+
+
+def without_ray(kind: str, path: str) -> float:
+    """Slices per second of a loop without Ray, in a process of its own."""
+    from oasisgen.cluster import MALLOC
+
+    command = [sys.executable, "-m", "tests.bench", "--plain", kind, path]
+    return float(subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=True).stdout)
+
+
+def compare(name: str, a: Callable[[], float], b: Callable[[], float]) -> None:
+    """Print the medians of A and B, and of their ratio round by round."""
+    rounds = [(a(), b()) for _ in range(ROUNDS)]
+    first, second = (statistics.median(column) for column in zip(*rounds, strict=True))
+    ratio = statistics.median(x / y for x, y in rounds)
+    print(f"{name}: {first:.1f} / {second:.1f} per s, ratio {ratio:.2f}", flush=True)
+
+
+def ssim_rate(function: Callable[[torch.Tensor, torch.Tensor], object]) -> float:
+    """Pairs per second on one thread."""
+    pairs = torch.randint(0, 256, (2, 24, 256, 256), dtype=torch.uint8)
+    function(*pairs)
+    started = time.monotonic()
+    function(*pairs)
+    return 24 / (time.monotonic() - started)
+
+
+def main() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    from oasisgen import cluster
+    from oasisgen.data.feed import store
+    from oasisgen.data.pack import pack
+    from oasisgen.data.phantom import write_phantoms
+    from oasisgen.data.slices import open_data_set, read_slices
+    from oasisgen.evaluation.ssim import ssim
+    from oasisgen.training.launch import fit
+    from oasisgen.training.vqvae import train_vqvae
+
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {ROUNDS} rounds each")
+    with tempfile.TemporaryDirectory() as folder, cluster.connection():
+        source = os.environ.get("OASISGEN_OASIS_DIR")
+        if not source:
+            source = f"{folder}/raw"
+            write_phantoms(source, {"train": 60, "validate": 1}, seed=0)
+        pack(source, f"{folder}/data")
+        data = open_data_set(f"{folder}/data")
+        stored = {split: store(read_slices(data, split)) for split in ("train", "validate")}
+        feed = stored["train"].load()
+        np.save(f"{folder}/images.npy", feed.rows(np.arange(len(feed)), "image"))
+        Path(f"{folder}/images").mkdir()
+        Path(f"{folder}/images/train").symlink_to(Path(source).absolute() / "keras_png_slices_train")
+
+        def with_ray() -> float:
+            """Slices per second of one epoch of stage 1, as its metrics say."""
+            with tempfile.TemporaryDirectory() as out:
+                config = replace(DEMO, data=data.uri, out=out, vqvae=replace(CONFIG, epochs=1, validate_slices=8))
+                return fit("vqvae", train_vqvae, config, stored, best="ssim").metrics["slices_per_s"]
+
+        compare("train, Ray / tensor in memory", with_ray, lambda: without_ray("tensor", f"{folder}/images.npy"))
+        compare("train, Ray / ImageFolder", with_ray, lambda: without_ray("folder", f"{folder}/images"))
+    torch.set_num_threads(1)
+    compare(
+        "SSIM, ours / torchmetrics",
+        lambda: ssim_rate(ssim),
+        lambda: ssim_rate(
+            lambda a, b: structural_similarity_index_measure(
+                a.unsqueeze(1).float(), b.unsqueeze(1).float(), data_range=255.0
+            )
+        ),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--plain", nargs=2, metavar=("KIND", "PATH"))
+    arguments = parser.parse_args()
+    plain(*arguments.plain) if arguments.plain else main()
