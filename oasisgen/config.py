@@ -3,8 +3,6 @@
 `jobs/train.py` turns these fields into flags (`--vqvae.epochs 5`); the text under a field is its `--help`.
 """
 
-import dataclasses
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -93,8 +91,10 @@ class DCGANConfig:
     channels: int = 32
     """Channels at 32 x 32; every halving of the size doubles them."""
     shift: int = 4
-    """Real and painted maps reach the discriminator shifted by up to this many codes (Zhao et al. 2020); 0: never."""
-    generator_decay: float = 0.995
+    """Most codes by which maps are shifted for the discriminator (Zhao et al. 2020, arXiv:2006.10738); 0: none."""
+    noise: float = 0.5
+    """Deviation of the noise that the discriminator sees; colours have 1 (Sønderby et al. 2017, arXiv:1610.04490)."""
+    generator_decay: float = 0.99
     """Decay per step of the averaged generator, which is the one that samples; 0 samples from the last one."""
     epochs: int = 40
     """Passes over the training split's code maps."""
@@ -108,6 +108,7 @@ class DCGANConfig:
     def __post_init__(self) -> None:
         for name in ("latent_dim", "channels", "epochs", "batch_size"):
             _check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _check("dcgan.noise", self.noise, self.noise >= 0, "at least 0")
         _check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         _check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
         _check("dcgan.shift", self.shift, 0 <= self.shift < CODE_SIZE // 2, f"from 0 to {CODE_SIZE // 2 - 1}")
@@ -166,6 +167,7 @@ SEED = TrainConfig(
         spectral_norm=False,
         channels=64,
         shift=0,
+        noise=0.0,
         generator_decay=0.0,
     ),
 )
@@ -186,11 +188,6 @@ PRESETS = {
 
 # Where a run computes is not what it computes: these may change between two calls of the same run.
 _PLACEMENT = ("out", "workers", "cpus_per_worker", "gpus_per_worker")
-
-
-def to_json(config: Any) -> str:
-    """A dataclass as indented JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

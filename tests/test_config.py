@@ -42,7 +42,7 @@ def test_the_seed_preset_is_the_report_that_started_the_project() -> None:
     assert (v.batch_size, v.epochs, v.crop, v.learning_rate, v.schedule) == (32, 20, 256, 3e-4, "constant")
     assert (d.palette, d.conditional, d.loss, d.spectral_norm) == ("index", False, "bce", False)
     assert (d.latent_dim, d.batch_size, d.epochs, d.learning_rate, d.beta1) == (100, 32, 40, 2e-4, 0.5)
-    assert (d.shift, d.generator_decay) == (0, 0.0)
+    assert (d.shift, d.noise, d.generator_decay) == (0, 0.0, 0.0)
 
 
 def test_demo_is_full_made_small() -> None:

@@ -145,4 +145,16 @@ def shift_each(images: torch.Tensor, most: int, generator: torch.Generator) -> t
     return torch.stack([p[:, y : y + H, x : x + W] for p, (y, x) in zip(padded, offsets, strict=True)])
 
 
+def as_seen(images: torch.Tensor, config: DCGANConfig, generator: torch.Generator) -> torch.Tensor:
+    """Painted maps as they reach the discriminator, real and fake alike: shifted, noisy. (B, C, H, W).
+
+    A real background is one code without a flaw. Without noise the discriminator needs no more than that to tell the
+    two apart, and the generator learns nothing of the head.
+    """
+    shifted = shift_each(images, config.shift, generator)
+    if config.noise == 0:
+        return shifted
+    return shifted + config.noise * torch.randn(shifted.shape, generator=generator).to(shifted.device)
+
+
 assert CODE_SIZE == 64, "generator and discriminator are ladders between 4 x 4 and 64 x 64"

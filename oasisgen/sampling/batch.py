@@ -13,7 +13,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from oasisgen import __version__, cluster, storage
-from oasisgen.config import differences
+from oasisgen.claim import claim
 from oasisgen.data.feed import Feed, Stored, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
@@ -67,11 +67,12 @@ def generate(model: str, out: str, count: int, base_seed: int, levels: list[int]
     out = storage.absolute(out)
     bundle = read_bundle(model)
     request = {"model": bundle.digest, "base_seed": base_seed, "count": count, "levels": levels}
-    claim(out, request)
     if storage.exists(storage.join(out, "manifest.json")):
+        claim(out, request)
         return storage.read_json(storage.join(out, "summary.json"))
     require_room()
     reference = open_reference_data(bundle, data)
+    claim(out, request)
     train, held_out = (store(read_slices(reference, split)) for split in ("train", "validate"))
 
     parts = {start: min(start + IDS_PER_PART, count) for start in range(0, count, IDS_PER_PART)}
@@ -96,16 +97,6 @@ def generate(model: str, out: str, count: int, base_seed: int, levels: list[int]
     }
     storage.write_text(storage.join(out, "manifest.json"), json.dumps(manifest, indent=2) + "\n")
     return summary
-
-
-def claim(out: str, request: dict[str, Any]) -> None:
-    """Write down what this batch is to be. Raises UserError where the name stands for another one."""
-    config = storage.join(out, "config.json")
-    if not storage.exists(config):
-        storage.write_text(config, json.dumps(request, indent=2) + "\n")
-        return
-    if changed := differences(storage.read_json(config), request):
-        raise UserError(f"batch {out} exists with other settings ({'; '.join(changed)}): use another --out")
 
 
 def part_uri(out: str, start: int) -> str:

@@ -36,8 +36,8 @@ class Encoder:
 
 
 def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str, use_gpu: bool) -> None:
-    """Write `<uri>/<split>/part-*.parquet`; `codes.json` beside them, last. A finished split is left as it is."""
-    done = storage.join(uri, split, "codes.json")
+    """Write `<uri>/<split>/part-*.parquet` and last `<uri>/<split>.json`. A finished split is left as it is."""
+    done = storage.join(uri, f"{split}.json")
     source = hashlib.sha256()
     for name, value in sorted(load().state_dict().items()):
         source.update(name.encode() + value.numpy().tobytes())

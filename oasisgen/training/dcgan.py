@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from oasisgen import storage
 from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
-from oasisgen.models.dcgan import DCGAN, Discriminator, Palette, make_palette, shift_each
+from oasisgen.models.dcgan import DCGAN, Discriminator, Palette, as_seen, make_palette
 from oasisgen.models.quantizer import perplexity
 from oasisgen.training import checkpoint, history
 from oasisgen.training.worker import Pace, Worker, raw, require_finite
@@ -55,15 +55,15 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             z = torch.randn(len(real), c.latent_dim, generator=random).to(worker.device)  # (B, Z)
 
             painted = palette.snap(generator(z, levels)).image  # (B, C, 64, 64)
-            real_logit = discriminator(shift_each(real, c.shift, random), levels)
-            fake_logit = discriminator(shift_each(painted.detach(), c.shift, random), levels)
+            real_logit = discriminator(as_seen(real, c, random), levels)
+            fake_logit = discriminator(as_seen(painted.detach(), c, random), levels)
             discriminator_loss = adversarial_loss(c.loss, real_logit, fake_logit)
             discriminator_optimizer.zero_grad(set_to_none=True)
             discriminator_loss.backward()
             discriminator_optimizer.step()
 
             raw(discriminator).requires_grad_(False)
-            logit = raw(discriminator)(shift_each(painted, c.shift, random), levels)
+            logit = raw(discriminator)(as_seen(painted, c, random), levels)
             generator_loss = -logit.mean() if c.loss == "hinge" else F.softplus(-logit).mean()
             generator_optimizer.zero_grad(set_to_none=True)
             generator_loss.backward()

@@ -1,7 +1,6 @@
 """The training job: VQ-VAE -> code maps -> DCGAN -> bundle -> report. What is done is not done again."""
 
 import dataclasses
-import json
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,8 @@ import numpy as np
 import torch
 
 from oasisgen import cluster, storage
-from oasisgen.config import LEVELS, TrainConfig, differences
+from oasisgen.claim import claim
+from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
 from oasisgen.errors import UserError
@@ -36,11 +36,13 @@ def train(config: TrainConfig) -> str:
     config = dataclasses.replace(config, data=storage.absolute(config.data), out=storage.absolute(config.out))
     data = open_data_set(config.data)
     check_size(config, data)
-    claim(config, data)
+    finished = storage.exists(storage.join(config.out, "report", "index.html"))
+    if not finished:
+        cluster.require(config.workers, config.cpus_per_worker, config.gpus_per_worker)
+    claim(config.out, dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint})
     bundle_uri = storage.join(config.out, "model")
-    if storage.exists(storage.join(config.out, "report", "index.html")):
+    if finished:
         return bundle_uri
-    cluster.require(config.workers, config.cpus_per_worker, config.gpus_per_worker)
 
     say("train", f"run {config.out}")
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
@@ -91,17 +93,6 @@ def check_size(config: TrainConfig, data: DataSet) -> None:
         batch, rows = getattr(config, stage).batch_size, data.count("train")
         if batch > rows:
             raise UserError(f"{stage}.batch_size is {batch}: must be at most {rows}, the slices in {data.uri}/train")
-
-
-def claim(config: TrainConfig, data: DataSet) -> None:
-    """Write the run's configuration down. Raises UserError where the name stands for another one."""
-    uri = storage.join(config.out, "config.json")
-    resolved = dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint}
-    if not storage.exists(uri):
-        storage.write_text(uri, json.dumps(resolved, indent=2) + "\n")
-        return
-    if changed := differences(storage.read_json(uri), resolved):
-        raise UserError(f"run {config.out} exists with other settings ({'; '.join(changed)}): use another --out")
 
 
 @torch.no_grad()

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from oasisgen.config import FULL, SEED, DCGANConfig
-from oasisgen.models.dcgan import DCGAN, Discriminator, IndexPalette, Palette, VectorPalette, make_palette, shift_each
+from oasisgen.models.dcgan import (
+    DCGAN,
+    Discriminator,
+    IndexPalette,
+    Palette,
+    VectorPalette,
+    as_seen,
+    make_palette,
+    shift_each,
+)
 
 SMALL = replace(FULL.dcgan, channels=4, latent_dim=6)
 SMALL_SEED = replace(SEED.dcgan, channels=4, latent_dim=6)
@@ -75,3 +84,10 @@ def test_shifted_maps_are_moved_each_on_its_own_with_the_border_repeated() -> No
     for image, start in zip(moved, starts, strict=True):
         assert torch.equal(image[0, 0], (torch.arange(64.0) + start).clamp(0, 63))
     assert shift_each(images, 0, torch.Generator()) is images
+
+
+def test_the_discriminator_sees_noise_and_the_seeds_does_not() -> None:
+    images = torch.zeros(2, 4, 64, 64)
+    seen = as_seen(images, replace(SMALL, shift=0, noise=0.5), torch.Generator().manual_seed(0))
+    assert float(seen.std()) == pytest.approx(0.5, rel=0.05)
+    assert torch.equal(as_seen(images, SMALL_SEED, torch.Generator()), images)
