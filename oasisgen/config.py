@@ -82,6 +82,8 @@ class DCGANConfig:
     """What generator and discriminator see of a code: its vector, or (the seed) its index as a grey value."""
     conditional: bool = True
     """Tell both networks the level of the slice."""
+    template: bool = True
+    """Paint deviations from the mean map of the level, in units of their spread at each place, or maps from nothing."""
     loss: Literal["hinge", "bce"] = "hinge"
     """Adversarial loss."""
     spectral_norm: bool = True
@@ -92,7 +94,7 @@ class DCGANConfig:
     """Channels at 32 x 32; every halving of the size doubles them."""
     shift: int = 4
     """Most codes by which maps are shifted for the discriminator (Zhao et al. 2020, arXiv:2006.10738); 0: none."""
-    noise: float = 0.5
+    noise: float = 1.0
     """Deviation of the noise that the discriminator sees; colours have 1 (Sønderby et al. 2017, arXiv:1610.04490)."""
     generator_decay: float = 0.99
     """Decay per step of the averaged generator, which is the one that samples; 0 samples from the last one."""
@@ -100,16 +102,22 @@ class DCGANConfig:
     """Passes over the training split's code maps."""
     batch_size: int = 32
     """Code maps per step, over all workers."""
-    learning_rate: float = 2e-4
-    """Learning rate of both Adams."""
+    learning_rate: float = 4e-4
+    """Learning rate of the generator's Adam."""
+    discriminator_learning_rate: float = 1e-4
+    """Learning rate of the discriminator's Adam; lower, so that it does not run ahead (Heusel et al. 2017)."""
     beta1: float = 0.5
     """Adam's first decay."""
 
     def __post_init__(self) -> None:
         for name in ("latent_dim", "channels", "epochs", "batch_size"):
             _check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        drawable = not self.template or (self.conditional and self.palette == "vector")
+        _check("dcgan.template", self.template, drawable, "off unless conditional is on and palette is vector")
         _check("dcgan.noise", self.noise, self.noise >= 0, "at least 0")
         _check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        rate = self.discriminator_learning_rate
+        _check("dcgan.discriminator_learning_rate", rate, rate > 0, "above 0")
         _check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
         _check("dcgan.shift", self.shift, 0 <= self.shift < CODE_SIZE // 2, f"from 0 to {CODE_SIZE // 2 - 1}")
         _check("dcgan.generator_decay", self.generator_decay, 0 <= self.generator_decay < 1, "from 0 to below 1")
@@ -163,12 +171,15 @@ SEED = TrainConfig(
     dcgan=DCGANConfig(
         palette="index",
         conditional=False,
+        template=False,
         loss="bce",
         spectral_norm=False,
         channels=64,
         shift=0,
         noise=0.0,
         generator_decay=0.0,
+        learning_rate=2e-4,
+        discriminator_learning_rate=2e-4,
     ),
 )
 FULL = TrainConfig(

@@ -64,6 +64,42 @@ class IndexPalette(nn.Module):
 Palette = VectorPalette | IndexPalette
 
 
+class Template(nn.Module):
+    """What the painted training maps of each level have in common: their mean, and their spread, at every place.
+
+    A generator that paints deviations in units of the spread starts with a head of its level, and where training maps
+    never differ, as in the black corners, it cannot go wrong.
+    """
+
+    mean: torch.Tensor  # (LEVELS, C, 64, 64)
+    spread: torch.Tensor  # (LEVELS, C, 64, 64): standard deviation
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        shape = (LEVELS, channels, CODE_SIZE, CODE_SIZE)
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("spread", torch.ones(shape))
+
+    @torch.no_grad()
+    def measure(self, codes: torch.Tensor, levels: torch.Tensor, palette: Palette) -> None:
+        """Take mean and spread from code maps (N, 64, 64) of levels (N,); a level without maps gets those of all."""
+        sums = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        for maps, of in zip(codes.split(256), levels.split(256), strict=True):
+            image = palette.paint(maps)  # (256, C, 64, 64)
+            sums[0].index_add_(0, of, image)
+            sums[1].index_add_(0, of, image * image)
+        count = torch.bincount(levels, minlength=LEVELS).view(-1, 1, 1, 1)
+        missing = count == 0
+        total, squares = (torch.where(missing, each.sum(0), each) for each in sums)
+        count = torch.where(missing, count.sum(), count)
+        self.mean.copy_(total / count)
+        self.spread.copy_((squares / count - self.mean**2).clamp(min=0).sqrt())
+
+    def forward(self, deviation: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """(B, C, 64, 64), (B,) int64 -> (B, C, 64, 64)."""
+        return self.mean[levels] + self.spread[levels] * deviation
+
+
 class Generator(nn.Module):
     """z (and a level) -> a map of the palette's colours, by a ladder of strided transposed convolutions."""
 
@@ -117,17 +153,22 @@ class Discriminator(nn.Module):
 
 
 class DCGAN(nn.Module):
-    """A trained generator with its palette: what the bundle holds of stage 2."""
+    """A generator with what it paints with: what the bundle holds of stage 2."""
 
     def __init__(self, config: DCGANConfig, palette: Palette) -> None:
         super().__init__()
         self.config = config
         self.palette = palette
+        self.template = Template(palette.channels) if config.template else None
         self.generator = Generator(config, palette.channels)
+
+    def paint(self, raw: torch.Tensor, levels: torch.Tensor) -> CodeMap:
+        """What a generator's raw output (B, C, 64, 64) for levels (B,) means."""
+        return self.palette.snap(raw if self.template is None else self.template(raw, levels))
 
     def forward(self, z: torch.Tensor, levels: torch.Tensor) -> CodeMap:
         """(B, Z), (B,) int64 -> CodeMap."""
-        return self.palette.snap(self.generator(z, levels))
+        return self.paint(self.generator(z, levels), levels)
 
 
 def make_palette(config: DCGANConfig, codebook: torch.Tensor, usage: torch.Tensor) -> Palette:

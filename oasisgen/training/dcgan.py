@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import ray.train.torch
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from oasisgen import storage
 from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
-from oasisgen.models.dcgan import DCGAN, Discriminator, Palette, as_seen, make_palette
+from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, make_palette
 from oasisgen.models.quantizer import perplexity
 from oasisgen.training import checkpoint, history
 from oasisgen.training.worker import Pace, Worker, raw, require_finite
@@ -24,16 +25,15 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
     c = config.dcgan
     worker = Worker.start(config.seed, mailbox)
     maps = codes.load()
-    palette = training_palette(config, maps, codebook).to(worker.device)
     steps = steps_per_epoch(len(maps), c.batch_size)
 
-    gan = DCGAN(c, palette).to(worker.device)
-    averaged = copy.deepcopy(gan.generator).requires_grad_(False)
+    gan = untrained(config, maps, codebook).to(worker.device)
+    averaged = copy.deepcopy(gan).requires_grad_(False)
     generator = ray.train.torch.prepare_model(gan.generator)
-    discriminator = ray.train.torch.prepare_model(Discriminator(c, palette.channels))
+    discriminator = ray.train.torch.prepare_model(Discriminator(c, gan.palette.channels))
     optimizers = [
-        torch.optim.Adam(net.parameters(), lr=c.learning_rate, betas=(c.beta1, 0.999), fused=True)
-        for net in (generator, discriminator)
+        torch.optim.Adam(net.parameters(), lr=rate, betas=(c.beta1, 0.999), fused=True)
+        for net, rate in ((generator, c.learning_rate), (discriminator, c.discriminator_learning_rate))
     ]
     generator_optimizer, discriminator_optimizer = optimizers
     past: list[dict[str, Any]] = []
@@ -50,11 +50,11 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
         sums = torch.zeros(4, device=worker.device)  # losses and mean logits, added up without a host sync
         for numbers, _ in epoch_batches(len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world):
             random = torch.Generator().manual_seed((config.seed << 20) + step * worker.world + worker.rank)
-            real = palette.paint(worker.tensor(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
+            real = gan.palette.paint(worker.tensor(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
             levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
             z = torch.randn(len(real), c.latent_dim, generator=random).to(worker.device)  # (B, Z)
 
-            painted = palette.snap(generator(z, levels)).image  # (B, C, 64, 64)
+            painted = gan.paint(generator(z, levels), levels).image  # (B, C, 64, 64)
             real_logit = discriminator(as_seen(real, c, random), levels)
             fake_logit = discriminator(as_seen(painted.detach(), c, random), levels)
             discriminator_loss = adversarial_loss(c.loss, real_logit, fake_logit)
@@ -70,7 +70,7 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             generator_optimizer.step()
             raw(discriminator).requires_grad_(True)
 
-            average(averaged, raw(generator), c.generator_decay)
+            average(averaged.generator, raw(generator), c.generator_decay)
             sums += torch.stack([generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()]).detach()
             step += 1
             worker.say(
@@ -84,7 +84,7 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
         names = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")
         losses = dict(zip(names, (sums / (steps * worker.world)).tolist(), strict=True))
         require_finite(sum(losses.values()), "dcgan", epoch + 1)
-        usage = painted_codes(averaged, palette, config, worker, len(codebook))
+        usage = painted_codes(averaged, config.seed, worker, len(codebook))
         metrics = {"epoch": epoch + 1, "step": step, **losses, **usage, "slices_per_s": round(pace.rate(step), 1)}
         past = [*past, metrics]
         if worker.rank == 0:
@@ -100,7 +100,6 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
         state = {
             "nets": [net.state_dict() for net in (raw(generator), raw(discriminator), averaged)],
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "palette": palette.state_dict(),
             "history": past,
         }
         checkpoint.report(metrics, state, worker.rank)
@@ -122,23 +121,24 @@ def average(averaged: torch.nn.Module, current: torch.nn.Module, decay: float) -
         statistic.copy_(latest)
 
 
-def training_palette(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> Palette:
-    """The palette over the codes as the training split uses them."""
-    usage = torch.zeros(len(codebook))
-    for block in maps.blocks:
-        usage += torch.bincount(torch.from_numpy(block["codes"].astype("int64")).flatten(), minlength=len(usage))
-    return make_palette(config.dcgan, codebook, usage)
+def untrained(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> DCGAN:
+    """A DCGAN whose palette and template are those of the training split, its generator untrained."""
+    codes = torch.from_numpy(np.concatenate([block["codes"] for block in maps.blocks]).astype("int64"))
+    levels = torch.from_numpy(np.concatenate([block["level"] for block in maps.blocks]).astype("int64"))
+    usage = torch.bincount(codes.flatten(), minlength=len(codebook))
+    gan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, usage))
+    if gan.template:
+        gan.template.measure(codes, levels, gan.palette)
+    return gan
 
 
 @torch.no_grad()
-def painted_codes(
-    generator: torch.nn.Module, palette: Palette, config: TrainConfig, worker: Worker, codebook_size: int
-) -> dict[str, Any]:
+def painted_codes(gan: DCGAN, seed: int, worker: Worker, codebook_size: int) -> dict[str, Any]:
     """Codes that two maps of each level, always from the same noise, are painted with."""
-    generator.eval()
+    gan.eval()
     levels = torch.arange(2 * LEVELS) % LEVELS  # (64,)
-    noise = torch.Generator().manual_seed(config.seed)
-    z = torch.randn(len(levels), config.dcgan.latent_dim, generator=noise)
-    codes = palette.snap(generator(z.to(worker.device), levels.to(worker.device))).codes
+    noise = torch.Generator().manual_seed(seed)
+    z = torch.randn(len(levels), gan.config.latent_dim, generator=noise)
+    codes = gan(z.to(worker.device), levels.to(worker.device)).codes
     counts = torch.bincount(codes.flatten(), minlength=codebook_size)
     return {"codes_in_use": int((counts > 0).sum()), "perplexity": float(perplexity(counts))}

@@ -64,8 +64,7 @@ def train(config: TrainConfig) -> str:
     assert result.checkpoint
     state = checkpoint.read(result.checkpoint)
     dcgan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, torch.ones(len(codebook))))
-    dcgan.palette.load_state_dict(state["palette"])
-    dcgan.generator.load_state_dict(state["nets"][2])  # the averaged one
+    dcgan.load_state_dict(state["nets"][2])  # the averaged one
 
     described = {
         "seed": config.seed,

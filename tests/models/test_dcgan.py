@@ -9,6 +9,7 @@ from oasisgen.models.dcgan import (
     Discriminator,
     IndexPalette,
     Palette,
+    Template,
     VectorPalette,
     as_seen,
     make_palette,
@@ -22,7 +23,8 @@ CODEBOOK = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(params=["vector", "index"])
 def palette(request: pytest.FixtureRequest) -> Palette:
-    return make_palette(replace(SMALL, palette=request.param), CODEBOOK, torch.arange(32) + 1)
+    config = SMALL if request.param == "vector" else SMALL_SEED
+    return make_palette(config, CODEBOOK, torch.arange(32) + 1)
 
 
 def test_painting_and_snapping_undo_each_other(palette: Palette) -> None:
@@ -91,3 +93,19 @@ def test_the_discriminator_sees_noise_and_the_seeds_does_not() -> None:
     seen = as_seen(images, replace(SMALL, shift=0, noise=0.5), torch.Generator().manual_seed(0))
     assert float(seen.std()) == pytest.approx(0.5, rel=0.05)
     assert torch.equal(as_seen(images, SMALL_SEED, torch.Generator()), images)
+
+
+def test_the_template_is_the_mean_and_spread_of_each_levels_maps() -> None:
+    palette = VectorPalette(CODEBOOK, torch.ones(32))
+    generator = torch.Generator().manual_seed(4)
+    levels = torch.arange(600) % 31  # no map of level 31
+    codes = torch.randint(0, 32, (600, 64, 64), generator=generator)
+    codes[:, 0, 0] = 7  # a corner where no map differs from another
+    template = Template(4)
+    template.measure(codes, levels, palette)
+    mine = palette.paint(codes[levels == 5])
+    assert torch.allclose(template.mean[5], mine.mean(0), atol=1e-5)
+    assert torch.allclose(template.spread[5, :, 1:], mine.std(0, correction=0)[:, 1:], atol=1e-3)
+    assert torch.allclose(template.mean[31], palette.paint(codes).mean(0), atol=1e-4)
+    painted = palette.snap(template(torch.randn(2, 4, 64, 64, generator=generator) * 9, torch.tensor([0, 31]))).codes
+    assert painted[:, 0, 0].tolist() == [7, 7]
