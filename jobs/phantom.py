@@ -22,9 +22,13 @@ class Flags:
     """The same seed gives the same subjects, bit for bit."""
 
     def __post_init__(self) -> None:
-        for split in ("train", "validate", "test"):
+        for split in ("validate", "test"):
             if getattr(self, split) < 0:
                 raise ValueError(f"{split} is {getattr(self, split)}: must be at least 0")
+        if self.train < 1:
+            raise ValueError(f"train is {self.train}: must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: must be at least 0")
 
 
 def main() -> None:

@@ -83,7 +83,13 @@ class DCGANConfig:
     conditional: bool = True
     """Tell both networks the level of the slice."""
     template: bool = True
-    """Paint deviations from the mean map of the level, in units of their spread at each place, or maps from nothing."""
+    """Paint on what the training maps have in common (mean, spread, principal components), or from nothing."""
+    components: int = 64
+    """Principal components of the template; the first numbers of z weigh them."""
+    commitment: float = 1.0
+    """Weight of the generator's distance to the codes it is snapped to; keeps it where the gradient means something."""
+    gradient_penalty: float = 5.0
+    """Weight of R1, the discriminator's squared gradient on real maps (Mescheder et al. 2018, arXiv:1801.04406)."""
     loss: Literal["hinge", "bce"] = "hinge"
     """Adversarial loss."""
     spectral_norm: bool = True
@@ -94,7 +100,7 @@ class DCGANConfig:
     """Channels at 32 x 32; every halving of the size doubles them."""
     shift: int = 4
     """Most codes by which maps are shifted for the discriminator (Zhao et al. 2020, arXiv:2006.10738); 0: none."""
-    noise: float = 1.0
+    noise: float = 0.5
     """Deviation of the noise that the discriminator sees; colours have 1 (Sønderby et al. 2017, arXiv:1610.04490)."""
     generator_decay: float = 0.99
     """Decay per step of the averaged generator, which is the one that samples; 0 samples from the last one."""
@@ -102,10 +108,8 @@ class DCGANConfig:
     """Passes over the training split's code maps."""
     batch_size: int = 32
     """Code maps per step, over all workers."""
-    learning_rate: float = 4e-4
-    """Learning rate of the generator's Adam."""
-    discriminator_learning_rate: float = 1e-4
-    """Learning rate of the discriminator's Adam; lower, so that it does not run ahead (Heusel et al. 2017)."""
+    learning_rate: float = 2e-4
+    """Learning rate of both Adams."""
     beta1: float = 0.5
     """Adam's first decay."""
 
@@ -114,10 +118,12 @@ class DCGANConfig:
             _check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
         drawable = not self.template or (self.conditional and self.palette == "vector")
         _check("dcgan.template", self.template, drawable, "off unless conditional is on and palette is vector")
+        fits = 0 <= self.components <= self.latent_dim
+        _check("dcgan.components", self.components, fits, f"from 0 to latent_dim ({self.latent_dim})")
+        for name in ("commitment", "gradient_penalty"):
+            _check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _check("dcgan.noise", self.noise, self.noise >= 0, "at least 0")
         _check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
-        rate = self.discriminator_learning_rate
-        _check("dcgan.discriminator_learning_rate", rate, rate > 0, "above 0")
         _check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
         _check("dcgan.shift", self.shift, 0 <= self.shift < CODE_SIZE // 2, f"from 0 to {CODE_SIZE // 2 - 1}")
         _check("dcgan.generator_decay", self.generator_decay, 0 <= self.generator_decay < 1, "from 0 to below 1")
@@ -146,7 +152,7 @@ class TrainConfig:
         _check("workers", self.workers, self.workers >= 1, "at least 1")
         _check("cpus_per_worker", self.cpus_per_worker, self.cpus_per_worker > 0, "above 0")
         _check("gpus_per_worker", self.gpus_per_worker, self.gpus_per_worker >= 0, "at least 0")
-        _check("seed", self.seed, 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
+        _check("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
         for stage in ("vqvae", "dcgan"):
             batch = getattr(self, stage).batch_size
             _check(f"{stage}.batch_size", batch, batch % self.workers == 0, f"a multiple of workers ({self.workers})")
@@ -172,14 +178,15 @@ SEED = TrainConfig(
         palette="index",
         conditional=False,
         template=False,
+        components=0,
+        commitment=0.0,
+        gradient_penalty=0.0,
         loss="bce",
         spectral_norm=False,
         channels=64,
         shift=0,
         noise=0.0,
         generator_decay=0.0,
-        learning_rate=2e-4,
-        discriminator_learning_rate=2e-4,
     ),
 )
 FULL = TrainConfig(
@@ -188,8 +195,8 @@ FULL = TrainConfig(
 DEMO = TrainConfig(
     data=tyro.MISSING,
     out=tyro.MISSING,
-    vqvae=VQVAEConfig(epochs=12, validate_slices=64),
-    dcgan=DCGANConfig(epochs=40),
+    vqvae=VQVAEConfig(epochs=10, validate_slices=64),
+    dcgan=DCGANConfig(epochs=10),
 )
 PRESETS = {
     "demo": ("`full` made small enough for two CPU cores.", DEMO),

@@ -41,7 +41,7 @@ def test_the_seed_preset_is_the_report_that_started_the_project() -> None:
     assert (v.quantizer, v.commitment, v.norm, v.loss_scale) == ("gradient", 1.0, "batch", "none")
     assert (v.batch_size, v.epochs, v.crop, v.learning_rate, v.schedule) == (32, 20, 256, 3e-4, "constant")
     assert (d.palette, d.conditional, d.template, d.loss, d.spectral_norm) == ("index", False, False, "bce", False)
-    assert d.discriminator_learning_rate == 2e-4
+    assert (d.components, d.commitment, d.gradient_penalty) == (0, 0.0, 0.0)
     assert (d.latent_dim, d.batch_size, d.epochs, d.learning_rate, d.beta1) == (100, 32, 40, 2e-4, 0.5)
     assert (d.shift, d.noise, d.generator_decay) == (0, 0.0, 0.0)
 

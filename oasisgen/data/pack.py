@@ -43,7 +43,7 @@ def survey(source: str) -> Survey:
     """
     try:
         files = list(storage.list_files(source))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"no folder at {source}: give --source the folder that holds train, validate and test"
         ) from None
@@ -120,6 +120,8 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
             return decode(storage.read_bytes(storage.join(row["source"], path)))
         except ValueError as reason:
             return str(reason)
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
 
     entries = json.loads(row["entries"])
     with ThreadPoolExecutor(OPEN_FILES) as pool:

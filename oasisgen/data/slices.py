@@ -66,7 +66,7 @@ def open_data_set(uri: str) -> DataSet:
     """Read `dataset.json`. Raises UserError where the data set is missing or of another schema version."""
     try:
         description = storage.read_json(storage.join(uri, "dataset.json"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no packed data set at {uri} (dataset.json is missing): make it with jobs/pack.py") from None
     if description["schema_version"] != SCHEMA_VERSION:
         version = description["schema_version"]
@@ -96,5 +96,5 @@ def read_slices(data: DataSet, split: str) -> ray.data.Dataset:
             found = "is missing" if size is None else f"has {size} bytes instead of {part['bytes']}"
             raise UserError(f"{uri} {found}: the data set is damaged; remove its folder and pack it again")
         paths.append(path)
-    slices = ray.data.read_parquet(paths, filesystem=system, ray_remote_args={"num_cpus": cluster.TASK_CPUS})
+    slices = ray.data.read_parquet(paths, filesystem=system, num_cpus=cluster.TASK_CPUS)
     return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow", num_cpus=cluster.TASK_CPUS)

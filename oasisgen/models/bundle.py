@@ -92,6 +92,15 @@ def read_bundle(uri: str) -> Bundle:
     return Bundle(uri, digest, config, vqvae.eval().requires_grad_(False), dcgan.eval().requires_grad_(False))
 
 
+def is_whole(uri: str) -> bool:
+    """Whether a bundle lies there and every file of it is what was written."""
+    try:
+        read_bundle(uri)
+    except UserError:
+        return False
+    return True
+
+
 def read_vqvae(uri: str) -> VQVAE:
     """The VQ-VAE of a bundle, in evaluation mode."""
     return read_bundle(uri).vqvae

@@ -10,6 +10,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 from oasisgen.config import CODE_SIZE, LEVELS, DCGANConfig
 from oasisgen.models.quantizer import nearest, straight_through
 
+MOST_ANALYSED = 10_000  # maps that the principal components are taken from; 64 kB each
+SMALL_SPREAD = 0.05  # of colours, whose deviation is 1: below it a deviation is not blown up any further
+RESIDUAL = 0.5  # how far the untrained generator moves a map, in units of the spread
+
 
 class CodeMap(NamedTuple):
     """What a palette makes of a generator's raw output."""
@@ -65,39 +69,58 @@ Palette = VectorPalette | IndexPalette
 
 
 class Template(nn.Module):
-    """What the painted training maps of each level have in common: their mean, and their spread, at every place.
+    """What the painted training maps have in common: mean and spread of each level, and their principal components.
 
-    A generator that paints deviations in units of the spread starts with a head of its level, and where training maps
-    never differ, as in the black corners, it cannot go wrong.
+    Weighed by noise, the components alone are a linear model of heads (as in Cootes et al. 1995, Computer Vision and
+    Image Understanding 61:38-59): blurred, but of many shapes. The generator adds to it what a linear model cannot say.
+    Where the maps of a level never differ, as in the black corners, nothing painted can.
     """
 
     mean: torch.Tensor  # (LEVELS, C, 64, 64)
     spread: torch.Tensor  # (LEVELS, C, 64, 64): standard deviation
+    components: torch.Tensor  # (P, C, 64, 64): of the maps' deviations in units of their spread
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, components: int) -> None:
         super().__init__()
-        shape = (LEVELS, channels, CODE_SIZE, CODE_SIZE)
-        self.register_buffer("mean", torch.zeros(shape))
-        self.register_buffer("spread", torch.ones(shape))
+        place = (channels, CODE_SIZE, CODE_SIZE)
+        self.register_buffer("mean", torch.zeros(LEVELS, *place))
+        self.register_buffer("spread", torch.ones(LEVELS, *place))
+        self.register_buffer("components", torch.zeros(components, *place))
 
     @torch.no_grad()
     def measure(self, codes: torch.Tensor, levels: torch.Tensor, palette: Palette) -> None:
-        """Take mean and spread from code maps (N, 64, 64) of levels (N,); a level without maps gets those of all."""
-        sums = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        """Take all three from code maps (N, 64, 64) of levels (N,); a level without maps gets those of all."""
+        total, squares = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for maps, of in zip(codes.split(256), levels.split(256), strict=True):
             image = palette.paint(maps)  # (256, C, 64, 64)
-            sums[0].index_add_(0, of, image)
-            sums[1].index_add_(0, of, image * image)
+            total.index_add_(0, of, image)
+            squares.index_add_(0, of, image * image)
         count = torch.bincount(levels, minlength=LEVELS).view(-1, 1, 1, 1)
         missing = count == 0
-        total, squares = (torch.where(missing, each.sum(0), each) for each in sums)
+        total, squares = (torch.where(missing, sums.sum(0), sums) for sums in (total, squares))
         count = torch.where(missing, count.sum(), count)
         self.mean.copy_(total / count)
         self.spread.copy_((squares / count - self.mean**2).clamp(min=0).sqrt())
 
-    def forward(self, deviation: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """(B, C, 64, 64), (B,) int64 -> (B, C, 64, 64)."""
-        return self.mean[levels] + self.spread[levels] * deviation
+        rank = min(len(self.components), len(codes))
+        if rank == 0:
+            return
+        every = -(-len(codes) // MOST_ANALYSED)
+        codes, levels = codes[::every], levels[::every]
+        deviations = torch.cat(
+            [
+                ((palette.paint(maps) - self.mean[of]) / self.spread[of].clamp(min=SMALL_SPREAD)).flatten(1)
+                for maps, of in zip(codes.split(256), levels.split(256), strict=True)
+            ]
+        )  # (N, C*64*64)
+        _, strength, directions = torch.svd_lowrank(deviations, q=rank, niter=2)  # (P,), (C*64*64, P)
+        weighed = (directions * strength / len(deviations) ** 0.5).t()  # (P, C*64*64): unit noise, the data's variance
+        self.components[:rank] = weighed.reshape(rank, *self.components.shape[1:])
+
+    def forward(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Raw output (B, C, 64, 64), its noise (B, Z), levels (B,) int64 -> (B, C, 64, 64)."""
+        linear = torch.einsum("bp,pchw->bchw", z[:, : len(self.components)], self.components)  # (B, C, 64, 64)
+        return self.mean[levels] + self.spread[levels] * (linear + RESIDUAL * raw)
 
 
 class Generator(nn.Module):
@@ -159,16 +182,16 @@ class DCGAN(nn.Module):
         super().__init__()
         self.config = config
         self.palette = palette
-        self.template = Template(palette.channels) if config.template else None
+        self.template = Template(palette.channels, config.components) if config.template else None
         self.generator = Generator(config, palette.channels)
 
-    def paint(self, raw: torch.Tensor, levels: torch.Tensor) -> CodeMap:
-        """What a generator's raw output (B, C, 64, 64) for levels (B,) means."""
-        return self.palette.snap(raw if self.template is None else self.template(raw, levels))
+    def on_template(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """A generator's raw output (B, C, 64, 64) for z (B, Z) and levels (B,) -> colours, not yet snapped to codes."""
+        return raw if self.template is None else self.template(raw, z, levels)
 
     def forward(self, z: torch.Tensor, levels: torch.Tensor) -> CodeMap:
         """(B, Z), (B,) int64 -> CodeMap."""
-        return self.paint(self.generator(z, levels), levels)
+        return self.palette.snap(self.on_template(self.generator(z, levels), z, levels))
 
 
 def make_palette(config: DCGANConfig, codebook: torch.Tensor, usage: torch.Tensor) -> Palette:

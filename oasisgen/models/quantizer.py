@@ -52,7 +52,8 @@ class Quantizer(nn.Module):
         """(B, D, H, W) -> (B, H, W) int64 in [0, K)."""
         B, D, H, W = z.shape
         flat = z.detach().float().permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
-        return nearest(flat, self.codebook.detach()).view(B, H, W)
+        with torch.autocast(z.device.type, enabled=False):  # in bfloat16 the nearest code is often another
+            return nearest(flat, self.codebook.detach()).view(B, H, W)
 
 
 class GradientQuantizer(Quantizer):
@@ -95,21 +96,29 @@ class EMAQuantizer(Quantizer):
         codes = self.encode(z)  # (B, H, W)
         vectors = self.vectors(codes)
         if self.training:
-            self._update(z.detach().float().permute(0, 2, 3, 1).flatten(0, 2), codes.flatten(), generator)
+            self._update(z.detach().float().permute(0, 2, 3, 1).flatten(1, 2), codes.flatten(), generator)
         loss = self.commitment * F.mse_loss(z, vectors)
         return Quantized(straight_through(z, vectors), codes, loss)
 
     @torch.no_grad()
     def _update(self, z: torch.Tensor, codes: torch.Tensor, generator: torch.Generator | None) -> None:
-        """Move the averages by one step's vectors (N, D) with their codes (N,), then revive dead codes."""
+        """Move the averages by one step's vectors (B, H*W, D) with their codes (B*H*W,), then revive dead codes.
+
+        `generator` is in the same state on all ranks, which hold every world-th slice of the step's batch: a dead code
+        starts again at the same vector however many ranks there are.
+        """
         K = self.codebook.shape[0]
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        B, P, _ = z.shape
+        drawn = torch.randint(world * B * P, (K,), generator=generator).to(z.device)  # (K,): places in the whole batch
+        owner, place = drawn // P % world, drawn // P // world * P + drawn % P
+        z = z.flatten(0, 1)  # (B*H*W, D)
+        seeds = torch.where((owner == rank)[:, None], z[place], 0.0)  # (K, D): where dead codes start again
         count = torch.bincount(codes, minlength=K).to(z.dtype)  # (K,)
         total = torch.zeros_like(self.ema_sum).index_add_(0, codes, z)  # (K, D)
-        seeds = z[torch.randint(len(z), (K,), generator=generator).to(z.device)]  # (K, D): where dead codes start again
-        if dist.is_initialized():
-            dist.all_reduce(count)
-            dist.all_reduce(total)
-            dist.broadcast(seeds, src=0)
+        if world > 1:
+            for each in (count, total, seeds):
+                dist.all_reduce(each)
         self.ema_count.lerp_(count, 1.0 - self.decay)
         self.ema_sum.lerp_(total, 1.0 - self.decay)
 

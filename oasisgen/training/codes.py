@@ -35,7 +35,7 @@ class Encoder:
         return {"case": batch["case"], "level": batch["level"], "codes": codes}
 
 
-def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str, use_gpu: bool) -> None:
+def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str) -> None:
     """Write `<uri>/<split>/part-*.parquet` and last `<uri>/<split>.json`. A finished split is left as it is."""
     done = storage.join(uri, f"{split}.json")
     source = hashlib.sha256()
@@ -48,7 +48,7 @@ def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str,
         Encoder,
         fn_constructor_args=(load,),
         batch_size=ENCODE_BATCH,
-        **cluster.pool(use_gpu),
+        **cluster.pool(use_gpu=cluster.gpus() > 0),
     )
     with Progress("codes", data.count(split), f"{split} slices") as progress:
         for number, batch in enumerate(encoded.iter_batches(batch_size=MAPS_PER_PART)):
@@ -75,6 +75,6 @@ def read_codes(uri: str, split: str) -> ray.data.Dataset:
     system, path = storage.resolve(folder)
     names = sorted(name for name, _ in storage.list_files(folder) if name.endswith(".parquet"))
     parts = ray.data.read_parquet(
-        [storage.join(path, name) for name in names], filesystem=system, ray_remote_args={"num_cpus": cluster.TASK_CPUS}
+        [storage.join(path, name) for name in names], filesystem=system, num_cpus=cluster.TASK_CPUS
     )
     return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow", num_cpus=cluster.TASK_CPUS)

@@ -16,6 +16,8 @@ from oasisgen.models.quantizer import perplexity
 from oasisgen.training import checkpoint, history
 from oasisgen.training.worker import Pace, Worker, raw, require_finite
 
+PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 2020, arXiv:1912.04958)
+
 
 def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mailbox: Any) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises UserError where a loss is no number.
@@ -28,18 +30,21 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
     steps = steps_per_epoch(len(maps), c.batch_size)
 
     gan = untrained(config, maps, codebook).to(worker.device)
+    worker.broadcast(*gan.buffers())
     averaged = copy.deepcopy(gan).requires_grad_(False)
     generator = ray.train.torch.prepare_model(gan.generator)
     discriminator = ray.train.torch.prepare_model(Discriminator(c, gan.palette.channels))
     optimizers = [
-        torch.optim.Adam(net.parameters(), lr=rate, betas=(c.beta1, 0.999), fused=True)
-        for net, rate in ((generator, c.learning_rate), (discriminator, c.discriminator_learning_rate))
+        torch.optim.Adam(net.parameters(), lr=c.learning_rate, betas=(c.beta1, 0.999), fused=True)
+        for net in (generator, discriminator)
     ]
     generator_optimizer, discriminator_optimizer = optimizers
     past: list[dict[str, Any]] = []
     if state := checkpoint.latest():
-        for net, saved in zip((raw(generator), raw(discriminator), averaged), state["nets"], strict=True):
-            net.load_state_dict(saved)
+        averaged.load_state_dict(state["averaged"])
+        gan.load_state_dict(state["averaged"])  # palette and template; the generator's own weights follow
+        raw(generator).load_state_dict(state["generator"])
+        raw(discriminator).load_state_dict(state["discriminator"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         past = state["history"]
@@ -54,19 +59,23 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
             z = torch.randn(len(real), c.latent_dim, generator=random).to(worker.device)  # (B, Z)
 
-            painted = gan.paint(generator(z, levels), levels).image  # (B, C, 64, 64)
-            real_logit = discriminator(as_seen(real, c, random), levels)
+            colours = gan.on_template(generator(z, levels), z, levels)  # (B, C, 64, 64)
+            painted = gan.palette.snap(colours).image  # (B, C, 64, 64)
+            penalised = c.gradient_penalty > 0 and step % PENALTY_EVERY == 0
+            seen = as_seen(real, c, random).requires_grad_(penalised)
+            real_logit = discriminator(seen, levels)
             fake_logit = discriminator(as_seen(painted.detach(), c, random), levels)
             discriminator_loss = adversarial_loss(c.loss, real_logit, fake_logit)
+            penalty = gradient_penalty(real_logit, seen) * (c.gradient_penalty * PENALTY_EVERY) if penalised else 0.0
             discriminator_optimizer.zero_grad(set_to_none=True)
-            discriminator_loss.backward()
+            (discriminator_loss + penalty).backward()
             discriminator_optimizer.step()
 
             raw(discriminator).requires_grad_(False)
             logit = raw(discriminator)(as_seen(painted, c, random), levels)
             generator_loss = -logit.mean() if c.loss == "hinge" else F.softplus(-logit).mean()
             generator_optimizer.zero_grad(set_to_none=True)
-            generator_loss.backward()
+            (generator_loss + c.commitment * F.mse_loss(colours, painted.detach())).backward()
             generator_optimizer.step()
             raw(discriminator).requires_grad_(True)
 
@@ -98,7 +107,9 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             always=True,
         )
         state = {
-            "nets": [net.state_dict() for net in (raw(generator), raw(discriminator), averaged)],
+            "averaged": averaged.state_dict(),
+            "generator": raw(generator).state_dict(),
+            "discriminator": raw(discriminator).state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "history": past,
         }
@@ -110,6 +121,12 @@ def adversarial_loss(kind: str, real_logit: torch.Tensor, fake_logit: torch.Tens
     if kind == "hinge":
         return F.relu(1.0 - real_logit).mean() + F.relu(1.0 + fake_logit).mean()
     return F.softplus(-real_logit).mean() + F.softplus(fake_logit).mean()
+
+
+def gradient_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """R1: half the mean squared norm of the logits' (B,) gradient at the images (B, C, 64, 64) they came from."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return 0.5 * gradient.pow(2).sum((1, 2, 3)).mean()
 
 
 @torch.no_grad()

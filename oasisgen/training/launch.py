@@ -14,6 +14,7 @@ from oasisgen import cluster, storage
 from oasisgen.config import TrainConfig
 from oasisgen.errors import UserError
 from oasisgen.progress import say
+from oasisgen.training.worker import Diverged
 
 WORKER_RESTARTS = 3  # of a worker that died; each resumes from the latest checkpoint
 
@@ -40,17 +41,17 @@ def fit(
 ) -> Any:
     """Run `loop(config=…, mailbox=…, **inputs)` on every worker, resuming what storage holds of this stage.
 
-    Keeps the latest checkpoint, and the one with the highest metric `best`. Raises UserError where the loop did, and
-    where workers keep dying.
+    Keeps the latest checkpoint, and the one with the highest metric `best`. Raises UserError where the loop
+    diverged, and where workers keep failing.
     """
     mailbox: Any = Mailbox.remote()  # type: ignore[attr-defined]
     arguments = {"config": config, "mailbox": mailbox, **inputs}
 
     def guarded(arguments: dict[str, Any]) -> str | None:
-        """A UserError is returned, not raised: Ray would start the workers again."""
+        """What all ranks raise alike is returned instead: Ray would start the workers again, to the same end."""
         try:
             loop(**arguments)
-        except UserError as error:
+        except Diverged as error:
             return str(error)
         return None
 
@@ -87,9 +88,7 @@ def fit(
         result: Any = future.result()
     except ray.train.TrainingFailedError as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"stage {stage} failed after {WORKER_RESTARTS} restarts of its workers: {reason[-600:]}"
-        ) from error
+        raise UserError(f"stage {stage} failed ({WORKER_RESTARTS} restarts are allowed): {reason[-600:]}") from error
     if result.return_value:
         raise UserError(result.return_value)
     return result

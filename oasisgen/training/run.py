@@ -15,7 +15,7 @@ from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, 
 from oasisgen.errors import UserError
 from oasisgen.evaluation import report
 from oasisgen.evaluation.reconstruction import evaluate
-from oasisgen.models.bundle import stage_config, write_bundle
+from oasisgen.models.bundle import is_whole, stage_config, write_bundle
 from oasisgen.models.dcgan import DCGAN, make_palette
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import say
@@ -36,11 +36,11 @@ def train(config: TrainConfig) -> str:
     config = dataclasses.replace(config, data=storage.absolute(config.data), out=storage.absolute(config.out))
     data = open_data_set(config.data)
     check_size(config, data)
-    finished = storage.exists(storage.join(config.out, "report", "index.html"))
+    bundle_uri = storage.join(config.out, "model")
+    finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
     if not finished:
         cluster.require(config.workers, config.cpus_per_worker, config.gpus_per_worker)
     claim(config.out, dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint})
-    bundle_uri = storage.join(config.out, "model")
     if finished:
         return bundle_uri
 
@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> str:
     del train_slices, inputs  # stage 2 reads codes only
 
     codes_uri = storage.join(config.out, "codes")
-    encode_split(data, "train", load_vqvae, codes_uri, use_gpu=config.gpus_per_worker > 0)
+    encode_split(data, "train", load_vqvae, codes_uri)
 
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> str:
     assert result.checkpoint
     state = checkpoint.read(result.checkpoint)
     dcgan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, torch.ones(len(codebook))))
-    dcgan.load_state_dict(state["nets"][2])  # the averaged one
+    dcgan.load_state_dict(state["averaged"])  # the averaged one
 
     described = {
         "seed": config.seed,

@@ -17,6 +17,10 @@ from oasisgen.errors import UserError
 from oasisgen.progress import SECONDS_BETWEEN_LINES, duration
 
 
+class Diverged(UserError):
+    """A loss is no number. Every rank raises it at the same place."""
+
+
 @dataclass
 class Worker:
     """One rank of a stage."""
@@ -49,6 +53,12 @@ class Worker:
         for tensor in tensors:
             if self.world > 1:
                 dist.all_reduce(tensor)
+
+    def broadcast(self, *tensors: torch.Tensor) -> None:
+        """Give all ranks what rank 0 has, in place."""
+        for tensor in tensors:
+            if self.world > 1:
+                dist.broadcast(tensor, src=0)
 
     def say(self, line: Callable[[], str], always: bool = False) -> None:
         """Rank 0 sends a line to the driver, at most one every few seconds; `line` is only called if it is sent."""
@@ -86,9 +96,9 @@ class Pace:
 
 
 def require_finite(value: float, stage: str, epoch: int) -> None:
-    """Raise UserError where a loss is NaN or infinite: nothing after it would mean anything."""
+    """Raise Diverged where a loss is NaN or infinite: nothing after it would mean anything."""
     if not abs(value) < float("inf"):
-        raise UserError(f"the loss of stage {stage} is {value} in epoch {epoch}: lower --{stage}.learning-rate")
+        raise Diverged(f"the loss of stage {stage} is {value} in epoch {epoch}: lower --{stage}.learning-rate")
 
 
 def raw(model: torch.nn.Module) -> Any:

@@ -16,7 +16,7 @@ from oasisgen.models.dcgan import (
     shift_each,
 )
 
-SMALL = replace(FULL.dcgan, channels=4, latent_dim=6)
+SMALL = replace(FULL.dcgan, channels=4, latent_dim=6, components=3)
 SMALL_SEED = replace(SEED.dcgan, channels=4, latent_dim=6)
 CODEBOOK = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 
@@ -101,11 +101,29 @@ def test_the_template_is_the_mean_and_spread_of_each_levels_maps() -> None:
     levels = torch.arange(600) % 31  # no map of level 31
     codes = torch.randint(0, 32, (600, 64, 64), generator=generator)
     codes[:, 0, 0] = 7  # a corner where no map differs from another
-    template = Template(4)
+    template = Template(4, 3)
     template.measure(codes, levels, palette)
     mine = palette.paint(codes[levels == 5])
     assert torch.allclose(template.mean[5], mine.mean(0), atol=1e-5)
     assert torch.allclose(template.spread[5, :, 1:], mine.std(0, correction=0)[:, 1:], atol=1e-3)
     assert torch.allclose(template.mean[31], palette.paint(codes).mean(0), atol=1e-4)
-    painted = palette.snap(template(torch.randn(2, 4, 64, 64, generator=generator) * 9, torch.tensor([0, 31]))).codes
+    raw, z = torch.randn(2, 4, 64, 64, generator=generator) * 9, torch.randn(2, 6, generator=generator)
+    painted = palette.snap(template(raw, z, torch.tensor([0, 31]))).codes
     assert painted[:, 0, 0].tolist() == [7, 7]
+
+
+def test_components_alone_make_maps_that_vary_as_the_training_maps_do() -> None:
+    """Maps of two independent causes: two components must give back the deviation of each place."""
+    palette = VectorPalette(CODEBOOK, torch.ones(32))
+    causes = torch.randint(0, 2, (400, 2), generator=torch.Generator().manual_seed(5))
+    codes = torch.zeros(400, 64, 64, dtype=torch.int64)
+    codes[:, :32] += causes[:, :1, None]
+    codes[:, 32:] += 3 * causes[:, 1:, None]
+    levels = torch.zeros(400, dtype=torch.int64)
+    template = Template(4, 2)
+    template.measure(codes, levels, palette)
+    z = torch.randn(3000, 2, generator=torch.Generator().manual_seed(6))
+    maps = template(torch.zeros(1, 4, 64, 64), z, torch.zeros(3000, dtype=torch.int64))
+    assert torch.allclose(maps.std(0), palette.paint(codes).std(0), rtol=0.1, atol=0.05)
+    halves = maps[:, 0, 0, 0], maps[:, 0, 63, 63]
+    assert abs(float(torch.corrcoef(torch.stack(halves))[0, 1])) < 0.25

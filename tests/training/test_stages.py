@@ -24,6 +24,7 @@ from tests.conftest import tiny
 def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
     """The final checkpoint of stage 1."""
     config = replace(tiny(data, out), workers=workers, cpus_per_worker=0.5)
+    config = replace(config, vqvae=replace(config.vqvae, schedule="constant"))  # no slow start: steps that matter
     inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
     result = fit("vqvae", train_vqvae, config, inputs, best="ssim")
     return checkpoint.read(result.checkpoint)
@@ -33,18 +34,18 @@ def test_two_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, 
     one, two = (stage_one(data, tmp_path / str(workers), workers) for workers in (1, 2))
     assert one["history"][-1]["step"] == two["history"][-1]["step"] == 12
     for a, b in zip(one["history"], two["history"], strict=True):
-        assert a["reconstruction_loss"] == pytest.approx(b["reconstruction_loss"], rel=2e-2)
-        assert a["ssim"] == pytest.approx(b["ssim"], abs=5e-3)
+        assert a["reconstruction_loss"] == pytest.approx(b["reconstruction_loss"], rel=1e-3)
+        assert a["ssim"] == pytest.approx(b["ssim"], abs=1e-3)
+    for name, value in one["model"].items():
+        assert torch.allclose(two["model"][name], value, rtol=1e-2, atol=1e-3), name
 
 
 def quantize_on_two_ranks(config: Any, mailbox: Any, batches: list[torch.Tensor], uri: str) -> None:
-    """Each rank sees its half of every batch; saves the codebook it ends with."""
+    """Each rank sees every other slice of a batch, as in training; saves the codebook it ends with."""
     worker = Worker.start(config.seed, mailbox)
     quantizer = EMAQuantizer(16, 3, commitment=0.25, decay=0.9, dead_below=0.1)
     for step, z in enumerate(batches):
-        half = z.chunk(worker.world)[worker.rank]
-        # What rank 1 draws for revival must not matter: rank 0's choice is everybody's.
-        quantizer(half, torch.Generator().manual_seed(step + 1000 * worker.rank))
+        quantizer(z[worker.rank :: worker.world], torch.Generator().manual_seed(step))
     torch.save(quantizer.state_dict(), os.path.join(uri, f"{worker.rank}.pt"))
     dist.barrier()
 
@@ -56,8 +57,12 @@ def test_codebooks_are_identical_on_all_ranks_and_follow_the_whole_batch(data: D
     fit("quantizer", quantize_on_two_ranks, config, {"batches": batches, "uri": str(tmp_path)})
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    # The average of the counts is that of whole batches: 128 vectors a step, from 0, plus what revival put in.
-    assert float(first["ema_count"].sum()) >= 128 * (1 - 0.9**6) - 1e-3
+    torch.manual_seed(config.seed)
+    alone = EMAQuantizer(16, 3, commitment=0.25, decay=0.9, dead_below=0.1)
+    for step, z in enumerate(batches):
+        alone(z, torch.Generator().manual_seed(step))
+    for name, value in alone.state_dict().items():
+        assert torch.allclose(first[name], value, atol=1e-5)
 
 
 def test_a_loss_that_is_no_number_stops_with_one_line(data: DataSet, tmp_path: Path) -> None:
