@@ -1,6 +1,5 @@
 """Measure how well a trained model reconstructs a split."""
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,11 +31,9 @@ def main() -> None:
         from oasisgen.evaluation.reconstruction import evaluate_bundle
         from oasisgen.evaluation.report import interval
 
+        out = storage.absolute(flags.out)
         with cluster.connection():
-            evaluation = evaluate_bundle(flags.model, open_data_set(flags.data), flags.split)
-        out, summary = storage.absolute(flags.out), evaluation.summary
-        storage.write_table(storage.join(out, "slices.parquet"), evaluation.slices, len(evaluation.slices))
-        storage.write_text(storage.join(out, "evaluation.json"), json.dumps(summary, indent=2) + "\n")
+            summary = evaluate_bundle(flags.model, open_data_set(flags.data), flags.split, out)
         say(
             "evaluate",
             f"{flags.split}: {summary['slices']} slices of {summary['cases']} cases; 95 % intervals over cases",

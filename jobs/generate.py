@@ -18,7 +18,7 @@ class Flags:
     count: int = 1000
     """Slices; their sample ids are 0 … count-1."""
     base_seed: int = 0
-    """A slice is a pure function of model, base seed and sample id."""
+    """A slice is a pure function of model, base seed, sample id and levels."""
     levels: str = f"0-{LEVELS - 1}"
     """Levels to paint, in turn, like 10-20,25 (models that know levels)."""
     data: str | None = None

@@ -83,6 +83,12 @@ def write_bytes(uri: str, data: bytes) -> None:
         raise UserError(f"{uri} cannot be written: {error.strerror}; free space or give another --out") from None
 
 
+def remove(uri: str) -> None:
+    """Remove one file."""
+    system, path = resolve(uri)
+    system.delete_file(path)
+
+
 def write_text(uri: str, text: str) -> None:
     """UTF-8, whole or not at all."""
     write_bytes(uri, text.encode())
@@ -97,10 +103,10 @@ def write_table(uri: str, table: pa.Table, rows_per_group: int) -> bytes:
     return data
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file, or all `part-*.parquet` of a folder in order of their names."""
+def read_table(uri: str) -> pa.Table:
+    """One Parquet file, or those of a folder in the order of their names."""
     system, path = resolve(uri)
-    return pq.read_table(path, filesystem=system, columns=columns)
+    return pq.read_table(path, filesystem=system)
 
 
 def list_files(uri: str) -> Iterator[tuple[str, int]]:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from oasisgen.config import DEMO
 from oasisgen.data.slices import to_unit
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.training.worker import has_bfloat16
 
 STEPS = 120
 WARM_UP = 10
@@ -40,8 +41,9 @@ def train_steps(batches: Iterator[torch.Tensor]) -> float:
         if step == WARM_UP:
             started = time.monotonic()
         x = to_unit(next(batches))
-        y = model(x)
-        loss = F.mse_loss(y.image, x) + y.quantizer_loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(x.device)):
+            y = model(x)
+        loss = F.mse_loss(y.image.float(), x) + y.quantizer_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -5,16 +5,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import tyro
 from PIL import Image
 
 from oasisgen import cluster
-from oasisgen.config import DEMO, TrainConfig
+from oasisgen.config import PRESETS, TrainConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet, open_data_set
@@ -51,18 +51,16 @@ def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return open_data_set(uri)
 
 
-def tiny(data: DataSet, out: Path, **changes: object) -> TrainConfig:
-    """A training job of a few seconds: 6 steps of stage 1 in each of 2 epochs, 6 of stage 2."""
-    vqvae = replace(DEMO.vqvae, channels=16, residual_channels=8, crop=64, epochs=2, validate_slices=8)
-    dcgan = replace(DEMO.dcgan, channels=8, batch_size=16, epochs=2)
-    return replace(DEMO, data=data.uri, out=str(out), vqvae=vqvae, dcgan=dcgan, **changes)  # type: ignore[arg-type]
-
-
 def tiny_flags(data: DataSet, out: Path) -> list[str]:
-    """The same job as flags."""
+    """A training job of a few seconds, as flags: 6 steps of each stage in each of 2 epochs."""
     flags = "--vqvae.channels 16 --vqvae.residual-channels 8 --vqvae.crop 64 --vqvae.epochs 2 --vqvae.validate-slices 8"
-    flags += " --dcgan.channels 8 --dcgan.batch-size 16 --dcgan.epochs 2"
+    flags += " --dcgan.channels 8 --dcgan.components 8 --dcgan.batch-size 16 --dcgan.epochs 2"
     return ["demo", "--data", data.uri, "--out", str(out), *flags.split()]
+
+
+def tiny(data: DataSet, out: Path) -> TrainConfig:
+    """The same job as a configuration."""
+    return tyro.extras.overridable_config_cli(PRESETS, args=tiny_flags(data, out))
 
 
 @pytest.fixture(scope="session")

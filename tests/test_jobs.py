@@ -103,6 +103,17 @@ def test_a_finished_run_returns_at_once_and_another_configuration_is_refused(dat
     assert digests(trained, "*") == before
 
 
+def test_a_damaged_bundle_is_mended_by_the_command_that_made_it(data: DataSet, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    weights = run / "model" / "vqvae.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    done = run_job("train", *tiny_flags(data, run))
+    assert done.returncode == 0, done.stderr
+    assert "epoch" not in done.stdout
+    assert weights.read_bytes() == whole
+
+
 def stop_in(stage: str, how: signal.Signals, flags: list[str]) -> int:
     """Start a training job, stop it after the first epoch of a stage; its exit status."""
     process = start_job("train", *flags)
@@ -165,9 +176,7 @@ def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> 
     assert (batch / "report" / "index.html").stat().st_size > 100_000
 
 
-def test_another_count_and_a_subset_of_levels_make_the_same_bytes_for_the_same_ids(
-    batch: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_another_count_makes_the_same_bytes_for_the_same_ids(batch: Path, trained: Path, tmp_path: Path) -> None:
     shorter = tmp_path / "shorter"
     done = run_job("generate", "--model", str(trained), "--out", str(shorter), "--count", "23", "--base-seed", "5")
     assert done.returncode == 0, done.stderr
@@ -209,8 +218,11 @@ def test_a_damaged_bundle_is_one_line_and_exit_1(trained: Path, connected: str, 
     assert not (tmp_path / "b").exists()
 
 
-def test_evaluation_is_the_one_in_the_bundle(data: DataSet, trained: Path, tmp_path: Path) -> None:
-    done = run_job("evaluate", "--model", str(trained), "--data", data.uri, "--out", str(tmp_path / "e"))
+def test_evaluation_is_the_one_in_the_bundle_and_is_not_overwritten(
+    data: DataSet, trained: Path, tmp_path: Path
+) -> None:
+    flags = ["--model", str(trained), "--data", data.uri, "--out", str(tmp_path / "e")]
+    done = run_job("evaluate", *flags)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     inside = json.loads((trained / "model" / "metrics.json").read_text())["reconstruction"]
@@ -219,6 +231,12 @@ def test_evaluation_is_the_one_in_the_bundle(data: DataSet, trained: Path, tmp_p
     assert len(table) == summary["slices"] == 64
     assert summary["ssim"]["mean"] == pytest.approx(np.mean(table["ssim"].to_numpy()))
     assert f"SSIM         {summary['ssim']['mean']:.4f}" in done.stdout
+
+    again = run_job("evaluate", *flags)
+    assert (again.returncode, "64 validate slices\n" in again.stdout) == (0, False)
+    other = run_job("evaluate", *flags, "--split", "train")
+    assert other.returncode == 1
+    assert "split validate -> train" in one_line(other.stderr)
 
 
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -174,10 +174,11 @@ def pack(source: str, out: str, strict: bool = False) -> dict[str, Any]:
     marker = storage.join(out, "dataset.json")
     if storage.exists(marker):
         old = storage.read_json(marker)
-        if old["fingerprint"] != found.fingerprint:
+        if old["source_fingerprint"] != found.fingerprint:
             raise UserError(
                 f"{out} was packed from {old['source']} with other files than {source} has: use another --out"
             )
+        refuse_rejected(old["rejected"], strict)
         return old
     plan = list(_plan(found.slices, source, out))
     packed = ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part)
@@ -195,11 +196,8 @@ def pack(source: str, out: str, strict: bool = False) -> dict[str, Any]:
             rejected += entry["rejected"]
             progress.advance(entry["part"]["slices"] + len(entry["rejected"]))
     rejected.sort(key=lambda file: file["file"])
-    if strict and rejected:
-        first = rejected[0]
-        raise UserError(
-            f"{len(rejected)} files rejected, {first['file']} first: {first['reason']}; mend them or drop --strict"
-        )
+    refuse_rejected(rejected, strict)
+    digest = hashlib.sha256()
     for name, split in splits.items():
         if not split["slices"]:
             raise UserError(
@@ -207,10 +205,13 @@ def pack(source: str, out: str, strict: bool = False) -> dict[str, Any]:
             )
         split["parts"].sort(key=lambda part: part["name"])
         split["cases"] = dict(sorted(split["cases"].items()))  # case -> slices
+        digest.update("".join(part["sha256"] for part in split["parts"]).encode())
+        remove_strangers(storage.join(out, name), {part["name"] for part in split["parts"]})
     description = {
         "schema_version": SCHEMA_VERSION,
         "source": source,
-        "fingerprint": found.fingerprint,
+        "source_fingerprint": found.fingerprint,  # names and sizes of the files: what a second call compares
+        "fingerprint": digest.hexdigest(),  # of the shards: what a training run compares
         "image_size": [IMAGE_SIZE, IMAGE_SIZE],
         "splits": splits,
         "label_maps_left_out": found.label_maps,
@@ -218,3 +219,19 @@ def pack(source: str, out: str, strict: bool = False) -> dict[str, Any]:
     }
     storage.write_text(marker, json.dumps(description, indent=1) + "\n")
     return description
+
+
+def refuse_rejected(rejected: list[dict[str, str]], strict: bool) -> None:
+    """Raise UserError where files were rejected and `strict` forbids it."""
+    if strict and rejected:
+        first = rejected[0]
+        raise UserError(
+            f"{len(rejected)} files rejected, {first['file']} first: {first['reason']}; mend them or drop --strict"
+        )
+
+
+def remove_strangers(folder: str, names: set[str]) -> None:
+    """Remove what an interrupted call with other files left: a split's folder is read whole."""
+    for name, _ in list(storage.list_files(folder)):
+        if name not in names:
+            storage.remove(storage.join(folder, name))

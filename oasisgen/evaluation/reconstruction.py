@@ -1,5 +1,6 @@
 """How well the VQ-VAE reconstructs a split: every slice, in evaluation mode, as the 8-bit image it would write."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from oasisgen import cluster
+from oasisgen import cluster, storage
+from oasisgen.claim import claim
 from oasisgen.data.slices import DataSet, read_slices, to_uint8, to_unit
 from oasisgen.evaluation.ssim import psnr, ssim
 from oasisgen.evaluation.statistics import mean_with_interval
@@ -52,11 +54,23 @@ class Reconstructor:
         }
 
 
-def evaluate_bundle(bundle_uri: str, data: DataSet, split: str) -> Evaluation:
-    """Evaluate a bundle, or the one of a run. Raises UserError for a damaged bundle or data set."""
+def evaluate_bundle(bundle_uri: str, data: DataSet, split: str, out: str) -> dict[str, Any]:
+    """Evaluate a bundle, or the one of a run; returns what `<out>/evaluation.json` says, beside `slices.parquet`.
+
+    A finished evaluation is left as it is. Raises UserError for a damaged bundle or data set, and where `out` holds the
+    evaluation of something else.
+    """
     bundle = read_bundle(bundle_uri)
+    data.parts(split)
+    claim(out, {"model": bundle.digest, "data_fingerprint": data.fingerprint, "split": split})
+    written = storage.join(out, "evaluation.json")
+    if storage.exists(written):
+        return storage.read_json(written)
     evaluation = evaluate(partial(read_vqvae, bundle.uri), data, split)
-    return evaluation._replace(summary={"model": bundle.digest, **evaluation.summary})
+    summary = {"model": bundle.digest, **evaluation.summary}
+    storage.write_table(storage.join(out, "slices.parquet"), evaluation.slices, len(evaluation.slices))
+    storage.write_text(written, json.dumps(summary, indent=2) + "\n")
+    return summary
 
 
 def evaluate(load: Callable[[], VQVAE], data: DataSet, split: str) -> Evaluation:

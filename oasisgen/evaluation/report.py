@@ -67,7 +67,7 @@ def write_run_report(
             (
                 ("SSIM", interval(quality["ssim"]), "0.8462 (best epoch, one batch of 16 test slices)"),
                 ("PSNR, dB", interval(quality["psnr_db"], 2), ""),
-                ("codes in use", f"{quality['codes_in_use']} of {K}", "6 of 512, after the DCGAN"),
+                ("codes in use", f"{quality['codes_in_use']} of {K}", ""),
                 ("perplexity", f"{quality['perplexity']:.0f}", ""),
             ),
         ),
@@ -176,7 +176,8 @@ def write_batch_report(out: str, summary: dict[str, Any], slices: pa.Table, floo
         ),
         Section(
             "Nearest to the training data",
-            "The slices with the highest ssim_train_max, each above its nearest training slice. A copy would show.",
+            "The slices with the highest ssim_train_max, each above its nearest training slice, which is the best by "
+            "SSIM of the eight nearest as thumbnails.",
             ("id", "level", "SSIM", "training slice"),
             tuple(
                 (

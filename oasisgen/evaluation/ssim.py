@@ -1,5 +1,7 @@
 """Per-image similarity of 8-bit slices."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -42,7 +44,10 @@ def _blur(x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """PSNR of each pair in dB: (N, H, W) uint8 twice -> (N,) float32; infinite for equal images."""
+    """PSNR of each pair in dB: (N, H, W) uint8 twice -> (N,) float32.
+
+    Equal images would score infinity and take every mean with them: they score as if one pixel were off by one.
+    """
     value = peak_signal_noise_ratio(a.float(), b.float(), data_range=DATA_RANGE, reduction="none", dim=(1, 2))
     assert isinstance(value, torch.Tensor)
-    return value
+    return value.clamp(max=10 * math.log10(DATA_RANGE**2 * a[0].numel()))

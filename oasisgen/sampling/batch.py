@@ -14,6 +14,7 @@ from ray.data import ActorPoolStrategy
 
 from oasisgen import __version__, cluster, storage
 from oasisgen.claim import claim
+from oasisgen.config import LEVELS
 from oasisgen.data.feed import Feed, Stored, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
@@ -50,11 +51,23 @@ def require_room() -> None:
 
 
 def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
-    """The data set a batch is measured against: `data`, or the one the model was trained on."""
+    """The data set a batch is measured against: `data`, or the one the model was trained on.
+
+    Raises UserError where it is missing, is another one by now, or has too few cases to compare held-out with held-out.
+    """
+    trained = bundle.config["data"]
     try:
-        return open_data_set(data or bundle.config["data"]["uri"])
+        reference = open_data_set(data or trained["uri"])
+        cases = len(reference.splits["validate"]["cases"]) if reference.parts("validate") else 0
     except UserError as error:
         raise UserError(f"{error}; or name the data set to measure against with --data") from None
+    if not data and reference.fingerprint != trained["fingerprint"]:
+        raise UserError(f"{reference.uri} is not what the model was trained on any more: name a data set with --data")
+    if cases < 2:
+        raise UserError(
+            f"{reference.uri} has {cases} case in validate: the floor needs at least 2; pack more, or --data"
+        )
+    return reference
 
 
 def generate(model: str, out: str, count: int, base_seed: int, levels: list[int], data: str | None) -> dict[str, Any]:
@@ -66,13 +79,22 @@ def generate(model: str, out: str, count: int, base_seed: int, levels: list[int]
     started = time.monotonic()
     out = storage.absolute(out)
     bundle = read_bundle(model)
-    request = {"model": bundle.digest, "base_seed": base_seed, "count": count, "levels": levels}
-    if storage.exists(storage.join(out, "manifest.json")):
-        claim(out, request)
-        return storage.read_json(storage.join(out, "summary.json"))
-    require_room()
+    if levels != list(range(LEVELS)) and not bundle.dcgan.config.conditional:
+        raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
     reference = open_reference_data(bundle, data)
+    request = {
+        "model": bundle.digest,
+        "base_seed": base_seed,
+        "count": count,
+        "levels": levels,
+        "data_fingerprint": reference.fingerprint,
+    }
+    finished = storage.exists(storage.join(out, "manifest.json"))
+    if not finished:
+        require_room()
     claim(out, request)
+    if finished:
+        return storage.read_json(storage.join(out, "summary.json"))
     train, held_out = (store(read_slices(reference, split)) for split in ("train", "validate"))
 
     parts = {start: min(start + IDS_PER_PART, count) for start in range(0, count, IDS_PER_PART)}

@@ -77,6 +77,8 @@ def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Pa
     with pytest.raises(UserError, match=r"9 files rejected, train/.*: .*; mend them or drop --strict"):
         pack(str(tmp_path / "raw"), str(tmp_path / "strict"), strict=True)
     assert not (tmp_path / "strict" / "dataset.json").exists()
+    with pytest.raises(UserError, match="9 files rejected"):  # a finished data set is no way around it
+        pack(str(tmp_path / "raw"), str(out), strict=True)
 
 
 def test_packing_again_changes_nothing_and_other_files_are_refused(connected: str, tmp_path: Path) -> None:
@@ -87,8 +89,10 @@ def test_packing_again_changes_nothing_and_other_files_are_refused(connected: st
     written = part.read_bytes(), part.stat().st_mtime_ns
     assert pack(str(tmp_path / "raw"), str(out)) == first
     assert (part.read_bytes(), part.stat().st_mtime_ns) == written
-    (out / "dataset.json").unlink()  # as if it had been interrupted
+    (out / "dataset.json").unlink()  # as if it had been interrupted, when it had more files
+    (out / "train" / "part-00007.parquet").write_bytes(b"of another source")
     assert pack(str(tmp_path / "raw"), str(out)) == first
+    assert [file.name for file in (out / "train").iterdir()] == ["part-00000.parquet"]
     assert part.read_bytes() == written[0]
     (tmp_path / "raw" / "train" / "case_009_slice_0.nii.png").write_bytes(png(GREY))
     with pytest.raises(UserError, match="was packed from"):
@@ -98,6 +102,9 @@ def test_packing_again_changes_nothing_and_other_files_are_refused(connected: st
 def test_an_unusable_source_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder at .*missing"):
         survey(str(tmp_path / "missing"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"no folder at .*file"):
+        survey(str(tmp_path / "file"))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "readme.txt").write_text("")
     with pytest.raises(UserError, match="no slices in"):
@@ -124,3 +131,12 @@ def test_the_real_slices_are_all_there(oasis: Path) -> None:
     assert len({case for _, case, _ in found.slices["train"]}) == 302
     assert found.rejected == []
     assert found.label_maps == 1120
+
+
+def test_a_place_that_cannot_be_written_is_one_line_even_from_a_task(connected: str, tmp_path: Path) -> None:
+    fill(tmp_path / "raw" / "train", ["case_001_slice_0.nii.png"])
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError) as error:
+        pack(str(tmp_path / "raw"), str(tmp_path / "file" / "d"))
+    assert "cannot be written: Not a directory; free space or give another --out" in str(error.value)
+    assert "\n" not in str(error.value)

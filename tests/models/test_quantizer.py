@@ -108,3 +108,12 @@ def test_perplexity_counts_codes_that_share_the_work() -> None:
     assert float(perplexity(torch.tensor([5, 0, 0, 0]))) == pytest.approx(1.0)
     assert float(perplexity(torch.tensor([5, 5, 5, 5]))) == pytest.approx(4.0)
     assert float(perplexity(torch.tensor([3, 1]))) == pytest.approx(1.7547, rel=1e-4)
+
+
+def test_codes_do_not_depend_on_mixed_precision() -> None:
+    torch.manual_seed(0)
+    quantizer = EMAQuantizer(512, 4, 0.25, 0.99, 0.03).eval()
+    z = torch.randn(2, 4, 32, 32) + 3.0
+    expected = quantizer.encode(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.encode(z), expected)
