@@ -2,7 +2,6 @@
 
 import io
 import re
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -44,8 +43,7 @@ def _one_line(boxed: str) -> str:
 
 
 def run(job: Callable[[], None], name: str) -> None:
-    """Call `job`; a UserError ends in one line and exit status 1, Ctrl-C in one line and 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop`, Kubernetes: as Ctrl-C
+    """Call `job`; a UserError ends in one line and exit status 1, Ctrl-C or SIGTERM in one line and 130."""
     try:
         job()
     except UserError as error:

@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +48,9 @@ def connection() -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"Ray at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')} cannot be reached: {reason}") from None
+    # `ray job stop` and Kubernetes send SIGTERM: as Ctrl-C. Not before ray.init, which sets a handler of its own.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -8,6 +8,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def write_bytes(uri: str, data: bytes) -> None:
             os.fsync(stream.fileno())
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise UserError(f"{uri} cannot be written: {error.strerror}; free space or give another --out") from None
 
 

@@ -68,6 +68,13 @@ def test_a_missing_folder_and_no_pngs_are_one_line_and_exit_1(connected: str, tm
     assert not (tmp_path / "d").exists()
 
 
+def test_a_place_that_cannot_be_written_is_one_line_even_from_a_task(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = run_job("pack", "--source", str(raw), "--out", str(tmp_path / "file" / "d"))
+    assert done.returncode == 1
+    assert "cannot be written: Not a directory; free space or give another --out" in one_line(done.stderr)
+
+
 def test_a_run_leaves_what_the_layout_promises(trained: Path) -> None:
     files = {str(file.relative_to(trained)) for file in trained.rglob("*") if file.is_file()}
     assert {
@@ -196,16 +203,22 @@ def test_generating_again_returns_at_once_and_another_request_is_refused(batch: 
     assert digests(batch, "*") == before
 
 
-def test_an_interrupted_batch_is_completed(batch: Path, trained: Path) -> None:
-    """Without its manifest and one PNG's part, as a kill would leave it."""
-    before = digests(batch, "*.png")
-    (batch / "manifest.json").unlink()
-    (batch / "summary" / "part-00000.parquet").unlink()
-    (batch / "slices" / "0" / "0000000007.png").unlink()
-    done = run_job("generate", "--model", str(trained), "--out", str(batch), "--count", "40", "--base-seed", "5")
+def test_a_batch_that_was_stopped_is_completed(batch: Path, trained: Path, tmp_path: Path) -> None:
+    """SIGTERM, as from `ray job stop`, while slices are made; the same command ends with the same bytes."""
+    flags = ["--model", str(trained), "--out", str(tmp_path / "b"), "--count", "40", "--base-seed", "5"]
+    process = start_job("generate", *flags)
+    assert process.stdout
+    for line in process.stdout:
+        if "40 slices" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert one_line(stderr) == "generate.py: interrupted; the same command continues where it was"
+    assert not (tmp_path / "b" / "manifest.json").exists()
+    done = run_job("generate", *flags)
     assert done.returncode == 0, done.stderr
-    assert digests(batch, "*.png") == before
-    assert (batch / "manifest.json").exists()
+    assert digests(tmp_path / "b", "*.png") == digests(batch, "*.png")
 
 
 def test_a_damaged_bundle_is_one_line_and_exit_1(trained: Path, connected: str, tmp_path: Path) -> None:

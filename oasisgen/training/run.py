@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> str:
     assert result.checkpoint
     state = checkpoint.read(result.checkpoint)
     dcgan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, torch.ones(len(codebook))))
-    dcgan.load_state_dict(state["averaged"])  # the averaged one
+    dcgan.load_state_dict(state["averaged"])
 
     described = {
         "seed": config.seed,

@@ -131,12 +131,3 @@ def test_the_real_slices_are_all_there(oasis: Path) -> None:
     assert len({case for _, case, _ in found.slices["train"]}) == 302
     assert found.rejected == []
     assert found.label_maps == 1120
-
-
-def test_a_place_that_cannot_be_written_is_one_line_even_from_a_task(connected: str, tmp_path: Path) -> None:
-    fill(tmp_path / "raw" / "train", ["case_001_slice_0.nii.png"])
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError) as error:
-        pack(str(tmp_path / "raw"), str(tmp_path / "file" / "d"))
-    assert "cannot be written: Not a directory; free space or give another --out" in str(error.value)
-    assert "\n" not in str(error.value)
