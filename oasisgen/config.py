@@ -195,8 +195,8 @@ FULL = TrainConfig(
 DEMO = TrainConfig(
     data=tyro.MISSING,
     out=tyro.MISSING,
-    vqvae=VQVAEConfig(epochs=10, validate_slices=64),
-    dcgan=DCGANConfig(epochs=10),
+    vqvae=VQVAEConfig(epochs=7, validate_slices=64),
+    dcgan=DCGANConfig(epochs=6),
 )
 PRESETS = {
     "demo": ("`full` made small enough for two CPU cores.", DEMO),

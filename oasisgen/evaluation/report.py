@@ -73,7 +73,7 @@ def write_run_report(
         ),
         Section(
             "Real, reconstructed, difference",
-            "Held-out slices, from the mid-brain up. Grey in the last row is no difference.",
+            "Held-out slices, spread over the split. Grey in the last row is no difference.",
             figure=figures.embed(
                 figures.montage([*zip(*pairs, strict=True), [d.astype(np.uint8) for d in difference]])
             ),
