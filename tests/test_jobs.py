@@ -110,6 +110,7 @@ def test_a_finished_run_returns_at_once_and_another_configuration_is_refused(dat
     assert digests(trained, "*") == before
 
 
+@pytest.mark.slow
 def test_a_damaged_bundle_is_mended_by_the_command_that_made_it(data: DataSet, trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     weights = run / "model" / "vqvae.safetensors"
@@ -133,6 +134,7 @@ def stop_in(stage: str, how: signal.Signals, flags: list[str]) -> int:
     return process.returncode
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_if_it_had_not_been(data: DataSet, trained: Path, tmp_path: Path) -> None:
     """Killed in stage 1, Ctrl-C in stage 2; the same command does the rest, to the same weights in the same steps."""
     out = tmp_path / "tiny"
@@ -203,6 +205,7 @@ def test_generating_again_returns_at_once_and_another_request_is_refused(batch: 
     assert digests(batch, "*") == before
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_stopped_is_completed(batch: Path, trained: Path, tmp_path: Path) -> None:
     """SIGTERM, as from `ray job stop`, while slices are made; the same command ends with the same bytes."""
     flags = ["--model", str(trained), "--out", str(tmp_path / "b"), "--count", "40", "--base-seed", "5"]

@@ -101,6 +101,6 @@ def level_balanced(levels: np.ndarray, count: int) -> np.ndarray:
     each = max(1, count // LEVELS)
     chosen = []
     for level in range(LEVELS):
-        rows = np.flatnonzero(levels == level)
+        rows = np.roll(np.flatnonzero(levels == level), level)  # other cases for every level
         chosen.append(rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)])
     return np.sort(np.concatenate(chosen))
