@@ -1,6 +1,5 @@
 """The trained model as files: safetensors, JSON and a model card. Nothing in it is unpickled."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -104,11 +103,6 @@ def is_whole(uri: str) -> bool:
 def read_vqvae(uri: str) -> VQVAE:
     """The VQ-VAE of a bundle, in evaluation mode."""
     return read_bundle(uri).vqvae
-
-
-def stage_config(config: VQVAEConfig | DCGANConfig) -> dict[str, Any]:
-    """A stage's configuration as JSON-ready fields."""
-    return dataclasses.asdict(config)
 
 
 def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, 
 from oasisgen.errors import UserError
 from oasisgen.evaluation import report
 from oasisgen.evaluation.reconstruction import evaluate
-from oasisgen.models.bundle import is_whole, stage_config, write_bundle
+from oasisgen.models.bundle import is_whole, write_bundle
 from oasisgen.models.dcgan import DCGAN, make_palette
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import say
@@ -69,8 +69,8 @@ def train(config: TrainConfig) -> str:
     described = {
         "seed": config.seed,
         "data": {"uri": data.uri, "fingerprint": data.fingerprint},
-        "vqvae": stage_config(config.vqvae),
-        "dcgan": stage_config(config.dcgan),
+        "vqvae": dataclasses.asdict(config.vqvae),
+        "dcgan": dataclasses.asdict(config.dcgan),
     }
     evaluation = evaluate(load_vqvae, data, "validate")
     metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
