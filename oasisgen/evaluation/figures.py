@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torchvision.utils import make_grid
 
 STYLE: Any = {
     "font.size": 9,
@@ -69,6 +68,8 @@ def code_usage(counts: list[int]) -> str:
 
 def montage(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
     """Rows of (256, 256) uint8 slices, each as long as the first, as one PNG."""
+    from torchvision.utils import make_grid  # here: it takes seconds to import, and most processes draw nothing
+
     slices = torch.from_numpy(np.stack([image for row in rows for image in row])).unsqueeze(1)  # (N, 1, 256, 256)
     sheet = make_grid(slices, nrow=len(rows[0]), padding=4, pad_value=255)  # (3, H, W)
     buffer = io.BytesIO()

@@ -4,7 +4,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 DATA_RANGE = 255.0
 WINDOW = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))  # 11 taps, sigma 1.5
@@ -48,6 +47,8 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     Equal images would score infinity and take every mean with them: they score as if one pixel were off by one.
     """
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # here: it takes 4 s to import, SSIM none
+
     value = peak_signal_noise_ratio(a.float(), b.float(), data_range=DATA_RANGE, reduction="none", dim=(1, 2))
     assert isinstance(value, torch.Tensor)
     return value.clamp(max=10 * math.log10(DATA_RANGE**2 * a[0].numel()))

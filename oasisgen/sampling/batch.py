@@ -27,7 +27,7 @@ from oasisgen.sampling.sample import GROUP, Sampler
 
 IDS_PER_PART = 1000
 PIECES_PER_BLOCK = 4  # groups that one task samples: few, so that little is in memory at once
-FLOOR_SLICES = 256  # held-out slices that are measured as if they were synthetic
+FLOOR_SLICES = 64, 256  # fewest and most held-out slices measured as if they were synthetic; between: the count
 SUMMARY = pa.schema(
     [
         ("id", pa.int64()),
@@ -102,7 +102,7 @@ def generate(model: str, out: str, count: int, base_seed: int, levels: list[int]
     with Progress("generate", sum(end - start for start, end in missing.items()), "slices") as progress:
         for part in make_parts(bundle, base_seed, levels, out, missing, train, held_out, progress):
             storage.write_table(part_uri(out, part["id"][0].as_py()), part, IDS_PER_PART)
-    floor = measure_floor(train, held_out, base_seed)
+    floor = measure_floor(train, held_out, base_seed, min(max(count, FLOOR_SLICES[0]), FLOOR_SLICES[1]))
 
     digests = {start: hashlib.sha256(storage.read_bytes(part_uri(out, start))).hexdigest() for start in parts}
     slices = storage.read_table(storage.join(out, "summary"))
@@ -176,10 +176,10 @@ def make_parts(
     assert not pending, f"parts without all their slices: {list(pending)}"
 
 
-def measure_floor(train: Stored, held_out: Stored, base_seed: int) -> pa.Table:
-    """Held-out slices measured as if they were synthetic: level, ssim_real, ssim_train_max."""
+def measure_floor(train: Stored, held_out: Stored, base_seed: int, count: int) -> pa.Table:
+    """`count` held-out slices, of all levels alike, as if they were synthetic: level, ssim_real, ssim_train_max."""
     feed: Feed = held_out.load()
-    rows = level_balanced(np.concatenate([block["level"] for block in feed.blocks]), FLOOR_SLICES)
+    rows = level_balanced(np.concatenate([block["level"] for block in feed.blocks]), count)
     columns = {name: feed.rows(rows, name) for name in ("case", "level", "image")}
     pieces = ray.data.from_items([{"id": int(n), **{k: v[i] for k, v in columns.items()}} for i, n in enumerate(rows)])
     compared = pieces.map_batches(
