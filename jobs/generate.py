@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from oasisgen import cli, storage
-from oasisgen.config import LEVELS, level_range
+from oasisgen.config import LEVELS, check, level_range
 from oasisgen.progress import say
+
+RESULTS = ("slices",), ("summary",), ("report", "index.html")
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,16 @@ class Flags:
     """Levels to paint, in turn, like 10-20,25 (models that know levels)."""
     data: str | None = None
     """URI of the data set to measure against; by default the one the model was trained on."""
+    dry_run: bool = False
+    """Check storage, model, data set, room on the cluster and the batch's name, print the plan, and stop."""
+    link_hours: float = 0.0
+    """Print a link to the report too, which opens without credentials for so many hours (on S3); 0: none."""
 
     def __post_init__(self) -> None:
         level_range(self.levels)
-        if not 1 <= self.count <= 10**10:
-            raise ValueError(f"count is {self.count}: must be from 1 to 10^10")
-        if self.base_seed < 0:
-            raise ValueError(f"base_seed is {self.base_seed}: must be at least 0")
+        check("count", self.count, 1 <= self.count <= 10**10, "from 1 to 10^10")
+        check("base_seed", self.base_seed, self.base_seed >= 0, "at least 0")
+        check("link_hours", self.link_hours, 0 <= self.link_hours <= 168, "from 0 to 168, a week")
 
 
 def main() -> None:
@@ -42,14 +47,15 @@ def main() -> None:
 
         with cluster.connection():
             levels = level_range(flags.levels)
-            summary = generate(flags.model, flags.out, flags.count, flags.base_seed, levels, flags.data)
+            summary = generate(flags.model, flags.out, flags.count, flags.base_seed, levels, flags.data, flags.dry_run)
+        if summary is None:
+            return
         for name in ("ssim_real", "ssim_train_max"):
-            value = summary[name]
-            say("generate", f"{name:<14} {value['mean']:.4f}, floor {value['floor']:.4f}")
-        out = storage.absolute(flags.out)
-        say("generate", f"slices:  {storage.join(out, 'slices')}")
-        say("generate", f"summary: {storage.join(out, 'summary')}")
-        say("generate", f"report:  {storage.join(out, 'report', 'index.html')}")
+            say("generate", f"{name:<14} {summary[name]['mean']:.4f}, floor {summary[name]['floor']:.4f}")
+        results = [storage.join(storage.absolute(flags.out), *path) for path in RESULTS]
+        links = [storage.link(results[-1], flags.link_hours)] if flags.link_hours else []
+        for uri in results + links:
+            say("generate", uri)
 
     cli.run(job, "generate.py")
 

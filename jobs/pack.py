@@ -16,6 +16,8 @@ class Flags:
     """URI of the data set, <root>/datasets/<name>."""
     strict: bool = False
     """Fail if any file is rejected, instead of setting it aside."""
+    dry_run: bool = False
+    """Check storage, source folders and the data set's name, print the plan, and stop."""
 
 
 def main() -> None:
@@ -27,7 +29,9 @@ def main() -> None:
         from oasisgen.data.pack import pack
 
         with cluster.connection():
-            description = pack(flags.source, flags.out, flags.strict)
+            description = pack(flags.source, flags.out, flags.strict, flags.dry_run)
+        if description is None:
+            return
         for name, split in description["splits"].items():
             say("pack", f"{name}: {split['slices']} slices of {len(split['cases'])} cases")
         for file in description["rejected"]:

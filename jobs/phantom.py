@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from oasisgen import cli, storage
+from oasisgen.config import check
 from oasisgen.progress import say
 
 
@@ -12,7 +13,7 @@ class Flags:
 
     out: str
     """URI of the folder for the split folders."""
-    train: int = 24
+    train: int = 20
     """Subjects in the train split; each has 32 slices."""
     validate: int = 6
     """Subjects in the validate split."""
@@ -22,13 +23,9 @@ class Flags:
     """The same seed gives the same subjects, bit for bit."""
 
     def __post_init__(self) -> None:
-        for split in ("validate", "test"):
-            if getattr(self, split) < 0:
-                raise ValueError(f"{split} is {getattr(self, split)}: must be at least 0")
-        if self.train < 1:
-            raise ValueError(f"train is {self.train}: must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}: must be at least 0")
+        check("train", self.train, self.train >= 1, "at least 1")
+        for name in ("validate", "test", "seed"):
+            check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ def main() -> None:
 
         with cluster.connection():
             bundle = train(config)
-        say("train", f"model:  {bundle}")
-        say("train", f"report: {storage.join(storage.absolute(config.out), 'report', 'index.html')}")
+        if bundle:
+            say("train", f"model:  {bundle}")
+            say("train", f"report: {storage.join(storage.absolute(config.out), 'report', 'index.html')}")
 
     cli.run(job, "train.py")
 

@@ -47,8 +47,7 @@ def run(job: Callable[[], None], name: str) -> None:
     try:
         job()
     except UserError as error:
-        cause = getattr(error, "cause", error)  # one from a Ray task brings the task's traceback along, and advice
-        print(f"{name}: {str(cause).splitlines()[0]}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command continues where it was", file=sys.stderr)

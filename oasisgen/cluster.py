@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
+from oasisgen import storage
 from oasisgen.errors import UserError
 
 # glibc gives large blocks back to the kernel at every step, which costs a CPU trainer 30-40 %; keep them.
@@ -28,7 +30,9 @@ _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: a finished stage is seen at once
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5 s: a node about to go may have little time
 }
+PATIENCE_SECONDS = 10  # for resources that a job that has just ended still holds
 
 
 @contextmanager
@@ -44,7 +48,13 @@ def connection() -> Iterator[None]:
     warnings.filterwarnings("ignore", module="ray")
     _require_listener(os.environ.get("RAY_ADDRESS", ""))
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, configure_logging=True)
+        ray.init(
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            include_dashboard=False,
+            configure_logging=True,
+            runtime_env=_storage_access(),
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"Ray at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')} cannot be reached: {reason}") from None
@@ -60,8 +70,36 @@ def connection() -> Iterator[None]:
     context.execution_no_progress_timeout_s = 120
     try:
         yield
+    except ray.exceptions.RayError as error:
+        raise UserError(_cause(error)) from error
     finally:
         ray.shutdown()
+
+
+def _storage_access() -> dict[str, Any] | None:
+    """A runtime environment that gives the workers of a running cluster this process's access to S3.
+
+    As a function that Ray carries to them: `env_vars` would show the secrets in its logs and in `ps`. A cluster that
+    this process starts inherits them.
+    """
+    variables = storage.aws_environment()
+    if not variables or os.environ.get("RAY_ADDRESS") == "local":
+        return None
+
+    def set_up() -> None:
+        os.environ.update(variables)
+
+    return {"worker_process_setup_hook": set_up}
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong in a task, as one line. Raises `error` again where it is neither the user's nor the cluster's."""
+    cause = error
+    while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause:
+        cause = cause.cause
+    if isinstance(cause, UserError | OSError | ray.exceptions.RayError):
+        return next(line for line in str(cause).splitlines() if line.strip())
+    raise error
 
 
 def _require_listener(address: str) -> None:
@@ -95,21 +133,37 @@ def pool(use_gpu: bool = False) -> dict[str, Any]:
 
 
 def require(workers: int, cpus_per_worker: float, gpus_per_worker: float) -> None:
-    """Raise UserError unless the cluster holds the trainers and one CPU for data tasks beside them."""
-    has = ray.cluster_resources()
-    need = workers * cpus_per_worker + 1
-    if need > has.get("CPU", 0):
-        raise UserError(
-            f"{workers} workers x {cpus_per_worker:g} CPUs and 1 CPU for data tasks need {need:g} CPUs, "
-            f"the cluster has {has.get('CPU', 0):g}: lower --workers or --cpus-per-worker"
-        )
-    if workers * gpus_per_worker > has.get("GPU", 0):
-        raise UserError(
-            f"{workers} workers x {gpus_per_worker:g} GPUs need {workers * gpus_per_worker:g}, "
-            f"the cluster has {has.get('GPU', 0):g}: lower --gpus-per-worker"
-        )
+    """Raise UserError unless the trainers, and one CPU for data tasks beside them, are free on the cluster."""
+    needs = {"CPU": workers * cpus_per_worker + 1, "GPU": workers * gpus_per_worker}
+    because = {
+        "CPU": f"{workers} workers x {cpus_per_worker:g} CPUs and 1 CPU for data tasks",
+        "GPU": f"{workers} workers x {gpus_per_worker:g} GPUs",
+    }
+    for kind, need in needs.items():
+        require_free(kind, need, because[kind], f"lower --workers or --{kind.lower()}s-per-worker")
+
+
+def require_free(kind: str, need: float, because: str, fix: str) -> None:
+    """Raise UserError unless `need` CPUs or GPUs (`kind`) of the cluster are free, or will be at once."""
+    has = ray.cluster_resources().get(kind, 0)
+    if need > has:
+        raise UserError(f"{because} need {need:g} {kind}s, the cluster has {has:g}: {fix}")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while need > (free := ray.available_resources().get(kind, 0)):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{because} need {need:g} {kind}s, {free:g} of the cluster's {has:g} are free: "
+                f"wait for its other jobs, or {fix}"
+            )
+        time.sleep(0.5)
 
 
 def gpus() -> float:
     """GPUs of the whole cluster."""
     return float(ray.cluster_resources().get("GPU", 0))
+
+
+def free() -> dict[str, float]:
+    """What is free on the whole cluster: CPU, GPU, and `store`, bytes of its object store."""
+    has = ray.available_resources()
+    return {"CPU": has.get("CPU", 0), "GPU": has.get("GPU", 0), "store": has.get("object_store_memory", 0)}

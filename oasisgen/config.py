@@ -14,7 +14,7 @@ IMAGE_SIZE = 256  # pixels, both ways
 CODE_SIZE = 64  # both ways; the encoder halves the slice twice
 
 
-def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
+def check(name: str, value: Any, ok: bool, allowed: str) -> None:
     """Raise ValueError(`name` is `value`: must be `allowed`) unless `ok`."""
     if not ok:
         raise ValueError(f"{name} is {value}: must be {allowed}")
@@ -61,17 +61,17 @@ class VQVAEConfig:
 
     def __post_init__(self) -> None:
         for name in ("channels", "residual_channels", "code_dim", "epochs", "batch_size"):
-            _check(f"vqvae.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        _check("vqvae.residual_blocks", self.residual_blocks, self.residual_blocks >= 0, "at least 0")
-        _check("vqvae.channels", self.channels, self.channels % 2 == 0, "even")
-        _check("vqvae.codebook_size", self.codebook_size, 2 <= self.codebook_size <= 65536, "from 2 to 65536")
-        _check("vqvae.ema_decay", self.ema_decay, 0 < self.ema_decay < 1, "between 0 and 1")
-        _check("vqvae.dead_below", self.dead_below, 0 <= self.dead_below < 1, "from 0 to below 1")
-        _check("vqvae.commitment", self.commitment, self.commitment >= 0, "at least 0")
-        _check("vqvae.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
-        _check("vqvae.validate_slices", self.validate_slices, self.validate_slices >= 0, "at least 0")
+            check(f"vqvae.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check("vqvae.residual_blocks", self.residual_blocks, self.residual_blocks >= 0, "at least 0")
+        check("vqvae.channels", self.channels, self.channels % 2 == 0, "even")
+        check("vqvae.codebook_size", self.codebook_size, 2 <= self.codebook_size <= 65536, "from 2 to 65536")
+        check("vqvae.ema_decay", self.ema_decay, 0 < self.ema_decay < 1, "between 0 and 1")
+        check("vqvae.dead_below", self.dead_below, 0 <= self.dead_below < 1, "from 0 to below 1")
+        check("vqvae.commitment", self.commitment, self.commitment >= 0, "at least 0")
+        check("vqvae.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        check("vqvae.validate_slices", self.validate_slices, self.validate_slices >= 0, "at least 0")
         crop_fits = self.crop % 4 == 0 and 16 <= self.crop <= IMAGE_SIZE
-        _check("vqvae.crop", self.crop, crop_fits, f"a multiple of 4 from 16 to {IMAGE_SIZE}")
+        check("vqvae.crop", self.crop, crop_fits, f"a multiple of 4 from 16 to {IMAGE_SIZE}")
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,18 @@ class DCGANConfig:
 
     def __post_init__(self) -> None:
         for name in ("latent_dim", "channels", "epochs", "batch_size"):
-            _check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+            check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
         drawable = not self.template or (self.conditional and self.palette == "vector")
-        _check("dcgan.template", self.template, drawable, "off unless conditional is on and palette is vector")
+        check("dcgan.template", self.template, drawable, "off unless conditional is on and palette is vector")
         fits = 0 <= self.components <= self.latent_dim
-        _check("dcgan.components", self.components, fits, f"from 0 to latent_dim ({self.latent_dim})")
+        check("dcgan.components", self.components, fits, f"from 0 to latent_dim ({self.latent_dim})")
         for name in ("commitment", "gradient_penalty"):
-            _check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        _check("dcgan.noise", self.noise, self.noise >= 0, "at least 0")
-        _check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
-        _check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
-        _check("dcgan.shift", self.shift, 0 <= self.shift < CODE_SIZE // 2, f"from 0 to {CODE_SIZE // 2 - 1}")
-        _check("dcgan.generator_decay", self.generator_decay, 0 <= self.generator_decay < 1, "from 0 to below 1")
+            check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        check("dcgan.noise", self.noise, self.noise >= 0, "at least 0")
+        check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
+        check("dcgan.shift", self.shift, 0 <= self.shift < CODE_SIZE // 2, f"from 0 to {CODE_SIZE // 2 - 1}")
+        check("dcgan.generator_decay", self.generator_decay, 0 <= self.generator_decay < 1, "from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,26 @@ class TrainConfig:
     """CPUs that Ray reserves for each of them; fractions are fine, 0 is not."""
     gpus_per_worker: float = 0.0
     """GPUs for each of them; 0 trains on the CPU."""
+    min_workers: int = 0
+    """Go on with as few as these when nodes are lost, and with more as they come back; 0 waits for all workers."""
+    checkpoint_seconds: float = 30.0
+    """Save at least this often, in seconds: the most work that a lost node costs. An epoch's end always saves."""
+    dry_run: bool = False
+    """Check storage, data set, room on the cluster and the run's name, print the plan, and stop."""
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     dcgan: DCGANConfig = field(default_factory=DCGANConfig)
 
     def __post_init__(self) -> None:
-        _check("workers", self.workers, self.workers >= 1, "at least 1")
-        _check("cpus_per_worker", self.cpus_per_worker, self.cpus_per_worker > 0, "above 0")
-        _check("gpus_per_worker", self.gpus_per_worker, self.gpus_per_worker >= 0, "at least 0")
-        _check("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
+        check("workers", self.workers, self.workers >= 1, "at least 1")
+        check("cpus_per_worker", self.cpus_per_worker, self.cpus_per_worker > 0, "above 0")
+        check("gpus_per_worker", self.gpus_per_worker, self.gpus_per_worker >= 0, "at least 0")
+        fits = 0 <= self.min_workers <= self.workers
+        check("min_workers", self.min_workers, fits, f"from 0 to workers ({self.workers})")
+        check("checkpoint_seconds", self.checkpoint_seconds, self.checkpoint_seconds > 0, "above 0")
+        check("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
         for stage in ("vqvae", "dcgan"):
             batch = getattr(self, stage).batch_size
-            _check(f"{stage}.batch_size", batch, batch % self.workers == 0, f"a multiple of workers ({self.workers})")
+            check(f"{stage}.batch_size", batch, batch % self.workers == 0, f"a multiple of workers ({self.workers})")
 
 
 SEED = TrainConfig(
@@ -204,8 +213,16 @@ PRESETS = {
     "full": ("The best we know.", FULL),
 }
 
-# Where a run computes is not what it computes: these may change between two calls of the same run.
-_PLACEMENT = ("out", "workers", "cpus_per_worker", "gpus_per_worker")
+# How a run computes is not what it computes: these may change between two calls of the same run.
+_PLACEMENT = (
+    "out",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "min_workers",
+    "checkpoint_seconds",
+    "dry_run",
+)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

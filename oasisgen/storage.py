@@ -1,31 +1,71 @@
 """URI -> file system, and the few verbs the project needs. The only module that knows where files live.
 
-A URI is a plain path, `file:///…`, or any scheme that `pyarrow.fs` opens. A file is written whole or not at all.
+A URI is a plain path, `file:///…`, `s3://bucket/…`, or any other scheme that `pyarrow.fs` opens. A file is written
+whole or not at all. S3 is set up as everywhere, by AWS's environment variables and credential chain; bulk data goes
+through pyarrow, and boto3 does what S3 alone can do.
+
+What storage answers is raised as UserError, in one line that names the URI and the fix; a missing file is
+FileNotFoundError.
 """
 
+import functools
 import json
 import os
 import posixpath
+import re
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import boto3
+import botocore.exceptions
 import pyarrow as pa
 import pyarrow.parquet as pq
+from botocore.config import Config
 from pyarrow import fs
 
 from oasisgen.errors import UserError
 
+# What a worker on another node must know to open what the driver opens. The values are secrets.
+AWS_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_CA_BUNDLE",
+    "AWS_MAX_ATTEMPTS",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+)
+TEMPORARY = ".oasisgen-tmp"  # ends the names of local files that are being written
+ATTEMPTS = 8  # at one request, with growing pauses: a server may be out for half a minute
+ADVICE = {  # by S3's error codes, in small letters
+    "invalidaccesskeyid": "the server does not know the access key; mend AWS_ACCESS_KEY_ID",
+    "signaturedoesnotmatch": "the secret key does not fit the access key; mend AWS_SECRET_ACCESS_KEY",
+    "expiredtoken": "the session token has expired; get new credentials",
+    "invalidtoken": "the session token is not valid; mend AWS_SESSION_TOKEN",
+    "requesttimetooskewed": "the clocks of this machine and of the server differ; set this one",
+    "nosuchbucket": "there is no such bucket; create it or mend the URI",
+    "accessdenied": "these credentials may not {verb} it; grant them that",
+    "networkconnection": "the server does not answer; mend AWS_ENDPOINT_URL or the network",
+    "slowdown": "the server asks for fewer requests; run the command again later",
+    "serviceunavailable": "the server is out of service; run the command again later",
+}
+
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of `uri` and the path in it. Plain paths become absolute.
-
-    Raises UserError for a scheme that is not known.
-    """
+    """The file system of `uri` and the path in it. Plain paths become absolute."""
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(Path(uri).expanduser())
+    if is_s3(uri):
+        bucket, key = _bucket_and_key(uri)
+        return _s3(bucket), posixpath.join(bucket, key).rstrip("/")
     try:
         return fs.FileSystem.from_uri(uri)
     except pa.ArrowInvalid as error:
@@ -44,15 +84,37 @@ def join(uri: str, *names: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder lies at `uri`."""
-    system, path = resolve(uri)
-    return system.get_file_info(path).type != fs.FileType.NotFound
+    with _clear_errors(uri, "read"):
+        system, path = resolve(uri)
+        return system.get_file_info(path).type != fs.FileType.NotFound
+
+
+def size(uri: str) -> int | None:
+    """Bytes of the file at `uri`; None where there is none."""
+    with _clear_errors(uri, "read"):
+        system, path = resolve(uri)
+        return system.get_file_info(path).size
+
+
+def list_files(uri: str) -> Iterator[tuple[str, int]]:
+    """(path below `uri`, bytes) of every file under a folder, in the order of their names.
+
+    Raises FileNotFoundError where there is no such folder.
+    """
+    with _clear_errors(uri, "list"):
+        system, path = resolve(uri)
+        infos = system.get_file_info(fs.FileSelector(path, recursive=True))
+    for info in sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path):
+        if not info.base_name.endswith(TEMPORARY):  # one in the making is not there yet
+            yield posixpath.relpath(info.path, path), info.size
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError."""
-    system, path = resolve(uri)
-    with system.open_input_stream(path) as stream:
-        return stream.read()
+    with _clear_errors(uri, "read"):
+        system, path = resolve(uri)
+        with system.open_input_stream(path) as stream:
+            return stream.read()
 
 
 def read_json(uri: str) -> Any:
@@ -63,32 +125,23 @@ def read_json(uri: str) -> Any:
         raise UserError(f"{uri} is not valid JSON: it is damaged; remove it and run the command again") from None
 
 
+def read_table(uri: str) -> pa.Table:
+    """One Parquet file, or those of a folder in the order of their names."""
+    with _clear_errors(uri, "read"):
+        system, path = resolve(uri)
+        return pq.read_table(path, filesystem=system)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write the whole file or nothing: a reader sees the old file, the new one, or none."""
-    system, path = resolve(uri)
-    if not isinstance(system, fs.LocalFileSystem):  # object stores show an object only once it is complete
-        with system.open_output_stream(path) as stream:
-            stream.write(data)
-        return
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{uri} cannot be written: {error.strerror}; free space or give another --out") from None
-
-
-def remove(uri: str) -> None:
-    """Remove one file."""
-    system, path = resolve(uri)
-    system.delete_file(path)
+    with _clear_errors(uri, "write"):
+        system, path = resolve(uri)
+        if isinstance(system, fs.LocalFileSystem):
+            with _temporary(Path(path), data) as temporary:
+                temporary.replace(path)
+        else:  # object stores show an object only once it is complete
+            with system.open_output_stream(path) as stream:
+                stream.write(data)
 
 
 def write_text(uri: str, text: str) -> None:
@@ -105,18 +158,179 @@ def write_table(uri: str, table: pa.Table, rows_per_group: int) -> bytes:
     return data
 
 
-def read_table(uri: str) -> pa.Table:
-    """One Parquet file, or those of a folder in the order of their names."""
-    system, path = resolve(uri)
-    return pq.read_table(path, filesystem=system)
+def create(uri: str, data: bytes) -> bool:
+    """Write the file unless there is one. Of many callers at once, one is told True, also on S3."""
+    with _clear_errors(uri, "write"):
+        if is_s3(uri):
+            bucket, key = _bucket_and_key(uri)
+            try:
+                _boto().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            except botocore.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    raise
+                # An attempt whose answer was lost made the file itself.
+                return read_bytes(uri) == data
+            return True
+        path = Path(resolve(uri)[1])
+        with _temporary(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            return True
 
 
-def list_files(uri: str) -> Iterator[tuple[str, int]]:
-    """(path below `uri`, bytes) of every file under a folder, in the order of their names.
+def remove(uri: str) -> None:
+    """Remove one file. Raises FileNotFoundError where the file system can tell."""
+    with _clear_errors(uri, "delete"):
+        system, path = resolve(uri)
+        system.delete_file(path)
 
-    Raises FileNotFoundError where there is no such folder.
+
+def link(uri: str, hours: float) -> str:
+    """An address that opens a file on S3 for some hours without credentials. Raises UserError for other storage."""
+    if not is_s3(uri):
+        raise UserError(f"{uri} is not on S3: only there can a file be shared by a link")
+    bucket, key = _bucket_and_key(uri)
+    with _clear_errors(uri, "share"):
+        parameters = {"Bucket": bucket, "Key": key}
+        return _boto().generate_presigned_url("get_object", parameters, ExpiresIn=round(hours * 3600))
+
+
+def check(uri: str, write: bool) -> None:
+    """Raise UserError unless the storage answers and this process may list and read there; `write`: and write, delete.
+
+    `uri` is a folder and need not exist. What is written to see is removed again.
     """
+    if is_s3(uri):
+        _check_s3(uri, write)
+        return
     system, path = resolve(uri)
-    infos = system.get_file_info(fs.FileSelector(path, recursive=True))
-    for info in sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path):
-        yield posixpath.relpath(info.path, path), info.size
+    if write and isinstance(system, fs.LocalFileSystem):
+        home = next(parent for parent in (Path(path), *Path(path).parents) if parent.exists())
+        if not (home.is_dir() and os.access(home, os.W_OK | os.X_OK)):
+            reason = "may not be written to" if home.is_dir() else "is no folder"
+            raise UserError(f"{uri}: {home} {reason}; give another --out, or the right to write there")
+
+
+def _check_s3(uri: str, write: bool) -> None:
+    client = _boto(attempts=2)  # a wrong address should not take half a minute to be told
+    bucket, key = _bucket_and_key(uri)
+    with _clear_errors(uri, "list"):
+        client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    if not write:
+        return
+    probe = {"Bucket": bucket, "Key": posixpath.join(key, f".check-{uuid.uuid4().hex[:8]}")}
+    for verb, call in (
+        ("write", functools.partial(client.put_object, Body=b"oasisgen")),
+        ("read", client.get_object),
+        ("delete", client.delete_object),
+    ):
+        with _clear_errors(uri, verb):
+            call(**probe)
+
+
+def is_s3(uri: str) -> bool:
+    """Whether `uri` is on S3, or on a server that speaks its protocol."""
+    return uri.startswith("s3://")
+
+
+def aws_environment() -> dict[str, str]:
+    """The AWS variables of this process. They hold secrets: not for logs, command lines or runtime environments."""
+    return {name: os.environ[name] for name in AWS_VARIABLES if name in os.environ}
+
+
+class _S3(fs.S3FileSystem):  # type: ignore[misc]
+    """Travels between processes as "the one your own environment describes": without secrets, and with its retries."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _s3, (self.bucket,)
+
+
+@functools.cache
+def _s3(bucket: str) -> _S3:
+    endpoint = _endpoint()
+    region = os.environ.get("AWS_REGION") or boto3.Session().region_name
+    system = _S3(
+        region=region or (None if endpoint else fs.resolve_s3_region(bucket)),
+        endpoint_override=endpoint,
+        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),  # pyarrow does not read this variable itself
+        allow_delayed_open=True,  # a small file is one request
+        connect_timeout=10,
+        request_timeout=30,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))),
+    )
+    system.bucket = bucket
+    return system
+
+
+@functools.cache
+def _boto(attempts: int = ATTEMPTS) -> Any:
+    _endpoint()
+    retries: Any = {"mode": "standard", "max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", attempts))}
+    config = Config(retries=retries, connect_timeout=10, read_timeout=30, signature_version="s3v4")
+    try:
+        return boto3.client("s3", config=config)
+    except ValueError as error:  # an address that is none
+        raise UserError(f"{error}: mend AWS_ENDPOINT_URL") from None
+
+
+def _endpoint() -> str | None:
+    """The server in the place of AWS, if there is one. Some do not know the trailing checksums of newer clients."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    return endpoint
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"{uri} names no bucket: give s3://bucket/prefix")
+    return bucket, key.strip("/")
+
+
+@contextmanager
+def _temporary(target: Path, data: bytes) -> Iterator[Path]:
+    """`data` in a file beside `target`, safe on the disk; removed at the end unless it was moved."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def _clear_errors(uri: str, verb: str) -> Iterator[None]:
+    """What storage answers to `verb`, as a UserError."""
+    try:
+        yield
+    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
+        raise UserError(
+            f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
+        ) from None
+    except (botocore.exceptions.HTTPClientError, botocore.exceptions.EndpointConnectionError) as error:
+        raise UserError(f"{uri}: {ADVICE['networkconnection']} ({error})") from None
+    except botocore.exceptions.BotoCoreError as error:  # a profile that is not there, a region that is none, …
+        raise UserError(f"{uri}: {error}") from None
+    except botocore.exceptions.ClientError as error:
+        raise UserError(f"{uri}: {_advice(error.response['Error']['Code'], verb) or error}") from None
+    except OSError as error:
+        code = re.search(r"AWS Error (\w+)", str(error))  # pyarrow's way of spelling them
+        advice = _advice(code[1], verb) if code else None
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not advice:
+            raise
+        reason = advice or f"cannot {verb}: {error.strerror or error}; free space, or give another place"
+        raise UserError(f"{uri}: {' '.join(reason.split())}") from None
+
+
+def _advice(code: str, verb: str) -> str | None:
+    advice = ADVICE.get(code.replace("_", "").lower())
+    return advice and advice.format(verb=verb)

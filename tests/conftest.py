@@ -1,20 +1,25 @@
 """Shared pieces: one Ray for the whole session, a small packed data set, and a way to run jobs as a user does."""
 
+import hashlib
 import io
 import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import ray
 import tyro
+from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from oasisgen import cluster
+from oasisgen import cluster, storage
 from oasisgen.config import PRESETS, TrainConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import write_phantoms
@@ -24,7 +29,41 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
-def connected() -> Iterator[str]:
+def s3() -> Iterator[str]:
+    """A folder of our own on an S3 server: the real one that the AWS variables and S3_TEST_BUCKET name, else moto's."""
+    with ExitStack() as stack:
+        if "S3_TEST_BUCKET" not in os.environ:
+            server = ThreadedMotoServer("127.0.0.1", 0)
+            server.start()
+            stack.callback(server.stop)
+            host, port = server.get_host_and_port()
+            for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE"):
+                os.environ.pop(name, None)
+            os.environ |= {
+                "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+                "AWS_ACCESS_KEY_ID": "moto",
+                "AWS_SECRET_ACCESS_KEY": "a-secret-of-moto",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+                "S3_TEST_BUCKET": "tests-on-moto",
+            }
+            boto3.client("s3").create_bucket(Bucket=os.environ["S3_TEST_BUCKET"])
+        folder = f"s3://{os.environ['S3_TEST_BUCKET']}/{uuid.uuid4().hex[:12]}"
+        yield folder
+        system, path = storage.resolve(folder)
+        system.delete_dir_contents(path, missing_dir_ok=True)
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder, on disk and then on S3."""
+    if request.param == "disk":
+        return str(tmp_path)
+    return storage.join(request.getfixturevalue("s3"), uuid.uuid4().hex[:12])
+
+
+@pytest.fixture(scope="session")
+def connected(s3: str) -> Iterator[str]:
     """A Ray of our own on this machine; its address, which jobs started as processes find in RAY_ADDRESS."""
     before = os.environ.get("RAY_ADDRESS")
     os.environ["RAY_ADDRESS"] = "local"
@@ -52,11 +91,11 @@ def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return open_data_set(uri)
 
 
-def tiny_flags(data: DataSet, out: Path) -> list[str]:
+def tiny_flags(data: DataSet | str, out: Path | str) -> list[str]:
     """A training job of a few seconds, as flags: 6 steps of each stage in each of 2 epochs."""
     flags = "--vqvae.channels 16 --vqvae.residual-channels 8 --vqvae.crop 64 --vqvae.epochs 2 --vqvae.validate-slices 8"
     flags += " --dcgan.channels 8 --dcgan.components 8 --dcgan.batch-size 16 --dcgan.epochs 2"
-    return ["demo", "--data", data.uri, "--out", str(out), *flags.split()]
+    return ["demo", "--data", data if isinstance(data, str) else data.uri, "--out", str(out), *flags.split()]
 
 
 def tiny(data: DataSet, out: Path) -> TrainConfig:
@@ -91,6 +130,18 @@ def run_job(name: str, *flags: str, **environment: str) -> subprocess.CompletedP
     process = start_job(name, *flags, **environment)
     stdout, stderr = process.communicate(timeout=280)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def digests(folder: Path, pattern: str) -> dict[str, str]:
+    """Path below `folder` -> sha256 of every file whose name matches."""
+    files = sorted(file for file in folder.rglob(pattern) if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def one_line(text: str) -> str:
+    """The only line of a text."""
+    (line,) = text.strip().splitlines()
+    return line
 
 
 def png(image: np.ndarray | Image.Image, kind: str = "PNG") -> bytes:

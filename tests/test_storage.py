@@ -1,17 +1,159 @@
+import json
+import os
+import pickle
 import subprocess
 import sys
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
+import boto3
 import pytest
 
 from oasisgen import storage
 from oasisgen.errors import UserError
+from tests.proxy import Proxy, proxy
 
 
-def test_a_file_comes_back_whole_by_path_and_by_uri(tmp_path: Path) -> None:
-    storage.write_bytes(str(tmp_path / "a" / "b"), b"\x00\xff")
-    assert storage.read_bytes(f"file://{tmp_path}/a/b") == b"\x00\xff"
-    assert list(storage.list_files(str(tmp_path))) == [("a/b", 2)]
+def test_a_file_comes_back_whole(place: str) -> None:
+    big = bytes(range(256)) * 30_000  # 7.7 MB: on S3 an upload in parts
+    for name, data in (("a/b", b"\x00\xff"), ("a/big", big), ("a/b", b"new")):
+        storage.write_bytes(storage.join(place, name), data)
+    assert list(storage.list_files(place)) == [("a/b", 3), ("a/big", len(big))]
+    assert storage.read_bytes(storage.join(place, "a/b")) == b"new"
+    assert storage.read_bytes(storage.join(place, "a/big")) == big
+    assert (storage.exists(storage.join(place, "a")), storage.size(storage.join(place, "a/big"))) == (True, len(big))
+    storage.remove(storage.join(place, "a/b"))
+    assert (storage.exists(storage.join(place, "a/b")), storage.size(storage.join(place, "a/b"))) == (False, None)
+
+
+def test_a_missing_file_and_folder_are_file_not_found(place: str) -> None:
+    for verb in (storage.read_bytes, storage.remove, lambda uri: list(storage.list_files(uri))):
+        with pytest.raises(FileNotFoundError):
+            verb(storage.join(place, "none"))
+
+
+def test_of_many_who_create_a_file_one_succeeds(place: str) -> None:
+    uri = storage.join(place, "claim.json")
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda number: storage.create(uri, str(number).encode()), range(16)))
+    assert won.count(True) == 1
+    assert storage.read_bytes(uri) == str(won.index(True)).encode()
+
+
+def test_a_check_leaves_nothing_behind(place: str) -> None:
+    storage.check(storage.join(place, "to be made"), write=True)
+    assert not storage.exists(storage.join(place, "to be made"))
+
+
+def test_a_file_system_travels_without_secrets(s3: str) -> None:
+    system, path = storage.resolve(s3)
+    travelled = pickle.dumps(system)
+    assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in travelled
+    storage.write_bytes(storage.join(s3, "travels"), b"x")
+    assert pickle.loads(travelled).get_file_info(path + "/travels").size == 1
+
+
+def test_a_link_opens_without_credentials(s3: str) -> None:
+    storage.write_bytes(storage.join(s3, "report.html"), b"<p>")
+    with urlopen(storage.link(storage.join(s3, "report.html"), hours=1)) as answer:
+        assert answer.read() == b"<p>"
+    with pytest.raises(UserError, match="is not on S3"):
+        storage.link("/tmp/report.html", hours=1)
+
+
+def said_of(uri: str, **environment: str) -> str:
+    """What the check before a job says, in a process with these variables; an empty one is unset."""
+    variables = {name: value for name, value in (os.environ | environment).items() if value}
+    script = f"""
+from oasisgen import storage
+from oasisgen.errors import UserError
+try:
+    storage.check({uri!r}, write=True)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def real(s3: str) -> str:
+    """An S3 server that looks at credentials and rights."""
+    if os.environ["AWS_ACCESS_KEY_ID"] == "moto":
+        pytest.skip("moto accepts any key: needs a real S3 server (AWS_ENDPOINT_URL, S3_TEST_BUCKET)")
+    return s3
+
+
+def test_what_is_wrong_with_access_is_one_line(real: str) -> None:
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
+    keyless = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    for uri, variables, reason in (
+        (real, {}, ""),
+        (real, {"AWS_ACCESS_KEY_ID": "AKIAWRONG"}, "the server does not know the access key; mend AWS_ACCESS_KEY_ID"),
+        (real, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "the secret key does not fit the access key; mend AWS_SECRET_"),
+        (real, keyless, "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (real, nowhere, "the server does not answer; mend AWS_ENDPOINT_URL or the network"),
+        ("s3://no-such-bucket-here/run", {}, "there is no such bucket; create it or mend the URI"),
+        ("s3:///run", {}, "names no bucket"),
+    ):
+        said = said_of(uri, **variables)
+        assert reason in said
+        assert said.startswith(uri if reason else "")
+        assert len(said.splitlines()) <= 1
+
+
+def test_a_bucket_that_may_only_be_read_is_told_before_anything_is_written(real: str) -> None:
+    client, bucket = boto3.client("s3"), f"read-only-{uuid.uuid4().hex[:8]}"
+    client.create_bucket(Bucket=bucket)
+    rule = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{bucket}/*"}
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]}))
+    try:
+        assert (
+            said_of(f"s3://{bucket}/run") == f"s3://{bucket}/run: these credentials may not write it; grant them that"
+        )
+    finally:
+        client.delete_bucket_policy(Bucket=bucket)
+        client.delete_bucket(Bucket=bucket)
+
+
+def through(fault: Proxy) -> dict[str, str]:
+    return {"AWS_ENDPOINT_URL": fault.url, "AWS_ENDPOINT_URL_S3": fault.url}
+
+
+def test_an_expired_token_is_one_line(s3: str) -> None:
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as fault:
+        fault.fault = lambda method, path: "400 ExpiredToken"
+        assert said_of(s3, **through(fault)) == f"{s3}: the session token has expired; get new credentials"
+
+
+@pytest.mark.parametrize("trouble", ["503 SlowDown", "500 InternalError", "slow"])
+def test_a_server_in_trouble_for_seconds_is_waited_for(s3: str, trouble: str) -> None:
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as fault:
+        fault.for_seconds(3, trouble)
+        script = f"""
+from oasisgen import storage
+uri = {storage.join(s3, trouble.split()[-1])!r}
+storage.write_bytes(uri, b"whole")
+print(storage.read_bytes(uri), storage.create(uri + ".claim", b"mine"))
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | through(fault)
+        )
+        assert done.stdout == "b'whole' True\n", done.stderr
+        assert fault.faults
+
+
+def test_an_upload_that_is_cut_is_sent_again(s3: str) -> None:
+    uri = storage.join(s3, "cut")
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as fault:
+        fault.once("hang up", "PUT", "/cut")
+        script = f"from oasisgen import storage; storage.write_bytes({uri!r}, bytes(9_000_000))"
+        subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | through(fault))
+        assert len(fault.faults) == 1
+    assert storage.read_bytes(uri) == bytes(9_000_000)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -30,7 +172,7 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "cannot be written: File too large" in done.stdout
+    assert "cannot write: File too large" in done.stdout
     assert target.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 

@@ -63,16 +63,16 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    rows: int, batch_size: int, seed: int, epoch: int, rank: int, world: int
+    rows: int, batch_size: int, seed: int, epoch: int, rank: int, world: int, first: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For every step of an epoch, this rank's row numbers (B,) and as many points in [0, 1)^2 to crop at (B, 2).
+    """For every step of an epoch from `first` on, this rank's row numbers (B,) and as many points in [0, 1)^2 (B, 2).
 
     The ranks' batches of one step are together the batch that a single worker would see.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(rows)
     points = random.random((rows, 2))
-    for step in range(steps_per_epoch(rows, batch_size)):
+    for step in range(first, steps_per_epoch(rows, batch_size)):
         mine = slice(step * batch_size + rank, (step + 1) * batch_size, world)
         yield order[mine], points[mine]
 

@@ -15,10 +15,11 @@ import ray.data
 from PIL import Image, UnidentifiedImageError
 
 from oasisgen import storage
+from oasisgen.claim import hold, require_free
 from oasisgen.config import IMAGE_SIZE, LEVELS
 from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
 from oasisgen.errors import UserError
-from oasisgen.progress import Progress
+from oasisgen.progress import Progress, say
 
 SLICES_PER_PART = 1024
 ROWS_PER_GROUP = 128
@@ -163,13 +164,16 @@ def _plan(slices: dict[str, list[tuple[str, str, int]]], source: str, out: str) 
             }
 
 
-def pack(source: str, out: str, strict: bool = False) -> dict[str, Any]:
+def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
     """Pack `source` into a data set at `out`; returns what `dataset.json` says.
 
-    A finished data set of the same source is left as it is. Needs a connected Ray.
-    Raises UserError for an unusable source, another data set under that name and, if `strict`, any rejected file.
+    A finished data set of the same source is left as it is. A dry run says what it would do and returns None. Needs a
+    connected Ray. Raises UserError for storage that may not be used, an unusable source, another data set under that
+    name, one being packed and, if `strict`, any rejected file.
     """
     source, out = storage.absolute(source), storage.absolute(out)
+    storage.check(source, write=False)
+    storage.check(out, write=True)
     found = survey(source)
     marker = storage.join(out, "dataset.json")
     if storage.exists(marker):
@@ -179,7 +183,23 @@ def pack(source: str, out: str, strict: bool = False) -> dict[str, Any]:
                 f"{out} was packed from {old['source']} with other files than {source} has: use another --out"
             )
         refuse_rejected(old["rejected"], strict)
-        return old
+        if not dry_run:
+            return old
+    if dry_run:
+        require_free(out)
+        for split, entries in found.slices.items():
+            say("plan", f"{split}: {len(entries)} slices of {len({case for _, case, _ in entries})} cases")
+        for file in found.rejected:
+            say("plan", f"rejected {file['file']}: {file['reason']}")
+        say("plan", f"{found.label_maps} label maps are left out; files are opened when packing")
+        say("plan", f"the data set {'is finished' if storage.exists(marker) else f'would be written to {out}'}")
+        return None
+    with hold(out):
+        return write_data_set(found, source, out, strict)
+
+
+def write_data_set(found: Survey, source: str, out: str, strict: bool) -> dict[str, Any]:
+    """Write the shards of all splits and, last, `dataset.json`."""
     plan = list(_plan(found.slices, source, out))
     packed = ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part)
     splits: dict[str, Any] = {
@@ -217,7 +237,7 @@ def pack(source: str, out: str, strict: bool = False) -> dict[str, Any]:
         "label_maps_left_out": found.label_maps,
         "rejected": rejected,
     }
-    storage.write_text(marker, json.dumps(description, indent=1) + "\n")
+    storage.write_text(storage.join(out, "dataset.json"), json.dumps(description, indent=1) + "\n")
     return description
 
 

@@ -1,6 +1,7 @@
 """The data set: file names, cases, levels, splits, its schema, and uint8 <-> [-1, 1]."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,21 @@ class DataSet:
         """Slices in a split."""
         return int(self.splits[split]["slices"])
 
+    def size(self, split: str) -> int:
+        """Bytes of a split's files."""
+        return sum(part["bytes"] for part in self.splits[split]["parts"])
+
+    def require_whole(self, split: str) -> None:
+        """Raise UserError where a shard of a split is missing or is not the one that was packed."""
+        there: dict[str, int] = {}
+        with suppress(FileNotFoundError):
+            there = dict(storage.list_files(storage.join(self.uri, split)))
+        for uri, part in zip(self.parts(split), self.splits[split]["parts"], strict=True):
+            found = there.get(part["name"])
+            if found != part["bytes"]:
+                fault = "is missing" if found is None else f"has {found} bytes instead of {part['bytes']}"
+                raise UserError(f"{uri} {fault}: the data set is damaged; remove its folder and pack it again")
+
 
 def open_data_set(uri: str) -> DataSet:
     """Read `dataset.json`. Raises UserError where the data set is missing or of another schema version."""
@@ -88,13 +104,8 @@ def read_slices(data: DataSet, split: str) -> ray.data.Dataset:
 
     Raises UserError where a shard is missing or is not the one that was packed.
     """
-    paths = []
-    for uri, part in zip(data.parts(split), data.splits[split]["parts"], strict=True):
-        system, path = storage.resolve(uri)
-        size = system.get_file_info(path).size
-        if size != part["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes instead of {part['bytes']}"
-            raise UserError(f"{uri} {found}: the data set is damaged; remove its folder and pack it again")
-        paths.append(path)
+    data.require_whole(split)
+    system, _ = storage.resolve(data.uri)
+    paths = [storage.resolve(uri)[1] for uri in data.parts(split)]
     slices = ray.data.read_parquet(paths, filesystem=system, num_cpus=cluster.TASK_CPUS)
     return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow", num_cpus=cluster.TASK_CPUS)

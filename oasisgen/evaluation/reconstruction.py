@@ -57,11 +57,12 @@ class Reconstructor:
 def evaluate_bundle(bundle_uri: str, data: DataSet, split: str, out: str) -> dict[str, Any]:
     """Evaluate a bundle, or the one of a run; returns what `<out>/evaluation.json` says, beside `slices.parquet`.
 
-    A finished evaluation is left as it is. Raises UserError for a damaged bundle or data set, and where `out` holds the
-    evaluation of something else.
+    A finished evaluation is left as it is. Raises UserError for storage that may not be used, a damaged bundle or data
+    set, and where `out` holds the evaluation of something else.
     """
+    storage.check(out, write=True)
     bundle = read_bundle(bundle_uri)
-    data.parts(split)
+    data.require_whole(split)
     claim(out, {"model": bundle.digest, "data_fingerprint": data.fingerprint, "split": split})
     written = storage.join(out, "evaluation.json")
     if storage.exists(written):

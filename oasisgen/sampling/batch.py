@@ -13,7 +13,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from oasisgen import __version__, cluster, storage
-from oasisgen.claim import claim
+from oasisgen.claim import claim, hold, require_free, require_same
 from oasisgen.config import LEVELS
 from oasisgen.data.feed import Feed, Stored, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
@@ -21,11 +21,12 @@ from oasisgen.errors import UserError
 from oasisgen.evaluation import report
 from oasisgen.evaluation.comparison import Comparer, level_balanced
 from oasisgen.models.bundle import Bundle, read_bundle
-from oasisgen.progress import Progress
+from oasisgen.progress import Progress, say
 from oasisgen.sampling.png import PngWriter
 from oasisgen.sampling.sample import GROUP, Sampler
 
 IDS_PER_PART = 1000
+PNG_BYTES = 19_000  # of a slice, about
 PIECES_PER_BLOCK = 4  # groups that one task samples: few, so that little is in memory at once
 FLOOR_SLICES = 64, 256  # fewest and most held-out slices measured as if they were synthetic; between: the count
 SUMMARY = pa.schema(
@@ -41,13 +42,6 @@ SUMMARY = pa.schema(
         ("codes_in_use", pa.int32()),
     ]
 )
-
-
-def require_room() -> None:
-    """Raise UserError unless sampler, comparer and writer fit on the cluster at once."""
-    need = 2 * cluster.TASK_CPUS + cluster.ACTOR_CPUS
-    if cluster.cpus() < need:
-        raise UserError(f"generation needs {need:g} CPUs at once, the cluster has {cluster.cpus():g}: add a node")
 
 
 def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
@@ -70,14 +64,17 @@ def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
     return reference
 
 
-def generate(model: str, out: str, count: int, base_seed: int, levels: list[int], data: str | None) -> dict[str, Any]:
+def generate(
+    model: str, out: str, count: int, base_seed: int, levels: list[int], data: str | None, dry_run: bool = False
+) -> dict[str, Any] | None:
     """Make slices 0 … count-1 and everything that belongs to a batch; returns what `summary.json` says.
 
-    Complete parts are left as they are, and so is a complete batch. Needs a connected Ray.
-    Raises UserError for an unusable bundle or data set, too few CPUs, or another batch under that name.
+    Complete parts are left as they are, and so is a complete batch. A dry run says what it would do and returns None.
+    Needs a connected Ray. Raises UserError, before anything long has started, for storage that may not be used, an
+    unusable bundle or data set, too few free CPUs, and a batch of that name with another request or still being made.
     """
-    started = time.monotonic()
     out = storage.absolute(out)
+    storage.check(out, write=True)
     bundle = read_bundle(model)
     if levels != list(range(LEVELS)) and not bundle.dcgan.config.conditional:
         raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
@@ -89,15 +86,34 @@ def generate(model: str, out: str, count: int, base_seed: int, levels: list[int]
         "levels": levels,
         "data_fingerprint": reference.fingerprint,
     }
+    require_same(out, request)
     finished = storage.exists(storage.join(out, "manifest.json"))
+    parts = {start: min(start + IDS_PER_PART, count) for start in range(0, count, IDS_PER_PART)}
     if not finished:
-        require_room()
+        need = 2 * cluster.TASK_CPUS + cluster.ACTOR_CPUS
+        cluster.require_free("CPU", need, "sampler, comparer and writer", "add a node")
+    if dry_run:
+        require_free(out)
+        done = sum(storage.exists(part_uri(out, start)) for start in parts)
+        say("plan", f"model: {bundle.digest}")
+        say("plan", f"{count} slices in {len(parts)} parts, {done} of them made; {'finished' if finished else 'to do'}")
+        say("plan", f"measured against {reference.uri}, {reference.count('train')} training slices")
+        say("plan", f"about {count * PNG_BYTES / 1e6:.0f} MB of PNGs to {out}; free are {cluster.free()['CPU']:g} CPUs")
+        return None
     claim(out, request)
     if finished:
         return storage.read_json(storage.join(out, "summary.json"))
-    train, held_out = (store(read_slices(reference, split)) for split in ("train", "validate"))
+    with hold(out):
+        return make_batch(bundle, reference, request, parts, out)
 
-    parts = {start: min(start + IDS_PER_PART, count) for start in range(0, count, IDS_PER_PART)}
+
+def make_batch(
+    bundle: Bundle, reference: DataSet, request: dict[str, Any], parts: dict[int, int], out: str
+) -> dict[str, Any]:
+    """Make the `parts` {start: end} that are missing, then summary, report and, last, the manifest."""
+    started = time.monotonic()
+    base_seed, levels, count = request["base_seed"], request["levels"], request["count"]
+    train, held_out = (store(read_slices(reference, split)) for split in ("train", "validate"))
     missing = {start: end for start, end in parts.items() if not storage.exists(part_uri(out, start))}
     with Progress("generate", sum(end - start for start, end in missing.items()), "slices") as progress:
         for part in make_parts(bundle, base_seed, levels, out, missing, train, held_out, progress):

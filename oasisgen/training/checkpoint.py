@@ -1,23 +1,57 @@
-"""What a checkpoint holds, and how it is written and read.
+"""What a checkpoint holds, when it is written, and how it is read.
 
 One file, `state.pt`: tensors, numbers and lists only, so that it is read with `weights_only=True`.
 """
 
+import pickle
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import torch
 
 from oasisgen.config import VQVAEConfig
 from oasisgen.models.vqvae import VQVAE
 
 STATE = "state.pt"
+ASK_SECONDS = 1.0  # between two looks at the clock and at Ray's notices
+DAMAGED = (FileNotFoundError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError)  # what reading one raises
+
+
+class Timer:
+    """Whether to save between the ends of epochs, decided alike on all ranks: when it is time, or a node will go.
+
+    To agree is a barrier of some milliseconds, so the ranks do it once a second, at steps agreed on the time before.
+    """
+
+    def __init__(self, seconds: float, step: int) -> None:
+        self.seconds = seconds
+        self.asked_step, self.next_step = step, step + 1
+        self.asked = self.saved = time.monotonic()
+        self.noticed = False
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step. Call it at every step of every rank."""
+        if step < self.next_step:
+            return False
+        now = time.monotonic()
+        pace = (step - self.asked_step) / (now - self.asked)  # steps per second
+        overdue, ahead = ray.train.collective.broadcast_from_rank_zero(
+            (now - self.saved > self.seconds, max(1, int(pace * ASK_SECONDS)))
+        )
+        self.asked, self.asked_step, self.next_step = now, step, step + ahead
+        notice = not self.noticed and ray.train.get_preemption_info() is not None  # also a barrier
+        self.noticed |= notice
+        if overdue or notice:
+            self.saved = now
+        return overdue or notice
 
 
 def report(metrics: dict[str, Any], state: dict[str, Any], rank: int) -> None:
-    """End an epoch: rank 0 saves `state`, every rank reports (a barrier)."""
+    """Rank 0 saves `state`, every rank reports (a barrier)."""
     if rank != 0:
         ray.train.report(metrics)
         return
@@ -40,6 +74,13 @@ def read_vqvae(checkpoint: ray.train.Checkpoint, config: VQVAEConfig) -> VQVAE:
 
 
 def latest() -> dict[str, Any] | None:
-    """The state this worker resumes from, or None at the start of a run."""
-    checkpoint = ray.train.get_checkpoint()
-    return read(checkpoint) if checkpoint else None
+    """The newest state that can be read, or None at the start of a run.
+
+    Storage may have lost the end of a file, in a power cut for example: the one before then serves.
+    """
+    for reported in reversed(ray.train.get_all_reported_checkpoints()):
+        try:
+            return read(reported.checkpoint)
+        except DAMAGED:
+            continue
+    return None

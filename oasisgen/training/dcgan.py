@@ -40,6 +40,8 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
     ]
     generator_optimizer, discriminator_optimizer = optimizers
     past: list[dict[str, Any]] = []
+    step = 0
+    sums = torch.zeros(4, device=worker.device)  # losses and mean logits, added up without a host sync
     if state := checkpoint.latest():
         averaged.load_state_dict(state["averaged"])
         gan.load_state_dict(state["averaged"])  # palette and template; the generator's own weights follow
@@ -47,13 +49,27 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
         raw(discriminator).load_state_dict(state["discriminator"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        past = state["history"]
-    step = len(past) * steps
+        past, step = state["history"], state["step"]
+        sums += state["sums"].to(worker.device) * (worker.rank == 0)
     pace = Pace(c.epochs * steps, c.batch_size, step)
+    timer = checkpoint.Timer(config.checkpoint_seconds, step)
+
+    def state_now() -> dict[str, Any]:
+        worker.sum(total := sums.clone())
+        return {
+            "averaged": averaged.state_dict(),
+            "generator": raw(generator).state_dict(),
+            "discriminator": raw(discriminator).state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "history": past,
+            "step": step,
+            "sums": total,
+        }
 
     for epoch in range(len(past), c.epochs):
-        sums = torch.zeros(4, device=worker.device)  # losses and mean logits, added up without a host sync
-        for numbers, _ in epoch_batches(len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world):
+        for numbers, _ in epoch_batches(
+            len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=step % steps
+        ):
             random = torch.Generator().manual_seed((config.seed << 20) + step * worker.world + worker.rank)
             real = gan.palette.paint(worker.tensor(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
             levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
@@ -88,6 +104,8 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
                     f"discriminator {discriminator_loss.item():.3f}, {pace.describe(step)}"
                 )
             )
+            if step % steps and timer.due(step):
+                checkpoint.report({"step": step}, state_now(), worker.rank)
 
         worker.sum(sums)
         names = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")
@@ -106,14 +124,8 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             ),
             always=True,
         )
-        state = {
-            "averaged": averaged.state_dict(),
-            "generator": raw(generator).state_dict(),
-            "discriminator": raw(discriminator).state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "history": past,
-        }
-        checkpoint.report(metrics, state, worker.rank)
+        sums.zero_()
+        checkpoint.report(metrics, state_now(), worker.rank)
 
 
 def adversarial_loss(kind: str, real_logit: torch.Tensor, fake_logit: torch.Tensor) -> torch.Tensor:

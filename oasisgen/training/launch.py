@@ -16,6 +16,7 @@ from oasisgen.errors import UserError
 from oasisgen.progress import say
 from oasisgen.training.worker import Diverged
 
+CHECKPOINTS = 2  # kept of a stage: where the newest cannot be read, the other serves
 WORKER_RESTARTS = 3  # of a worker that died; each resumes from the latest checkpoint
 
 
@@ -41,7 +42,7 @@ def fit(
 ) -> Any:
     """Run `loop(config=…, mailbox=…, **inputs)` on every worker, resuming what storage holds of this stage.
 
-    Keeps the latest checkpoint, and the one with the highest metric `best`. Raises UserError where the loop
+    Keeps the latest checkpoint, and those with the highest metric `best`. Raises UserError where the loop
     diverged, and where workers keep failing.
     """
     mailbox: Any = Mailbox.remote()  # type: ignore[attr-defined]
@@ -60,7 +61,7 @@ def fit(
         guarded,  # type: ignore[arg-type]
         train_loop_config=arguments,
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
+            num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,  # type: ignore[arg-type]
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker={"CPU": config.cpus_per_worker}
             | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
@@ -70,7 +71,7 @@ def fit(
             storage_path=path,
             storage_filesystem=system,
             failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=best),
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS, checkpoint_score_attribute=best),
             worker_runtime_env={"env_vars": cluster.MALLOC},
         ),
     )

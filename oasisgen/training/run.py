@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from oasisgen import cluster, storage
-from oasisgen.claim import claim
+from oasisgen.claim import claim, hold, require_free, require_same
 from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
@@ -24,26 +24,44 @@ from oasisgen.training import checkpoint, history
 from oasisgen.training.codes import encode_split, read_codes
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.launch import fit
+from oasisgen.training.plan import plan
 from oasisgen.training.vqvae import train_vqvae
 
 
-def train(config: TrainConfig) -> str:
-    """Run the whole job; returns the bundle's URI. Needs a connected Ray.
+def train(config: TrainConfig) -> str | None:
+    """Run the whole job; returns the bundle's URI, None for a dry run. Needs a connected Ray.
 
-    A finished run returns at once, an interrupted one continues. Raises UserError for an unusable data set, too few
-    CPUs or GPUs, another configuration under the run's name, and a loss that is no number.
+    A finished run returns at once, an interrupted one continues. Raises UserError, before anything long has started,
+    for storage that may not be used, an unusable data set, too few free CPUs or GPUs, a run of that name with another
+    configuration or still going on; and later for a loss that is no number.
     """
     config = dataclasses.replace(config, data=storage.absolute(config.data), out=storage.absolute(config.out))
+    storage.check(config.data, write=False)
+    storage.check(config.out, write=True)
     data = open_data_set(config.data)
     check_size(config, data)
+    settings = dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint}
+    require_same(config.out, settings)
     bundle_uri = storage.join(config.out, "model")
     finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
     if not finished:
         cluster.require(config.workers, config.cpus_per_worker, config.gpus_per_worker)
-    claim(config.out, dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint})
-    if finished:
-        return bundle_uri
+    if config.dry_run:
+        require_free(config.out)
+        begun = storage.exists(storage.join(config.out, "config.json"))
+        state = "is finished" if finished else "was begun and would go on" if begun else "would be a new one"
+        for line in plan(config, data, cluster.free(), state):
+            say("plan", line)
+        return None
+    claim(config.out, settings)
+    if not finished:
+        with hold(config.out):
+            train_stages(config, data, bundle_uri)
+    return bundle_uri
 
+
+def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
+    """VQ-VAE, codes, DCGAN, bundle, report; a stage that is done returns at once."""
     say("train", f"run {config.out}")
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
@@ -81,13 +99,12 @@ def train(config: TrainConfig) -> str:
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
     report.write_run_report(config.out, described, metrics, histories, pairs, samples(bundle_uri, config, feed))
-    return bundle_uri
 
 
 def check_size(config: TrainConfig, data: DataSet) -> None:
-    """Raise UserError where a split is missing or an epoch would have no step."""
+    """Raise UserError where a split is missing or damaged, or an epoch would have no step."""
     for split in ("train", "validate"):
-        data.parts(split)
+        data.require_whole(split)
     for stage in ("vqvae", "dcgan"):
         batch, rows = getattr(config, stage).batch_size, data.count("train")
         if batch > rows:

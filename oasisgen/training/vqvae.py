@@ -32,17 +32,26 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
     model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last))
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     past: list[dict[str, Any]] = []
+    step = 0
+    sums = torch.zeros(2, device=worker.device)  # reconstruction and quantizer loss, added up without a host sync
     if state := checkpoint.latest():
         raw(model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        past = state["history"]
-    step = len(past) * steps
+        past, step = state["history"], state["step"]
+        sums += state["sums"].to(worker.device) * (worker.rank == 0)
     pace = Pace(c.epochs * steps, c.batch_size, step)
+    timer = checkpoint.Timer(config.checkpoint_seconds, step)
+
+    def state_now() -> dict[str, Any]:
+        worker.sum(total := sums.clone())
+        networks = {"model": raw(model).state_dict(), "optimizer": optimizer.state_dict()}
+        return {**networks, "history": past, "step": step, "sums": total}
 
     for epoch in range(len(past), c.epochs):
         model.train()
-        sums = torch.zeros(2, device=worker.device)  # reconstruction and quantizer loss, added up without a host sync
-        for numbers, points in epoch_batches(len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world):
+        for numbers, points in epoch_batches(
+            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=step % steps
+        ):
             corners = (points * (IMAGE_SIZE - c.crop + 1)).astype(int)
             x = to_unit(worker.tensor(slices.crops(numbers, corners, c.crop)).unsqueeze(1))  # (B, 1, crop, crop)
             for group in optimizer.param_groups:
@@ -57,6 +66,8 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
             sums += torch.stack([error, y.quantizer_loss]).detach()
             step += 1
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(step)}")
+            if step % steps and timer.due(step):
+                checkpoint.report({"step": step}, state_now(), worker.rank)
 
         worker.sum(sums)
         reconstruction_loss, quantizer_loss = (sums / (steps * worker.world)).tolist()
@@ -80,8 +91,8 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
             ),
             always=True,
         )
-        state = {"model": raw(model).state_dict(), "optimizer": optimizer.state_dict(), "history": past}
-        checkpoint.report(metrics, state, worker.rank)
+        sums.zero_()
+        checkpoint.report(metrics, state_now(), worker.rank)
 
 
 def learning_rate(config: VQVAEConfig, step: int, steps: int) -> float:

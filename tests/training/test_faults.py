@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,12 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from oasisgen import storage
 from oasisgen.data.slices import DataSet
 from oasisgen.training import history
 from oasisgen.training.run import train
-from tests.conftest import tiny
+from tests.conftest import ROOT, one_line, run_job, start_job, tiny, tiny_flags
+from tests.proxy import proxy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def train_workers() -> list[int]:
@@ -36,6 +40,60 @@ def train_workers() -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
     return found
+
+
+def test_storage_in_trouble_and_a_second_driver_cost_no_step(data: DataSet, trained: Path, s3: str) -> None:
+    """S3 answers 503 for seconds, then hangs up in an upload; meanwhile someone starts the same run again."""
+    run = f"{s3}/runs/trouble"
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as fault:
+        variables = {"AWS_ENDPOINT_URL": fault.url, "AWS_ENDPOINT_URL_S3": fault.url}
+        first = start_job("train", *tiny_flags(data, run), **variables)
+        assert first.stdout
+        for line in first.stdout:
+            if "vqvae] epoch 1/2" in line and "SSIM" in line:
+                fault.for_seconds(4, "503 SlowDown")
+            if "codes] done" in line:
+                fault.once("hang up", "PUT", "state.pt")
+                second = run_job("train", *tiny_flags(data, run))
+                assert second.returncode == 1
+                assert "is being worked on by" in one_line(second.stderr)
+        _, stderr = first.communicate()
+        assert first.returncode == 0, stderr
+        assert {text.split(" ", 2)[2] for text in fault.faults} == {"503 SlowDown", "hang up"}
+    for name in ("vqvae", "dcgan"):
+        assert [line["step"] for line in history.read(f"{run}/metrics", name)] == [6, 12]
+        weights = storage.read_bytes(f"{run}/model/{name}.safetensors")
+        assert weights == (trained / "model" / f"{name}.safetensors").read_bytes()
+
+
+DISK = """
+mount -t tmpfs -o size=400k tmpfs {out} && "$@"; echo "full: $?"
+mount -o remount,size=200m {out} && "$@"; echo "freed: $?"
+cp -r {out}/run {copy}
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(data: DataSet, trained: Path, tmp_path: Path) -> None:
+    """On a file system of our own, too small for the first checkpoint and then enlarged."""
+    out, copy = tmp_path / "disk", tmp_path / "copy"
+    out.mkdir()
+    script = tmp_path / "disk.sh"
+    script.write_text(DISK.format(out=out, copy=copy))
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(out)], capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount a small file system")
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), *tiny_flags(data, out / "run")]
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", str(script), *command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"RAY_ADDRESS": "local"},
+    )
+    assert "full: 1" in done.stdout
+    assert "freed: 0" in done.stdout, done.stderr
+    assert "No space left on device" in one_line(done.stderr)
+    for name in ("vqvae", "dcgan"):
+        weights = (copy / "model" / f"{name}.safetensors").read_bytes()
+        assert weights == (trained / "model" / f"{name}.safetensors").read_bytes()
 
 
 def test_a_killed_worker_costs_no_step(data: DataSet, trained: Path, tmp_path: Path) -> None:

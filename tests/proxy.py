@@ -1,0 +1,112 @@
+"""A proxy between client and S3 server that does what networks and servers do: refuse, slow down, hang up."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
+Fault = Callable[[str, str], str | None]  # method, path -> "503 SlowDown", "slow", "hang up" or None
+
+
+@dataclass
+class Proxy:
+    """Where it listens, and what it does to the requests to come."""
+
+    url: str = ""
+    fault: Fault | None = None
+    faults: list[str] = field(default_factory=list)  # what was done so far: "PUT /bucket/key 503 SlowDown"
+
+    def for_seconds(self, seconds: float, fault: str) -> None:
+        """The same fault for every request of some seconds, from the first request on."""
+        first: list[float] = []
+
+        def choose(method: str, path: str) -> str | None:
+            first.append(time.monotonic())
+            return fault if time.monotonic() - first[0] < seconds else None
+
+        self.fault = choose
+
+    def once(self, fault: str, method: str, part: str) -> None:
+        """A fault for the first request of a method with `part` in its path."""
+        done: list[bool] = []
+
+        def choose(seen_method: str, path: str) -> str | None:
+            if done or seen_method != method or part not in path:
+                return None
+            done.append(True)
+            return fault
+
+        self.fault = choose
+
+
+@contextmanager
+def proxy(upstream: str) -> Iterator[Proxy]:
+    """A running proxy to `upstream`, http://host:port."""
+    state = Proxy()
+    host = urlsplit(upstream).netloc
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_one_request(self) -> None:
+            try:
+                super().handle_one_request()
+            except ConnectionError:  # the client went away
+                self.close_connection = True
+
+        def relay(self) -> None:
+            fault = state.fault(self.command, self.path) if state.fault else None
+            length = int(self.headers.get("Content-Length", 0))
+            if fault:
+                state.faults.append(f"{self.command} {self.path} {fault}")
+            if fault == "hang up":
+                self.rfile.read(length // 2)
+                self.close_connection = True
+                return
+            if fault == "slow":
+                time.sleep(2)
+            body = self.rfile.read(length)
+            if fault and fault[0].isdigit():
+                status, code = fault.split()
+                answer = ERROR.format(code=code).encode() if self.command != "HEAD" else b""
+                self.send_response(int(status))
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+                return
+            connection = HTTPConnection(host, timeout=60)
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():  # signed: as they came
+                connection.putheader(name, value)
+            connection.endheaders(body)
+            response = connection.getresponse()
+            data = response.read()
+            self.send_response_only(response.status, response.reason)
+            for name, value in response.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection"):
+                    self.send_header(name, value)
+            if response.getheader("Content-Length") is None:
+                self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+            connection.close()
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
