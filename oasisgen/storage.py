@@ -106,7 +106,7 @@ def list_files(uri: str) -> Iterator[tuple[str, int]]:
         infos = system.get_file_info(fs.FileSelector(path, recursive=True))
     for info in sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path):
         if not info.base_name.endswith(TEMPORARY):  # one in the making is not there yet
-            yield posixpath.relpath(info.path, path), info.size
+            yield info.path[len(path) :].lstrip("/"), info.size
 
 
 def read_bytes(uri: str) -> bytes:

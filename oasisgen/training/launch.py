@@ -9,6 +9,7 @@ import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from oasisgen import cluster, storage
 from oasisgen.config import TrainConfig
@@ -45,7 +46,8 @@ def fit(
     Keeps the latest checkpoint, and those with the highest metric `best`. Raises UserError where the loop
     diverged, and where workers keep failing.
     """
-    mailbox: Any = Mailbox.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # other nodes may go
+    mailbox: Any = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     arguments = {"config": config, "mailbox": mailbox, **inputs}
 
     def guarded(arguments: dict[str, Any]) -> str | None:
