@@ -5,18 +5,25 @@ shared. The loops without Ray run in processes of their own, with the threads an
 """
 
 import argparse
+import io
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.fs
 import torch
 import torch.nn.functional as F
 
@@ -24,6 +31,10 @@ from oasisgen.config import DEMO
 from oasisgen.data.slices import to_unit
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.training.worker import has_bfloat16
+
+if TYPE_CHECKING:
+    from oasisgen.data.feed import Stored
+    from oasisgen.data.slices import DataSet
 
 STEPS = 110
 WARM_UP = 10
@@ -107,17 +118,110 @@ def ssim_rate(function: Callable[[torch.Tensor, torch.Tensor], object]) -> float
     return 24 / (time.monotonic() - started)
 
 
+def epoch_rate(stored: dict[str, "Stored"], data: "DataSet") -> float:
+    """Slices per second of stage 1's loop, as its metrics say."""
+    from oasisgen.training.launch import fit
+    from oasisgen.training.vqvae import train_vqvae
+
+    with tempfile.TemporaryDirectory() as out:
+        config = replace(DEMO, data=data.uri, out=out, vqvae=replace(CONFIG, epochs=1, validate_slices=8))
+        return fit("vqvae", train_vqvae, config, stored, best="ssim").metrics["slices_per_s"]
+
+
+def first_epoch_rate(data: "DataSet", some: int) -> float:
+    """Slices per second of a first epoch over the whole training split: reading it, and training at the loop's rate.
+
+    The rate is that of `some` slices.
+    """
+    from oasisgen.data.feed import store
+    from oasisgen.data.slices import read_slices
+
+    started = time.monotonic()
+    train = store(read_slices(data, "train"))
+    reading = time.monotonic() - started
+    del train
+    rate = epoch_rate({split: store(read_slices(data, split).limit(some)) for split in ("train", "validate")}, data)
+    return data.count("train") / (reading + data.count("train") / rate)
+
+
+def packed_rate(data: "DataSet") -> float:
+    """Slices per second from shards into Ray's object store."""
+    from oasisgen.data.feed import store
+    from oasisgen.data.slices import read_slices
+
+    started = time.monotonic()
+    store(read_slices(data, "train"))
+    return data.count("train") / (time.monotonic() - started)
+
+
+def single_rate(folder: str, count: int) -> float:
+    """Slices per second from one object per PNG into Ray's object store."""
+    import ray.data
+
+    from oasisgen import cluster, storage
+
+    system, path = storage.resolve(folder)
+    started = time.monotonic()
+    images = ray.data.read_images(path, filesystem=system, mode="L", num_cpus=cluster.TASK_CPUS).materialize()
+    assert images.count() == count
+    return count / (time.monotonic() - started)
+
+
+def recover(stored: dict[str, "Stored"], data: "DataSet") -> None:
+    """SIGKILL a training worker in the middle of an epoch; print the time to the next step, and the steps repeated."""
+    from oasisgen.training.launch import fit
+    from oasisgen.training.vqvae import train_vqvae
+
+    with tempfile.TemporaryDirectory() as out:
+        log = Path(out) / "steps.log"
+        log.touch()
+
+        def noting_steps(**arguments: Any) -> None:
+            from oasisgen.training import worker
+
+            describe = worker.Pace.describe
+
+            def note(pace: worker.Pace, step: int) -> str:
+                with log.open("a") as file:
+                    file.write(f"{os.getpid()} {time.time()} {step}\n")
+                return describe(pace, step)
+
+            worker.Pace.describe = note  # type: ignore[method-assign]
+            worker.SECONDS_BETWEEN_LINES = 0.0
+            train_vqvae(**arguments)
+
+        killed: list[float] = []
+
+        def kill() -> None:
+            while len(lines := log.read_text().splitlines()) < STEPS * 4 // 5:
+                time.sleep(0.05)
+            killed.append(time.time())
+            os.kill(int(lines[-1].split()[0]), signal.SIGKILL)
+
+        threading.Thread(target=kill, daemon=True).start()
+        shape = replace(CONFIG, epochs=2, validate_slices=8)
+        config = replace(DEMO, data=data.uri, out=out, vqvae=shape, checkpoint_seconds=5.0)
+        with redirect_stdout(io.StringIO()):
+            fit("vqvae", noting_steps, config, stored, best="ssim")
+        notes = [line.split() for line in log.read_text().splitlines()]
+        before = [int(step) for pid, _, step in notes if pid == notes[0][0]]
+        after = [(float(when), int(step)) for pid, when, step in notes if pid != notes[0][0]]
+        print(
+            f"SIGKILL of a worker, checkpoints every 5 s: next step after {after[0][0] - killed[0]:.1f} s, "
+            f"{before[-1] + 1 - after[0][1]} steps repeated",
+            flush=True,
+        )
+
+
 def main() -> None:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    from oasisgen import cluster
+    from oasisgen import cluster, storage
     from oasisgen.data.feed import store
     from oasisgen.data.pack import pack
     from oasisgen.data.phantom import write_phantoms
     from oasisgen.data.slices import open_data_set, read_slices
     from oasisgen.evaluation.ssim import ssim
-    from oasisgen.training.launch import fit
-    from oasisgen.training.vqvae import train_vqvae
 
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {ROUNDS} rounds each")
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
@@ -132,21 +236,39 @@ def main() -> None:
         feed = stored["train"].load()
         np.save(f"{folder}/images.npy", feed.rows(np.arange(len(feed)), "image"))
         Path(f"{folder}/images").mkdir()
-        Path(f"{folder}/images/train").symlink_to(Path(source).absolute() / "keras_png_slices_train")
-
-        def with_ray() -> float:
-            """Slices per second of one epoch of stage 1, as its metrics say."""
-            with tempfile.TemporaryDirectory() as out:
-                config = replace(DEMO, data=data.uri, out=out, vqvae=replace(CONFIG, epochs=1, validate_slices=8))
-                return fit("vqvae", train_vqvae, config, stored, best="ssim").metrics["slices_per_s"]
+        singles = Path(source).absolute() / "keras_png_slices_train"
+        Path(f"{folder}/images/train").symlink_to(singles)
 
         compare(
             {
-                "training, slices through Ray": with_ray,
+                "training, slices through Ray": lambda: epoch_rate(stored, data),
                 "a plain loop over a tensor in memory": lambda: without_ray("tensor", f"{folder}/images.npy"),
                 "a plain loop over ImageFolder": lambda: without_ray("folder", f"{folder}/images"),
             }
         )
+        recover(stored, data)
+        if bucket := os.environ.get("S3_TEST_BUCKET"):
+            root = f"s3://{bucket}/bench-{uuid.uuid4().hex[:8]}"
+            pack(source, f"{root}/data")
+            remote = open_data_set(f"{root}/data")
+            compare(
+                {
+                    "a first epoch from S3": lambda: first_epoch_rate(remote, some),
+                    "the same from local disk": lambda: first_epoch_rate(data, some),
+                }
+            )
+            system, path = storage.resolve(root)
+            pyarrow.fs.copy_files(str(singles), f"{path}/singles", destination_filesystem=system)
+            count = len(list(singles.glob("*.png")))
+            compare(
+                {
+                    "reading shards from S3": lambda: packed_rate(remote),
+                    f"reading {count} PNG objects": lambda: single_rate(f"{root}/singles", count),
+                }
+            )
+            system.delete_dir(path)
+        else:
+            print("S3: left out, S3_TEST_BUCKET and AWS's variables name no server")
     torch.set_num_threads(1)
 
     def theirs(a: torch.Tensor, b: torch.Tensor) -> object:
