@@ -205,7 +205,7 @@ DEMO = TrainConfig(
     data=tyro.MISSING,
     out=tyro.MISSING,
     vqvae=VQVAEConfig(epochs=7, validate_slices=64),
-    dcgan=DCGANConfig(epochs=6),
+    dcgan=DCGANConfig(epochs=5),
 )
 PRESETS = {
     "demo": ("`full` made small enough for two CPU cores.", DEMO),

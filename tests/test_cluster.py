@@ -160,8 +160,10 @@ def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str)
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
     written = [storage.join(run, name) for name, _ in storage.list_files(run)]
     assert not [uri for uri in written if secret in storage.read_bytes(uri)]
-    logs = Path(nodes.cluster.head_node.get_session_dir_path()).glob("logs/**/*")
-    assert not [file for file in logs if file.is_file() and secret in file.read_bytes()]
+    for folder in (nodes.cluster.head_node.get_session_dir_path(), *nodes.folders):
+        files = [file for file in Path(folder).rglob("logs/**/*") if file.is_file()]
+        assert files
+        assert not [file for file in files if secret in file.read_bytes()]
 
 
 def test_slices_from_the_same_bundle_are_the_same_bytes(
