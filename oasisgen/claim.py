@@ -3,6 +3,7 @@
 import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -52,7 +53,7 @@ def hold(folder: str) -> Iterator[None]:
             with suppress(UserError):  # storage is out for the moment: the next beat may get through
                 if not storage.exists(mine):
                     lost.set()
-                    _thread.interrupt_main()
+                    _thread.interrupt_main(signal.SIGTERM)  # not SIGINT: `&` in a script leaves that ignored
                     return
                 storage.write_text(mine, _signature())
 

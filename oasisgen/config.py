@@ -1,6 +1,7 @@
-"""Every knob of the training job: frozen dataclasses, three presets, validation where the value lives.
+"""Every knob of training and generation: frozen dataclasses, three presets, validation where the value lives.
 
-`jobs/train.py` turns these fields into flags (`--vqvae.epochs 5`); the text under a field is its `--help`.
+`jobs/train.py` and `jobs/generate.py` turn these fields into flags (`--vqvae.epochs 5`); the text under a field is its
+`--help`.
 """
 
 import re
@@ -250,3 +251,31 @@ def level_range(text: str) -> list[int]:
             raise ValueError(f"levels is {text}: must be like 10-20,25, within 0-{LEVELS - 1}")
         levels += range(first, last + 1)
     return sorted(set(levels))
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Generate synthetic slices from a trained model, with their summary and report."""
+
+    model: str
+    """URI of a run or of its model bundle."""
+    out: str
+    """URI of the batch, <root>/batches/<name>."""
+    count: int = 1000
+    """Slices; their sample ids are 0 … count-1."""
+    base_seed: int = 0
+    """A slice is a pure function of model, base seed, sample id and levels."""
+    levels: str = f"0-{LEVELS - 1}"
+    """Levels to paint, in turn, like 10-20,25 (models that know levels)."""
+    data: str | None = None
+    """URI of the data set to measure against; by default the one the model was trained on."""
+    dry_run: bool = False
+    """Check storage, model, data set, room on the cluster and the batch's name, print the plan, and stop."""
+    link_hours: float = 0.0
+    """Print a link to the report too, which opens without credentials for so many hours (on S3); 0: none."""
+
+    def __post_init__(self) -> None:
+        level_range(self.levels)
+        check("count", self.count, 1 <= self.count <= 10**10, "from 1 to 10^10")
+        check("base_seed", self.base_seed, self.base_seed >= 0, "at least 0")
+        check("link_hours", self.link_hours, 0 <= self.link_hours <= 168, "from 0 to 168, a week")

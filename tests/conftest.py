@@ -98,7 +98,7 @@ def tiny_flags(data: DataSet | str, out: Path | str) -> list[str]:
     return ["demo", "--data", data if isinstance(data, str) else data.uri, "--out", str(out), *flags.split()]
 
 
-def tiny(data: DataSet, out: Path) -> TrainConfig:
+def tiny(data: DataSet, out: Path | str) -> TrainConfig:
     """The same job as a configuration."""
     return tyro.extras.overridable_config_cli(PRESETS, args=tiny_flags(data, out))
 

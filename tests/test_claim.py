@@ -1,4 +1,5 @@
 import json
+import signal
 import threading
 import time
 
@@ -56,7 +57,9 @@ def test_of_many_who_find_a_dead_holder_one_takes_over(place: str) -> None:
     assert [name for name, _ in storage.list_files(place)] == []
 
 
-def test_who_was_silent_and_lost_the_folder_stops(place: str) -> None:
+def test_who_was_silent_and_lost_the_folder_stops(place: str, request: pytest.FixtureRequest) -> None:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as in a job
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
     with pytest.raises(UserError, match="another job took it over"), claim.hold(place):  # noqa: PT012
         storage.remove(storage.join(place, "holders/000001.json"))  # what a job that takes over does
         time.sleep(30)  # interrupted long before

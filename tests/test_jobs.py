@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from oasisgen import storage
+from oasisgen.config import GenerateConfig
+from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet
+from oasisgen.sampling.batch import generate
 from oasisgen.training import history
-from tests.conftest import digests, one_line, run_job, start_job, tiny_flags
+from oasisgen.training.run import train
+from tests.conftest import digests, one_line, run_job, start_job, tiny, tiny_flags
 
 
 @pytest.mark.parametrize(
@@ -63,6 +69,36 @@ def test_a_place_that_cannot_be_written_is_one_line(raw: Path, tmp_path: Path) -
     done = run_job("pack", "--source", str(raw), "--out", str(tmp_path / "file" / "d"))
     assert done.returncode == 1
     assert "file is no folder; give another --out" in one_line(done.stderr)
+
+
+def test_a_bucket_that_is_not_there_is_one_line_and_exit_1(data: DataSet, s3: str) -> None:
+    done = run_job("train", *tiny_flags(data, "s3://no-such-bucket-here/runs/tiny"))
+    assert done.returncode == 1
+    said = "train.py: s3://no-such-bucket-here/runs/tiny: there is no such bucket; create it or mend the URI"
+    assert (one_line(done.stderr), done.stdout) == (said, "")
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    raw: Path, data: DataSet, trained: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = digests(trained, "*")
+    assert pack(str(raw), place + "/data", dry_run=True) is None
+    assert train(replace(tiny(data, place + "/run"), dry_run=True)) is None
+    assert generate(GenerateConfig(model=str(trained), out=place + "/batch", count=2500, dry_run=True)) is None
+    assert train(replace(tiny(data, trained), dry_run=True)) is None
+    said = capsys.readouterr().out
+    for line in (
+        "train: 96 slices of 3 cases",
+        "vqvae: 2 epochs x 6 steps of 16 slices = 12 steps",
+        "the run would be a new one",
+        "2500 slices in 3 parts, 0 made, about 48 MB",
+        "the run is finished",
+    ):
+        assert line in said
+    assert not storage.exists(place + "/data")
+    assert not storage.exists(place + "/run")
+    assert not storage.exists(place + "/batch")
+    assert digests(trained, "*") == before
 
 
 def test_a_run_leaves_what_the_layout_promises(trained: Path) -> None:

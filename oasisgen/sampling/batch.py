@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy
 
 from oasisgen import __version__, cluster, storage
 from oasisgen.claim import claim, hold, require_free, require_same
-from oasisgen.config import LEVELS
+from oasisgen.config import LEVELS, GenerateConfig, level_range
 from oasisgen.data.feed import Feed, Stored, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
@@ -64,41 +64,40 @@ def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
     return reference
 
 
-def generate(
-    model: str, out: str, count: int, base_seed: int, levels: list[int], data: str | None, dry_run: bool = False
-) -> dict[str, Any] | None:
+def generate(config: GenerateConfig) -> dict[str, Any] | None:
     """Make slices 0 … count-1 and everything that belongs to a batch; returns what `summary.json` says.
 
     Complete parts are left as they are, and so is a complete batch. A dry run says what it would do and returns None.
     Needs a connected Ray. Raises UserError, before anything long has started, for storage that may not be used, an
     unusable bundle or data set, too few free CPUs, and a batch of that name with another request or still being made.
     """
-    out = storage.absolute(out)
+    out, levels = storage.absolute(config.out), level_range(config.levels)
     storage.check(out, write=True)
-    bundle = read_bundle(model)
+    bundle = read_bundle(config.model)
     if levels != list(range(LEVELS)) and not bundle.dcgan.config.conditional:
         raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
-    reference = open_reference_data(bundle, data)
+    reference = open_reference_data(bundle, config.data)
     request = {
         "model": bundle.digest,
-        "base_seed": base_seed,
-        "count": count,
+        "base_seed": config.base_seed,
+        "count": config.count,
         "levels": levels,
         "data_fingerprint": reference.fingerprint,
     }
     require_same(out, request)
     finished = storage.exists(storage.join(out, "manifest.json"))
-    parts = {start: min(start + IDS_PER_PART, count) for start in range(0, count, IDS_PER_PART)}
+    parts = {start: min(start + IDS_PER_PART, config.count) for start in range(0, config.count, IDS_PER_PART)}
     if not finished:
         need = 2 * cluster.TASK_CPUS + cluster.ACTOR_CPUS
         cluster.require_free("CPU", need, "sampler, comparer and writer", "add a node")
-    if dry_run:
+    if config.dry_run:
         require_free(out)
-        done = sum(storage.exists(part_uri(out, start)) for start in parts)
-        say("plan", f"model: {bundle.digest}")
-        say("plan", f"{count} slices in {len(parts)} parts, {done} of them made; {'finished' if finished else 'to do'}")
+        done = "finished" if finished else f"{sum(storage.exists(part_uri(out, start)) for start in parts)} made"
+        size = f"about {config.count * PNG_BYTES / 1e6:.0f} MB"
+        say("plan", f"model {bundle.digest}")
+        say("plan", f"{config.count} slices in {len(parts)} parts, {done}, {size}")
         say("plan", f"measured against {reference.uri}, {reference.count('train')} training slices")
-        say("plan", f"about {count * PNG_BYTES / 1e6:.0f} MB of PNGs to {out}; free are {cluster.free()['CPU']:g} CPUs")
+        say("plan", f"to {out}; {cluster.free()['CPU']:g} CPUs are free")
         return None
     claim(out, request)
     if finished:
