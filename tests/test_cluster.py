@@ -150,7 +150,7 @@ def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str)
     successor = nodes.join()
     wait_for_epoch(run, 5)
     successor.terminate()
-    assert wait_for_checkpoint(run, after=5 * 48 + 1) % 48 != 0  # by the clock, none is due
+    wait_for_checkpoint_inside_an_epoch(run)  # by the clock, none is due
     successor.wait()
     nodes.workers.append(nodes.add())
     finish(process)
@@ -193,14 +193,13 @@ def wait_for_epoch(run: str, epoch: int) -> None:
     raise AssertionError(f"epoch {epoch} did not end")
 
 
-def wait_for_checkpoint(run: str, after: int) -> int:
-    """Wait until Ray Train's newest checkpoint of stage 1 is of step `after` or later; its step."""
+def wait_for_checkpoint_inside_an_epoch(run: str) -> None:
+    """Wait until Ray Train's newest checkpoint of stage 1 is not of an epoch's end."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
             snapshot = storage.read_json(f"{run}/vqvae/checkpoint_manager_snapshot.json")
-            step = snapshot["latest_checkpoint_result"]["metrics"]["step"]
-            if step >= after:
-                return step
+            if snapshot["latest_checkpoint_result"]["metrics"]["step"] % 48:
+                return
         time.sleep(0.2)
-    raise AssertionError(f"nothing was saved at step {after} or later")
+    raise AssertionError("nothing was saved inside an epoch")
