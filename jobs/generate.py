@@ -4,7 +4,7 @@ from oasisgen import cli, storage
 from oasisgen.config import GenerateConfig
 from oasisgen.progress import say
 
-RESULTS = ("slices",), ("summary",), ("report", "index.html")
+RESULTS = ("slices", "summary", "report/index.html")
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
             return
         for name in ("ssim_real", "ssim_train_max"):
             say("generate", f"{name:<14} {summary[name]['mean']:.4f}, floor {summary[name]['floor']:.4f}")
-        results = [storage.join(storage.absolute(config.out), *path) for path in RESULTS]
+        results = [storage.join(storage.absolute(config.out), name) for name in RESULTS]
         links = [storage.link(results[-1], config.link_hours)] if config.link_hours else []
         for uri in results + links:
             say("generate", uri)

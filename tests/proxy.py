@@ -21,6 +21,11 @@ class Proxy:
     fault: Fault | None = None
     faults: list[str] = field(default_factory=list)  # what was done so far: "PUT /bucket/key 503 SlowDown"
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment of a process that goes through this proxy."""
+        return {"AWS_ENDPOINT_URL": self.url, "AWS_ENDPOINT_URL_S3": self.url}
+
     def for_seconds(self, seconds: float, fault: str) -> None:
         """The same fault for every request of some seconds, from the first request on."""
         first: list[float] = []

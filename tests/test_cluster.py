@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -187,22 +187,25 @@ def test_slices_from_the_same_bundle_are_the_same_bytes(
 
 def wait_for_epoch(run: str, epoch: int) -> None:
     """Wait until an epoch of stage 1 is over."""
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline:
-        with suppress(FileNotFoundError):
-            if len(history.read(f"{run}/metrics", "vqvae")) >= epoch:
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"epoch {epoch} did not end")
+    wait_until(lambda: len(history.read(f"{run}/metrics", "vqvae")) >= epoch, f"epoch {epoch} did not end")
 
 
 def wait_for_checkpoint_inside_an_epoch(run: str) -> None:
     """Wait until Ray Train's newest checkpoint of stage 1 is not of an epoch's end."""
+
+    def inside() -> bool:
+        snapshot = storage.read_json(f"{run}/vqvae/checkpoint_manager_snapshot.json")
+        return snapshot["latest_checkpoint_result"]["metrics"]["step"] % 48 != 0
+
+    wait_until(inside, "nothing was saved inside an epoch")
+
+
+def wait_until(happened: Callable[[], bool], otherwise: str) -> None:
+    """Look until it has happened; files that are not there yet count as not."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
-            snapshot = storage.read_json(f"{run}/vqvae/checkpoint_manager_snapshot.json")
-            if snapshot["latest_checkpoint_result"]["metrics"]["step"] % 48:
+            if happened():
                 return
         time.sleep(0.2)
-    raise AssertionError("nothing was saved inside an epoch")
+    raise AssertionError(otherwise)

@@ -13,7 +13,7 @@ import pytest
 
 from oasisgen import storage
 from oasisgen.errors import UserError
-from tests.proxy import Proxy, proxy
+from tests.proxy import proxy
 
 
 def test_a_file_comes_back_whole(place: str) -> None:
@@ -119,14 +119,10 @@ def test_a_bucket_that_may_only_be_read_is_told_before_anything_is_written(real:
         client.delete_bucket(Bucket=bucket)
 
 
-def through(fault: Proxy) -> dict[str, str]:
-    return {"AWS_ENDPOINT_URL": fault.url, "AWS_ENDPOINT_URL_S3": fault.url}
-
-
 def test_an_expired_token_is_one_line(s3: str) -> None:
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as fault:
         fault.fault = lambda method, path: "400 ExpiredToken"
-        assert said_of(s3, **through(fault)) == f"{s3}: the session token has expired; get new credentials"
+        assert said_of(s3, **fault.variables) == f"{s3}: the session token has expired; get new credentials"
 
 
 @pytest.mark.parametrize("trouble", ["503 SlowDown", "500 InternalError", "slow"])
@@ -140,7 +136,7 @@ storage.write_bytes(uri, b"whole")
 print(storage.read_bytes(uri), storage.create(uri + ".claim", b"mine"))
 """
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | through(fault)
+            [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | fault.variables
         )
         assert done.stdout == "b'whole' True\n", done.stderr
         assert fault.faults
@@ -151,7 +147,7 @@ def test_an_upload_that_is_cut_is_sent_again(s3: str) -> None:
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as fault:
         fault.once("hang up", "PUT", "/cut")
         script = f"from oasisgen import storage; storage.write_bytes({uri!r}, bytes(9_000_000))"
-        subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | through(fault))
+        subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | fault.variables)
         assert len(fault.faults) == 1
     assert storage.read_bytes(uri) == bytes(9_000_000)
 

@@ -176,7 +176,8 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
     storage.check(out, write=True)
     found = survey(source)
     marker = storage.join(out, "dataset.json")
-    if storage.exists(marker):
+    finished = storage.exists(marker)
+    if finished:
         old = storage.read_json(marker)
         if old["source_fingerprint"] != found.fingerprint:
             raise UserError(
@@ -192,7 +193,7 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
         for file in found.rejected:
             say("plan", f"rejected {file['file']}: {file['reason']}")
         say("plan", f"{found.label_maps} label maps are left out; files are opened when packing")
-        say("plan", f"the data set {'is finished' if storage.exists(marker) else f'would be written to {out}'}")
+        say("plan", f"the data set {'is finished' if finished else f'would be written to {out}'}")
         return None
     with hold(out):
         return write_data_set(found, source, out, strict)

@@ -46,8 +46,7 @@ def test_storage_in_trouble_and_a_second_driver_cost_no_step(data: DataSet, trai
     """S3 answers 503 for seconds, then hangs up in an upload; meanwhile someone starts the same run again."""
     run = f"{s3}/runs/trouble"
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as fault:
-        variables = {"AWS_ENDPOINT_URL": fault.url, "AWS_ENDPOINT_URL_S3": fault.url}
-        first = start_job("train", *tiny_flags(data, run), **variables)
+        first = start_job("train", *tiny_flags(data, run), **fault.variables)
         assert first.stdout
         for line in first.stdout:
             if "vqvae] epoch 1/2" in line and "SSIM" in line:
