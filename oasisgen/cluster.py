@@ -118,6 +118,11 @@ def cpus() -> float:
     return float(ray.cluster_resources().get("CPU", 0))
 
 
+def tasks() -> dict[str, Any]:
+    """Arguments for data tasks: one per CPU. Ray would run more, in processes that it starts anew each time."""
+    return {"num_cpus": TASK_CPUS, "concurrency": max(1, int(cpus()))}
+
+
 def pool(use_gpu: bool = False) -> dict[str, Any]:
     """`map_batches` arguments for a pool of model actors, as many as fit beside a reading and a writing task.
 

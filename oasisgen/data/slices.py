@@ -16,6 +16,7 @@ from oasisgen.errors import UserError
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validate", "test")
+PIECES = 16  # blocks of a shard where model actors share its slices: 64 each
 SCHEMA = pa.schema(
     [
         ("case", pa.string()),
@@ -99,13 +100,14 @@ def _decode(table: pa.Table) -> dict[str, np.ndarray]:
     }
 
 
-def read_slices(data: DataSet, split: str) -> ray.data.Dataset:
+def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
     """A split as a Ray data set of `case` str, `level` int64 and `image` (256, 256) uint8, ordered by case and level.
 
-    Raises UserError where a shard is missing or is not the one that was packed.
+    Each shard makes as many blocks as `pieces`: one to read them fast, several to share them among actors. Raises
+    UserError where a shard is missing or is not the one that was packed.
     """
     data.require_whole(split)
     system, _ = storage.resolve(data.uri)
     paths = [storage.resolve(uri)[1] for uri in data.parts(split)]
-    slices = ray.data.read_parquet(paths, filesystem=system, num_cpus=cluster.TASK_CPUS)
-    return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow", num_cpus=cluster.TASK_CPUS)
+    slices = ray.data.read_parquet(paths, filesystem=system, override_num_blocks=pieces * len(paths), **cluster.tasks())
+    return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())

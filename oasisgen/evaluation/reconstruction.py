@@ -11,7 +11,7 @@ import torch
 
 from oasisgen import cluster, storage
 from oasisgen.claim import claim
-from oasisgen.data.slices import DataSet, read_slices, to_uint8, to_unit
+from oasisgen.data.slices import PIECES, DataSet, read_slices, to_uint8, to_unit
 from oasisgen.evaluation.ssim import psnr, ssim
 from oasisgen.evaluation.statistics import mean_with_interval
 from oasisgen.models.bundle import read_bundle, read_vqvae
@@ -77,7 +77,7 @@ def evaluate_bundle(bundle_uri: str, data: DataSet, split: str, out: str) -> dic
 def evaluate(load: Callable[[], VQVAE], data: DataSet, split: str) -> Evaluation:
     """Reconstruct a whole split with the model that `load` reads, in evaluation mode. Needs a connected Ray."""
     counts = np.zeros(1, np.int64)
-    scored = read_slices(data, split).map_batches(
+    scored = read_slices(data, split, PIECES).map_batches(
         Reconstructor,
         fn_constructor_args=(load,),
         batch_size=BATCH,

@@ -176,7 +176,7 @@ def make_parts(
             batch_size=GROUP,
             **cluster.pool(),
         )
-        .map_batches(PngWriter(out, bundle.digest, base_seed), batch_size=GROUP, num_cpus=cluster.TASK_CPUS)
+        .map_batches(PngWriter(out, bundle.digest, base_seed), batch_size=GROUP, **cluster.tasks())
     )
     pending: dict[int, list[pa.Table]] = {start: [] for start in missing}
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):

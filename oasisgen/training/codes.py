@@ -12,7 +12,7 @@ import torch
 
 from oasisgen import cluster, storage
 from oasisgen.config import CODE_SIZE
-from oasisgen.data.slices import DataSet, read_slices, to_unit
+from oasisgen.data.slices import PIECES, DataSet, read_slices, to_unit
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import Progress
 
@@ -44,7 +44,7 @@ def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str)
     mark = {"data": data.fingerprint, "vqvae": source.hexdigest()}
     if storage.exists(done) and storage.read_json(done) == mark:
         return
-    encoded = read_slices(data, split).map_batches(
+    encoded = read_slices(data, split, PIECES).map_batches(
         Encoder,
         fn_constructor_args=(load,),
         batch_size=ENCODE_BATCH,
@@ -74,7 +74,6 @@ def read_codes(uri: str, split: str) -> ray.data.Dataset:
     folder = storage.join(uri, split)
     system, path = storage.resolve(folder)
     names = sorted(name for name, _ in storage.list_files(folder) if name.endswith(".parquet"))
-    parts = ray.data.read_parquet(
-        [storage.join(path, name) for name in names], filesystem=system, num_cpus=cluster.TASK_CPUS
-    )
-    return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow", num_cpus=cluster.TASK_CPUS)
+    paths = [storage.join(path, name) for name in names]
+    parts = ray.data.read_parquet(paths, filesystem=system, override_num_blocks=len(paths), **cluster.tasks())
+    return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())
