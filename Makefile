@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export RAY_ADDRESS ?= local
 
-.PHONY: demo test test-slow lint bench lock
+.PHONY: demo test test-slow lint bench instruments lock
 
 demo: $(READY)  ## the main job on the embedded data set
 	$(BIN)/python jobs/phantom.py  --out $(DEMO)/raw
@@ -26,6 +26,9 @@ lint: $(READY)
 
 bench: $(READY)  ## throughput; needs OASISGEN_OASIS_DIR for the real slices, else takes virtual subjects
 	$(BIN)/python -m tests.bench
+
+instruments: $(READY)  ## do the measures see known damage? needs OASISGEN_OASIS_DIR
+	$(BIN)/python -m tests.instruments
 
 lock: $(READY)  ## pin the dependencies of pyproject.toml anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

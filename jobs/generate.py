@@ -19,8 +19,8 @@ def main() -> None:
             summary = generate(config)
         if summary is None:
             return
-        for name in ("ssim_real", "ssim_train_max"):
-            say("generate", f"{name:<14} {summary[name]['mean']:.4f}, floor {summary[name]['floor']:.4f}")
+        for name, measure in summary["measures"].items():
+            say("generate", f"{name:<16} {measure['value']:.4f}, floor {measure['floor']:.4f}")
         results = [storage.join(storage.absolute(config.out), name) for name in RESULTS]
         links = [storage.link(results[-1], config.link_hours)] if config.link_hours else []
         for uri in results + links:

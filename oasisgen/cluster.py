@@ -18,6 +18,7 @@ from ray.data import ActorPoolStrategy
 
 from oasisgen import storage
 from oasisgen.errors import UserError
+from oasisgen.progress import size
 
 # glibc gives large blocks back to the kernel at every step, which costs a CPU trainer 30-40 %; keep them.
 MALLOC = {
@@ -146,6 +147,22 @@ def require(workers: int, cpus_per_worker: float, gpus_per_worker: float) -> Non
     }
     for kind, need in needs.items():
         require_free(kind, need, because[kind], f"lower --workers or --{kind.lower()}s-per-worker")
+
+
+def require_store(count: int, cpus: float, gpus: float = 0) -> None:
+    """Raise UserError where a node that may hold a worker of `cpus` and `gpus` cannot keep `count` bytes in memory.
+
+    Ray would push them out to disk and read them back, over and over, without an end.
+    """
+    for node in ray.nodes():
+        has = node["Resources"]
+        store = has.get("object_store_memory", 0)
+        may_work = node["Alive"] and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
+        if may_work and store < count:
+            raise UserError(
+                f"the data set takes {size(count)} of the object store of each node that works on it, node "
+                f"{node['NodeManagerAddress']} has {size(store)}: start its Ray with a larger --object-store-memory"
+            )
 
 
 def require_free(kind: str, need: float, because: str, fix: str) -> None:

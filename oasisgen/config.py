@@ -12,6 +12,7 @@ import tyro
 
 LEVELS = 32  # slices of one case, from the mid-brain (0) to above the ventricles (31)
 IMAGE_SIZE = 256  # pixels, both ways
+STAGES = ("vqvae", "features", "dcgan")  # of training, in their order
 CODE_SIZE = 64  # both ways; the encoder halves the slice twice
 
 
@@ -131,6 +132,23 @@ class DCGANConfig:
 
 
 @dataclass(frozen=True)
+class FeaturesConfig:
+    """The feature network, with which quality is measured; the models do not depend on it."""
+
+    epochs: int = 4
+    """Passes over the training split."""
+    batch_size: int = 32
+    """Slices per step, over all workers."""
+    learning_rate: float = 2e-3
+    """Learning rate of Adam at the start; it falls to zero along a line."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            check(f"features.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check("features.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The training job."""
 
@@ -154,6 +172,7 @@ class TrainConfig:
     """Check storage, data set, room on the cluster and the run's name, print the plan, and stop."""
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     dcgan: DCGANConfig = field(default_factory=DCGANConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
 
     def __post_init__(self) -> None:
         check("workers", self.workers, self.workers >= 1, "at least 1")
@@ -163,7 +182,7 @@ class TrainConfig:
         check("min_workers", self.min_workers, fits, f"from 0 to workers ({self.workers})")
         check("checkpoint_seconds", self.checkpoint_seconds, self.checkpoint_seconds > 0, "above 0")
         check("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
-        for stage in ("vqvae", "dcgan"):
+        for stage in STAGES:
             batch = getattr(self, stage).batch_size
             check(f"{stage}.batch_size", batch, batch % self.workers == 0, f"a multiple of workers ({self.workers})")
 

@@ -18,6 +18,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def size(count: float) -> str:
+    """Bytes in words: `707 MB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}"
+
+
 class Progress:
     """Counts units of work and says now and then how far it is, how fast, and how long it will take."""
 

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from oasisgen import storage
+from oasisgen import cluster, storage
 from oasisgen.config import GenerateConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet
+from oasisgen.errors import UserError
 from oasisgen.sampling.batch import generate
 from oasisgen.training import history
 from oasisgen.training.run import train
@@ -53,6 +54,13 @@ def test_help_documents_every_field() -> None:
     assert done.returncode == 0
     for text in ("--vqvae.epochs", "Passes over the training split", "--dcgan.latent-dim", "--cpus-per-worker"):
         assert text in done.stdout
+
+
+def test_a_node_without_room_for_the_data_is_named(connected: str) -> None:
+    cluster.require_store(10**6, 1)
+    cluster.require_store(10**15, 1000)  # nobody works there
+    with pytest.raises(UserError, match=r"takes 1000000 GB .* node [0-9.]+ has \d+ GB: start its Ray with a larger"):
+        cluster.require_store(10**15, 1)
 
 
 def test_a_missing_folder_and_no_pngs_are_one_line_and_exit_1(connected: str, tmp_path: Path) -> None:
@@ -209,8 +217,8 @@ def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> 
     part = hashlib.sha256((batch / "summary" / "part-00000.parquet").read_bytes()).hexdigest()
     assert [entry["sha256"] for entry in manifest["parts"]] == [part]
     summary = json.loads((batch / "summary.json").read_text())
-    assert summary["ssim_real"]["mean"] == pytest.approx(np.mean([row["ssim_real"] for row in rows]))
-    assert 0.3 < summary["ssim_train_max"]["floor"] < 1.0  # real against real
+    assert summary["measures"]["ssim_real"]["value"] == pytest.approx(np.mean([row["ssim_real"] for row in rows]))
+    assert 0.3 < summary["measures"]["ssim_train_max"]["floor"] < 1.0  # real against real
     assert (batch / "report" / "index.html").stat().st_size > 100_000
 
 

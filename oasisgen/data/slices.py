@@ -63,6 +63,10 @@ class DataSet:
         """Slices in a split."""
         return int(self.splits[split]["slices"])
 
+    def pixels(self, *splits: str) -> int:
+        """Bytes of the slices of some splits once they are read."""
+        return sum(map(self.count, splits)) * IMAGE_SIZE**2
+
     def size(self, split: str) -> int:
         """Bytes of a split's files."""
         return sum(part["bytes"] for part in self.splits[split]["parts"])

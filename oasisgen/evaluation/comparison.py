@@ -23,6 +23,7 @@ class Comparison(NamedTuple):
     ssim_train_max: float  # SSIM to the nearest training slice of the level
     nearest_case: str
     nearest_level: int
+    copy_ratio: float  # 1 - SSIM to the nearest training slice, over 1 - SSIM to the nearest held-out one; a copy has 0
 
 
 def thumbnails(images: np.ndarray) -> torch.Tensor:
@@ -40,6 +41,7 @@ class References:
         self.thumbnails = torch.cat([thumbnails(block["image"]) for block in train.blocks])  # (N, 1024)
         self.train_levels = np.concatenate([block["level"] for block in train.blocks])
         self.train_cases = np.concatenate([block["case"] for block in train.blocks])
+        self.held_out_thumbnails = torch.cat([thumbnails(block["image"]) for block in held_out.blocks])  # (M, 1024)
         self.held_out_levels = np.concatenate([block["level"] for block in held_out.blocks])
         self.held_out_cases = np.concatenate([block["case"] for block in held_out.blocks])
 
@@ -49,29 +51,37 @@ class References:
         A held-out slice itself gives its `case`, which is then left out: so it is that the floor is measured.
         """
         pixels = torch.from_numpy(np.array(image))
-        distance = (self.thumbnails - thumbnails(image[None])).pow(2).sum(1)  # (N,)
+        thumbnail = thumbnails(image[None])  # (1, 1024)
+        distance = (self.thumbnails - thumbnail).pow(2).sum(1)  # (N,)
         if level < 0:
             level = int(self.train_levels[int(distance.argmin())])
         same_level = np.flatnonzero(self.train_levels == level)
         if len(same_level) == 0:  # this training set lacks the level: any slice may be the nearest
             same_level = np.arange(len(self.train_levels))
-        order = distance[same_level].argsort()[:CANDIDATES].numpy()
-        candidates = same_level[order]
-        to_train = ssim(pixels.expand(len(candidates), -1, -1), torch.from_numpy(self.train.rows(candidates, "image")))
+        candidates = same_level[distance[same_level].argsort()[:CANDIDATES].numpy()]
+        to_train = _ssim_to(pixels, self.train, candidates)
         nearest = candidates[int(to_train.argmax())]
 
         others = np.flatnonzero((self.held_out_levels == level) & (self.held_out_cases != case))
         if len(others) == 0:
             others = np.flatnonzero(self.held_out_cases != case)
         drawn = np.random.default_rng(seed).permutation(others)[:HELD_OUT]
-        to_real = ssim(pixels.expand(len(drawn), -1, -1), torch.from_numpy(self.held_out.rows(drawn, "image")))
+        to_real = _ssim_to(pixels, self.held_out, drawn)
+        distance = (self.held_out_thumbnails[others] - thumbnail).pow(2).sum(1)  # (others,)
+        to_held_out = _ssim_to(pixels, self.held_out, others[distance.argsort()[:CANDIDATES].numpy()])
         return Comparison(
             level,
             float(to_real.mean()),
             float(to_train.max()),
             str(self.train_cases[nearest]),
             int(self.train_levels[nearest]),
+            float((1 - to_train.max()) / (1 - to_held_out.max()).clamp(min=1e-6)),
         )
+
+
+def _ssim_to(image: torch.Tensor, slices: Feed, rows: np.ndarray) -> torch.Tensor:
+    """SSIM of (256, 256) uint8 to some rows of a feed: (len(rows),)."""
+    return ssim(image.expand(len(rows), -1, -1), torch.from_numpy(slices.rows(rows, "image")))
 
 
 class Comparer:

@@ -13,10 +13,11 @@ from oasisgen import __version__, storage
 from oasisgen.config import DCGANConfig, VQVAEConfig
 from oasisgen.errors import UserError
 from oasisgen.models.dcgan import DCGAN, make_palette
+from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.vqvae import VQVAE
 
-FORMAT = 1
-WEIGHTS = ("vqvae.safetensors", "dcgan.safetensors")
+FORMAT = 2  # 1 had no feature network
+WEIGHTS = ("vqvae.safetensors", "dcgan.safetensors", "features.safetensors")
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,18 @@ class Bundle:
     config: dict[str, Any]
     vqvae: VQVAE
     dcgan: DCGAN
+    features: FeatureNetwork
 
 
-def write_bundle(uri: str, config: dict[str, Any], vqvae: VQVAE, dcgan: DCGAN, metrics: dict[str, Any]) -> str:
+def write_bundle(
+    uri: str, config: dict[str, Any], vqvae: VQVAE, dcgan: DCGAN, features: FeatureNetwork, metrics: dict[str, Any]
+) -> str:
     """Write a bundle; `config.json`, which names the digests of the rest, is written last. Returns the model digest."""
     weights = {
         name: safetensors.torch.save(
             {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
         )
-        for name, module in zip(WEIGHTS, (vqvae, dcgan), strict=True)
+        for name, module in zip(WEIGHTS, (vqvae, dcgan, features), strict=True)
     }
     for name, data in weights.items():
         storage.write_bytes(storage.join(uri, name), data)
@@ -87,8 +91,11 @@ def read_bundle(uri: str) -> Bundle:
     codebook = vqvae.quantizer.codebook.detach()
     dcgan = DCGAN(dcgan_config, make_palette(dcgan_config, codebook, torch.ones(len(codebook))))
     dcgan.load_state_dict(tensors[WEIGHTS[1]])
-    digest = hashlib.sha256(text).hexdigest()
-    return Bundle(uri, digest, config, vqvae.eval().requires_grad_(False), dcgan.eval().requires_grad_(False))
+    features = FeatureNetwork()
+    features.load_state_dict(tensors[WEIGHTS[2]])
+    for network in (vqvae, dcgan, features):
+        network.eval().requires_grad_(False)
+    return Bundle(uri, hashlib.sha256(text).hexdigest(), config, vqvae, dcgan, features)
 
 
 def is_whole(uri: str) -> bool:
@@ -103,6 +110,11 @@ def is_whole(uri: str) -> bool:
 def read_vqvae(uri: str) -> VQVAE:
     """The VQ-VAE of a bundle, in evaluation mode."""
     return read_bundle(uri).vqvae
+
+
+def read_features(uri: str) -> FeatureNetwork:
+    """The feature network of a bundle, in evaluation mode."""
+    return read_bundle(uri).features
 
 
 def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) -> str:

@@ -1,34 +1,38 @@
 """The batch job: ids -> PNGs and a summary, part by part, the manifest last."""
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from PIL import Image
 from ray.data import ActorPoolStrategy
 
 from oasisgen import __version__, cluster, storage
 from oasisgen.claim import claim, hold, require_free, require_same
 from oasisgen.config import LEVELS, GenerateConfig, level_range
-from oasisgen.data.feed import Feed, Stored, store
+from oasisgen.data.feed import Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
-from oasisgen.evaluation import report
-from oasisgen.evaluation.comparison import Comparer, level_balanced
-from oasisgen.models.bundle import Bundle, read_bundle
-from oasisgen.progress import Progress, say
+from oasisgen.evaluation import quality, report
+from oasisgen.evaluation.comparison import Comparer
+from oasisgen.models.bundle import Bundle, read_bundle, read_features
+from oasisgen.progress import Progress, say, size
 from oasisgen.sampling.png import PngWriter
 from oasisgen.sampling.sample import GROUP, Sampler
 
 IDS_PER_PART = 1000
 PNG_BYTES = 19_000  # of a slice, about
 PIECES_PER_BLOCK = 4  # groups that one task samples: few, so that little is in memory at once
-FLOOR_SLICES = 64, 256  # fewest and most held-out slices measured as if they were synthetic; between: the count
+FLOOR_SLICES = 64, 1120  # fewest and most held-out slices measured as if they were synthetic; between: the count
 SUMMARY = pa.schema(
     [
         ("id", pa.int64()),
@@ -39,6 +43,7 @@ SUMMARY = pa.schema(
         ("ssim_train_max", pa.float32()),
         ("nearest_case", pa.string()),
         ("nearest_level", pa.int16()),
+        ("copy_ratio", pa.float32()),
         ("codes_in_use", pa.int32()),
     ]
 )
@@ -90,12 +95,12 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     if not finished:
         need = 2 * cluster.TASK_CPUS + cluster.ACTOR_CPUS
         cluster.require_free("CPU", need, "sampler, comparer and writer", "add a node")
+        cluster.require_store(reference.pixels("train", "validate"), cluster.ACTOR_CPUS)
     if config.dry_run:
         require_free(out)
         done = "finished" if finished else f"{sum(storage.exists(part_uri(out, start)) for start in parts)} made"
-        size = f"about {config.count * PNG_BYTES / 1e6:.0f} MB"
         say("plan", f"model {bundle.digest}")
-        say("plan", f"{config.count} slices in {len(parts)} parts, {done}, {size}")
+        say("plan", f"{config.count} slices in {len(parts)} parts, {done}, about {size(config.count * PNG_BYTES)}")
         say("plan", f"measured against {reference.uri}, {reference.count('train')} training slices")
         say("plan", f"to {out}; {cluster.free()['CPU']:g} CPUs are free")
         return None
@@ -121,7 +126,17 @@ def make_batch(
 
     digests = {start: hashlib.sha256(storage.read_bytes(part_uri(out, start))).hexdigest() for start in parts}
     slices = storage.read_table(storage.join(out, "summary"))
-    summary = summarise(slices, floor) | request | {"data": reference.uri, "seconds": round(time.monotonic() - started)}
+    load = partial(read_features, bundle.uri)
+    measures = quality.mean_measures(slices, floor)
+    measures |= quality.measure(load, written_slices(out, slices), train.load(), held_out.load())
+    summary = {
+        "measures": measures,
+        **counts(slices),
+        **request,
+        "data": reference.uri,
+        "features": bundle.config["files"]["features.safetensors"],
+        "seconds": round(time.monotonic() - started),
+    }
     storage.write_text(storage.join(out, "summary.json"), json.dumps(summary, indent=2) + "\n")
     report.write_batch_report(out, summary, slices, floor, train.load())
     manifest = {
@@ -192,34 +207,28 @@ def make_parts(
 
 
 def measure_floor(train: Stored, held_out: Stored, base_seed: int, count: int) -> pa.Table:
-    """`count` held-out slices, of all levels alike, as if they were synthetic: level, ssim_real, ssim_train_max."""
-    feed: Feed = held_out.load()
-    rows = level_balanced(np.concatenate([block["level"] for block in feed.blocks]), count)
-    columns = {name: feed.rows(rows, name) for name in ("case", "level", "image")}
-    pieces = ray.data.from_items([{"id": int(n), **{k: v[i] for k, v in columns.items()}} for i, n in enumerate(rows)])
-    compared = pieces.map_batches(
-        Comparer,
-        fn_constructor_args=(train, held_out, base_seed),
-        batch_size=GROUP,
-        **cluster.pool(),
-    ).select_columns(["level", "ssim_real", "ssim_train_max"])
-    with Progress("floor", len(rows), "held-out slices") as progress:
-        tables = []
-        for batch in compared.iter_batches(batch_size=GROUP, batch_format="pyarrow"):
-            tables.append(batch)
-            progress.advance(len(batch))
-    return pa.concat_tables(tables)
+    """`count` held-out slices, of all levels alike, as if they were synthetic: level and quality.PER_SLICE."""
+    real = quality.chosen(held_out.load(), count)
+    with Progress("floor", len(real.levels), "held-out slices") as progress:
+        return quality.compare(real, train, held_out, base_seed, progress)
 
 
-def summarise(slices: pa.Table, floor: pa.Table) -> dict[str, Any]:
-    """The batch in numbers; each beside that of held-out real slices, to which the distance is what counts."""
-    numbers: dict[str, Any] = {}
-    for name in ("ssim_real", "ssim_train_max"):
-        mean, real = pc.mean(slices[name]).as_py(), pc.mean(floor[name]).as_py()
-        numbers[name] = {"mean": mean, "floor": real, "distance": mean - real}
-    counted = pc.value_counts(slices["level"]).to_pylist()
+def written_slices(out: str, slices: pa.Table) -> quality.Slices:
+    """Up to quality.MOST slices of a batch, evenly spaced, as they were written."""
+    chosen = slices.take(evenly_spaced(len(slices), quality.MOST))
+
+    def read(file: str) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(storage.read_bytes(storage.join(out, file)))))
+
+    with ThreadPoolExecutor(16) as pool:  # S3 answers many at a time
+        images = np.stack(list(pool.map(read, chosen["file"].to_pylist())))
+    return quality.Slices(images, chosen["level"].to_numpy())
+
+
+def counts(slices: pa.Table) -> dict[str, Any]:
+    """Codes in use per slice, and slices per level."""
+    levels = pc.value_counts(slices["level"]).to_pylist()
     return {
-        **numbers,
         "codes_in_use_mean": pc.mean(slices["codes_in_use"]).as_py(),
-        "slices_per_level": {str(entry["values"]): entry["counts"] for entry in counted},
+        "slices_per_level": {str(entry["values"]): entry["counts"] for entry in levels},
     }

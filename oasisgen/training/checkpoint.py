@@ -15,6 +15,7 @@ import torch
 
 from oasisgen.config import VQVAEConfig
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.training.worker import Worker
 
 STATE = "state.pt"
 ASK_SECONDS = 1.0  # between two looks at the clock and at Ray's notices
@@ -50,14 +51,40 @@ class Timer:
         return overdue or notice
 
 
-def report(metrics: dict[str, Any], state: dict[str, Any], rank: int) -> None:
-    """Rank 0 saves `state`, every rank reports (a barrier)."""
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(state, Path(folder) / STATE)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+class Course:
+    """How far a stage has come: its steps, a line for each epoch that is over, and the sums of the one it is in.
+
+    A new one is where the newest checkpoint left off, and so are the `parts`, networks and optimizers by name.
+    """
+
+    def __init__(self, worker: Worker, parts: dict[str, Any], losses: int) -> None:
+        self.worker, self.parts = worker, parts
+        self.past: list[dict[str, Any]] = []
+        self.step = 0
+        self.sums = torch.zeros(losses, device=worker.device)  # of losses, added up without a host sync
+        if state := latest():
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            self.past, self.step = state["history"], state["step"]
+            self.sums += state["sums"].to(worker.device) * (worker.rank == 0)  # it holds the sums of all ranks
+
+    def means(self, steps: int) -> list[float]:
+        """Mean losses of the epoch of `steps` steps that is over, the same on all ranks; the sums begin anew."""
+        self.worker.sum(self.sums)
+        means = (self.sums / (steps * self.worker.world)).tolist()
+        self.sums.zero_()
+        return means
+
+    def save(self, metrics: dict[str, Any]) -> None:
+        """Rank 0 saves, every rank reports (a barrier)."""
+        self.worker.sum(total := self.sums.clone())
+        if self.worker.rank != 0:
+            ray.train.report(metrics)
+            return
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save({**state, "history": self.past, "step": self.step, "sums": total}, Path(folder) / STATE)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def read(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:

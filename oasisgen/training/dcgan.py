@@ -39,45 +39,29 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
         for net in (generator, discriminator)
     ]
     generator_optimizer, discriminator_optimizer = optimizers
-    past: list[dict[str, Any]] = []
-    step = 0
-    sums = torch.zeros(4, device=worker.device)  # losses and mean logits, added up without a host sync
-    if state := checkpoint.latest():
-        averaged.load_state_dict(state["averaged"])
-        gan.load_state_dict(state["averaged"])  # palette and template; the generator's own weights follow
-        raw(generator).load_state_dict(state["generator"])
-        raw(discriminator).load_state_dict(state["discriminator"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        past, step = state["history"], state["step"]
-        sums += state["sums"].to(worker.device) * (worker.rank == 0)
-    pace = Pace(c.epochs * steps, c.batch_size, step)
-    timer = checkpoint.Timer(config.checkpoint_seconds, step)
+    parts = {
+        "averaged": averaged,
+        "painter": gan,  # with palette and template
+        "discriminator": raw(discriminator),
+        "generator_optimizer": generator_optimizer,
+        "discriminator_optimizer": discriminator_optimizer,
+    }
+    course = checkpoint.Course(worker, parts, losses=4)
+    pace = Pace(c.epochs * steps, c.batch_size, course.step)
+    timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
 
-    def state_now() -> dict[str, Any]:
-        worker.sum(total := sums.clone())
-        return {
-            "averaged": averaged.state_dict(),
-            "generator": raw(generator).state_dict(),
-            "discriminator": raw(discriminator).state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "history": past,
-            "step": step,
-            "sums": total,
-        }
-
-    for epoch in range(len(past), c.epochs):
+    for epoch in range(len(course.past), c.epochs):
         for numbers, _ in epoch_batches(
-            len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=step % steps
+            len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
         ):
-            random = torch.Generator().manual_seed((config.seed << 20) + step * worker.world + worker.rank)
+            random = torch.Generator().manual_seed((config.seed << 20) + course.step * worker.world + worker.rank)
             real = gan.palette.paint(worker.tensor(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
             levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
             z = torch.randn(len(real), c.latent_dim, generator=random).to(worker.device)  # (B, Z)
 
             colours = gan.on_template(generator(z, levels), z, levels)  # (B, C, 64, 64)
             painted = gan.palette.snap(colours).image  # (B, C, 64, 64)
-            penalised = c.gradient_penalty > 0 and step % PENALTY_EVERY == 0
+            penalised = c.gradient_penalty > 0 and course.step % PENALTY_EVERY == 0
             seen = as_seen(real, c, random).requires_grad_(penalised)
             real_logit = discriminator(seen, levels)
             fake_logit = discriminator(as_seen(painted.detach(), c, random), levels)
@@ -96,36 +80,36 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             raw(discriminator).requires_grad_(True)
 
             average(averaged.generator, raw(generator), c.generator_decay)
-            sums += torch.stack([generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()]).detach()
-            step += 1
+            losses = [generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()]
+            course.sums += torch.stack(losses).detach()
+            course.step += 1
             worker.say(
                 lambda: (
                     f"epoch {epoch + 1}/{c.epochs}, generator {generator_loss.item():.3f}, "
-                    f"discriminator {discriminator_loss.item():.3f}, {pace.describe(step)}"
+                    f"discriminator {discriminator_loss.item():.3f}, {pace.describe(course.step)}"
                 )
             )
-            if step % steps and timer.due(step):
-                checkpoint.report({"step": step}, state_now(), worker.rank)
+            if course.step % steps and timer.due(course.step):
+                course.save({"step": course.step})
 
-        worker.sum(sums)
         names = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")
-        losses = dict(zip(names, (sums / (steps * worker.world)).tolist(), strict=True))
-        require_finite(sum(losses.values()), "dcgan", epoch + 1)
+        means = dict(zip(names, course.means(steps), strict=True))
+        require_finite(sum(means.values()), "dcgan", epoch + 1)
         usage = painted_codes(averaged, config.seed, worker, len(codebook))
-        metrics = {"epoch": epoch + 1, "step": step, **losses, **usage, "slices_per_s": round(pace.rate(step), 1)}
-        past = [*past, metrics]
+        pace_now = {"slices_per_s": round(pace.rate(course.step), 1)}
+        metrics = {"epoch": epoch + 1, "step": course.step, **means, **usage, **pace_now}
+        course.past.append(metrics)
         if worker.rank == 0:
-            history.write(storage.join(config.out, "metrics"), "dcgan", past)
+            history.write(storage.join(config.out, "metrics"), "dcgan", course.past)
         worker.say(
             lambda: (
-                f"epoch {epoch + 1}/{c.epochs}, generator {losses['generator_loss']:.3f}, "
-                f"discriminator {losses['discriminator_loss']:.3f}, {metrics['codes_in_use']} codes, "
-                f"{pace.describe(step)}"
+                f"epoch {epoch + 1}/{c.epochs}, generator {means['generator_loss']:.3f}, "
+                f"discriminator {means['discriminator_loss']:.3f}, {metrics['codes_in_use']} codes, "
+                f"{pace.describe(course.step)}"
             ),
             always=True,
         )
-        sums.zero_()
-        checkpoint.report(metrics, state_now(), worker.rank)
+        course.save(metrics)
 
 
 def adversarial_loss(kind: str, real_logit: torch.Tensor, fake_logit: torch.Tensor) -> torch.Tensor:

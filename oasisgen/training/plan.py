@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from oasisgen.config import CODE_SIZE, IMAGE_SIZE, TrainConfig
+from oasisgen.config import CODE_SIZE, STAGES, TrainConfig
 from oasisgen.data.feed import steps_per_epoch
 from oasisgen.data.slices import DataSet
+from oasisgen.progress import size
 
 CODE_BYTES = 2  # of a position in a stored code map
 
@@ -14,25 +15,17 @@ def plan(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], stat
     rows = data.count("train")
     for split in ("train", "validate"):
         cases, count = len(data.splits[split]["cases"]), data.count(split)
-        yield f"{split}: {count} slices of {cases} cases, {_size(data.size(split))} in {len(data.parts(split))} shards"
-    for stage in ("vqvae", "dcgan"):
+        yield f"{split}: {count} slices of {cases} cases, {size(data.size(split))} in {len(data.parts(split))} shards"
+    for stage in STAGES:
         c = getattr(config, stage)
         steps = steps_per_epoch(rows, c.batch_size)
         yield f"{stage}: {c.epochs} epochs x {steps} steps of {c.batch_size} slices = {c.epochs * steps} steps"
-    yield f"codes: {rows} maps, {_size(rows * CODE_SIZE**2 * CODE_BYTES)} before compression"
-    held = (rows + data.count("validate")) * IMAGE_SIZE**2
-    yield f"object store: {_size(held)} on each node that trains, the cluster has {_size(cluster_has['store'])}"
+    yield f"codes: {rows} maps, {size(rows * CODE_SIZE**2 * CODE_BYTES)} before compression"
+    held = size(data.pixels("train", "validate"))
+    yield f"object store: {held} on each node that trains, the cluster has {size(cluster_has['store'])}"
     yield (
         f"workers: {config.workers} x {config.cpus_per_worker:g} CPUs, {config.gpus_per_worker:g} GPUs, "
         f"and 1 CPU for data tasks; free are {cluster_has['CPU']:g} CPUs, {cluster_has['GPU']:g} GPUs"
     )
     yield f"saved at least every {config.checkpoint_seconds:g} s to {config.out}"
     yield f"the run {state}"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""The training job: VQ-VAE -> code maps -> DCGAN -> bundle -> report. What is done is not done again."""
+"""The training job: VQ-VAE, feature network, code maps, DCGAN, bundle, report. What is done is not done again."""
 
 import dataclasses
 from functools import partial
@@ -9,7 +9,7 @@ import torch
 
 from oasisgen import cluster, storage
 from oasisgen.claim import claim, hold, require_free, require_same
-from oasisgen.config import LEVELS, TrainConfig
+from oasisgen.config import LEVELS, STAGES, TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
 from oasisgen.errors import UserError
@@ -23,6 +23,7 @@ from oasisgen.sampling.sample import GROUP, Sampler
 from oasisgen.training import checkpoint, history
 from oasisgen.training.codes import encode_split, read_codes
 from oasisgen.training.dcgan import train_dcgan
+from oasisgen.training.features import Questions, train_features
 from oasisgen.training.launch import fit
 from oasisgen.training.plan import plan
 from oasisgen.training.vqvae import train_vqvae
@@ -46,6 +47,7 @@ def train(config: TrainConfig) -> str | None:
     finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
     if not finished:
         cluster.require(config.workers, config.cpus_per_worker, config.gpus_per_worker)
+        cluster.require_store(data.pixels("train", "validate"), config.cpus_per_worker, config.gpus_per_worker)
     if config.dry_run:
         require_free(config.out)
         begun = storage.exists(storage.join(config.out, "config.json"))
@@ -61,7 +63,7 @@ def train(config: TrainConfig) -> str | None:
 
 
 def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
-    """VQ-VAE, codes, DCGAN, bundle, report; a stage that is done returns at once."""
+    """VQ-VAE, feature network, codes, DCGAN, bundle, report; a stage that is done returns at once."""
     say("train", f"run {config.out}")
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
@@ -71,8 +73,12 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
     assert best
     load_vqvae = partial(checkpoint.read_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
-    del train_slices, inputs  # stage 2 reads codes only
 
+    result = fit("features", train_features, config, {"train": train_slices})
+    assert result.checkpoint
+    questions = Questions()
+    questions.load_state_dict(checkpoint.read(result.checkpoint)["model"])
+    del train_slices, inputs  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
     encode_split(data, "train", load_vqvae, codes_uri)
 
@@ -89,13 +95,14 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
         "data": {"uri": data.uri, "fingerprint": data.fingerprint},
         "vqvae": dataclasses.asdict(config.vqvae),
         "dcgan": dataclasses.asdict(config.dcgan),
+        "features": dataclasses.asdict(config.features),
     }
     evaluation = evaluate(load_vqvae, data, "validate")
     metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
-    metrics["model"] = write_bundle(bundle_uri, described, vqvae, dcgan, metrics)
+    metrics["model"] = write_bundle(bundle_uri, described, vqvae, dcgan, questions.network, metrics)
 
     metrics_uri = storage.join(config.out, "metrics")
-    histories = {stage: history.read(metrics_uri, stage) for stage in ("vqvae", "dcgan")}
+    histories = {stage: history.read(metrics_uri, stage) for stage in STAGES}
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
     report.write_run_report(config.out, described, metrics, histories, pairs, samples(bundle_uri, config, feed))
@@ -105,7 +112,7 @@ def check_size(config: TrainConfig, data: DataSet) -> None:
     """Raise UserError where a split is missing or damaged, or an epoch would have no step."""
     for split in ("train", "validate"):
         data.require_whole(split)
-    for stage in ("vqvae", "dcgan"):
+    for stage in STAGES:
         batch, rows = getattr(config, stage).batch_size, data.count("train")
         if batch > rows:
             raise UserError(f"{stage}.batch_size is {batch}: must be at most {rows}, the slices in {data.uri}/train")

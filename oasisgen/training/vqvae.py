@@ -31,68 +31,55 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
 
     model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last))
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
-    past: list[dict[str, Any]] = []
-    step = 0
-    sums = torch.zeros(2, device=worker.device)  # reconstruction and quantizer loss, added up without a host sync
-    if state := checkpoint.latest():
-        raw(model).load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        past, step = state["history"], state["step"]
-        sums += state["sums"].to(worker.device) * (worker.rank == 0)
-    pace = Pace(c.epochs * steps, c.batch_size, step)
-    timer = checkpoint.Timer(config.checkpoint_seconds, step)
+    course = checkpoint.Course(worker, {"model": raw(model), "optimizer": optimizer}, losses=2)
+    pace = Pace(c.epochs * steps, c.batch_size, course.step)
+    timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
 
-    def state_now() -> dict[str, Any]:
-        worker.sum(total := sums.clone())
-        networks = {"model": raw(model).state_dict(), "optimizer": optimizer.state_dict()}
-        return {**networks, "history": past, "step": step, "sums": total}
-
-    for epoch in range(len(past), c.epochs):
+    for epoch in range(len(course.past), c.epochs):
         model.train()
         for numbers, points in epoch_batches(
-            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=step % steps
+            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
         ):
             corners = (points * (IMAGE_SIZE - c.crop + 1)).astype(int)
             x = to_unit(worker.tensor(slices.crops(numbers, corners, c.crop)).unsqueeze(1))  # (B, 1, crop, crop)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(c, step, c.epochs * steps)
+                group["lr"] = learning_rate(c, course.step, c.epochs * steps)
             with worker.autocast():
-                y = model(x, torch.Generator().manual_seed(config.seed + step))
+                y = model(x, torch.Generator().manual_seed(config.seed + course.step))
             error = F.mse_loss(y.image.float(), x) / scale
             loss = error + y.quantizer_loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            sums += torch.stack([error, y.quantizer_loss]).detach()
-            step += 1
-            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(step)}")
-            if step % steps and timer.due(step):
-                checkpoint.report({"step": step}, state_now(), worker.rank)
+            course.sums += torch.stack([error, y.quantizer_loss]).detach()
+            course.step += 1
+            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(course.step)}")
+            if course.step % steps and timer.due(course.step):
+                course.save({"step": course.step})
 
-        worker.sum(sums)
-        reconstruction_loss, quantizer_loss = (sums / (steps * worker.world)).tolist()
+        reconstruction_loss, quantizer_loss = course.means(steps)
         require_finite(reconstruction_loss + quantizer_loss, "vqvae", epoch + 1)
         metrics = {
             "epoch": epoch + 1,
-            "step": step,
+            "step": course.step,
             "reconstruction_loss": reconstruction_loss,
             "quantizer_loss": quantizer_loss,
             "learning_rate": optimizer.param_groups[0]["lr"],
-            "slices_per_s": round(pace.rate(step), 1),
+            "slices_per_s": round(pace.rate(course.step), 1),
             **score(raw(model), held_out, rows, worker),
         }
-        past = [*past, metrics]
+        course.past.append(metrics)
         if worker.rank == 0:
-            history.write(storage.join(config.out, "metrics"), "vqvae", past)
+            history.write(storage.join(config.out, "metrics"), "vqvae", course.past)
         worker.say(
             lambda: (
                 f"epoch {epoch + 1}/{c.epochs}, loss {reconstruction_loss + quantizer_loss:.4f}, "
-                f"SSIM {metrics['ssim']:.4f}, {metrics['codes_in_use']}/{c.codebook_size} codes, {pace.describe(step)}"
+                f"SSIM {metrics['ssim']:.4f}, {metrics['codes_in_use']}/{c.codebook_size} codes, "
+                f"{pace.describe(course.step)}"
             ),
             always=True,
         )
-        sums.zero_()
-        checkpoint.report(metrics, state_now(), worker.rank)
+        course.save(metrics)
 
 
 def learning_rate(config: VQVAEConfig, step: int, steps: int) -> float:

@@ -34,6 +34,7 @@ def test_a_copy_of_a_training_slice_is_found_out(references: References) -> None
     found = references.compare(image, 20, [0])
     assert (found.nearest_case, found.nearest_level) == ("007", 20)
     assert found.ssim_train_max == pytest.approx(1.0)
+    assert found.copy_ratio == pytest.approx(0, abs=1e-4)
 
 
 def test_a_model_without_levels_gets_that_of_the_nearest(references: References) -> None:
@@ -52,6 +53,8 @@ def test_both_measures_are_their_definitions(references: References) -> None:
     train = [float(ssim(pixels[None], torch.from_numpy(b["image"][1])[None])) for b in references.train.blocks]
     assert found.ssim_train_max == pytest.approx(max(train), abs=1e-6)
     assert int(found.nearest_case) == int(np.argmax(train)) + 1
+    others = [float(ssim(pixels[None], torch.from_numpy(b["image"][1])[None])) for b in references.held_out.blocks]
+    assert found.copy_ratio == pytest.approx((1 - max(train)) / (1 - max(others)), abs=1e-5)
     assert references.compare(image, 10, [7, 3]) == found
     assert references.compare(image, 10, [7, 4]).ssim_real != found.ssim_real
 

@@ -17,13 +17,14 @@ def bundle(trained: Path, tmp_path: Path) -> Path:
 def test_a_bundle_reads_the_same_from_the_run_and_from_a_copy(trained: Path, bundle: Path) -> None:
     a, b = read_bundle(str(trained)), read_bundle(str(bundle))
     assert a.digest == b.digest
-    for name in ("vqvae", "dcgan"):
+    for name in ("vqvae", "dcgan", "features"):
         mine, theirs = getattr(a, name).state_dict(), getattr(b, name).state_dict()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert sorted(file.name for file in bundle.iterdir()) == [
         "README.md",
         "config.json",
         "dcgan.safetensors",
+        "features.safetensors",
         "metrics.json",
         "vqvae.safetensors",
     ]
@@ -37,7 +38,7 @@ def test_the_digest_names_the_weights(bundle: Path) -> None:
     assert read_bundle(str(bundle)).digest != before
 
 
-@pytest.mark.parametrize("name", ["vqvae.safetensors", "dcgan.safetensors"])
+@pytest.mark.parametrize("name", ["vqvae.safetensors", "dcgan.safetensors", "features.safetensors"])
 def test_a_damaged_file_is_named(bundle: Path, name: str) -> None:
     whole = (bundle / name).read_bytes()
     (bundle / name).write_bytes(whole[:-8])

@@ -1,0 +1,126 @@
+"""A batch in numbers: means over its slices, variety and fidelity, each beside what real slices score."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+import torch
+
+from oasisgen import cluster
+from oasisgen.data.feed import Feed, Stored, chunks
+from oasisgen.data.slices import to_unit
+from oasisgen.evaluation.comparison import Comparer, level_balanced
+from oasisgen.evaluation.fidelity import fidelity
+from oasisgen.evaluation.variety import variety
+from oasisgen.models.features import FeatureNetwork
+from oasisgen.progress import Progress
+
+BATCH = 32
+COMPARED_AT_ONCE = 16
+MOST = 2048  # slices of a batch that are measured; more would change little and cost much
+
+
+PER_SLICE = ("ssim_real", "ssim_train_max", "copy_ratio")  # measures of a single slice
+
+
+class Slices(NamedTuple):
+    """Slices of known level; real ones name their case."""
+
+    images: np.ndarray  # (N, 256, 256) uint8
+    levels: np.ndarray  # (N,)
+    cases: np.ndarray | None = None  # (N,)
+
+
+class Describer:
+    """A Ray actor that turns batches of `data` (B, 256, 256) uint8 into `features` (B, 192)."""
+
+    def __init__(self, load: Callable[[], FeatureNetwork]) -> None:
+        torch.set_num_threads(1)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = load().to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        images = torch.from_numpy(np.array(batch["data"])).to(self.device)  # (B, 256, 256)
+        return {"features": self.network(to_unit(images.unsqueeze(1))).float().cpu().numpy()}  # (B, 192)
+
+
+def describe(load: Callable[[], FeatureNetwork], images: np.ndarray) -> torch.Tensor:
+    """(N, 256, 256) uint8 -> features (N, 192), with the network that `load` reads. Needs a connected Ray."""
+    described = ray.data.from_numpy(list(chunks(images, BATCH))).map_batches(
+        Describer, fn_constructor_args=(load,), batch_size=BATCH, **cluster.pool(use_gpu=cluster.gpus() > 0)
+    )
+    return torch.cat([torch.from_numpy(batch["features"].copy()) for batch in described.iter_batches(batch_size=None)])
+
+
+def compare(
+    slices: Slices, train: Stored, held_out: Stored, base_seed: int, progress: Progress | None = None
+) -> pa.Table:
+    """`level` and PER_SLICE of slices that are in memory."""
+    columns = {
+        name: column for name, column in zip(("image", "level", "case"), slices, strict=True) if column is not None
+    }
+    rows = [{"id": i, **{name: column[i] for name, column in columns.items()}} for i in range(len(slices.levels))]
+    compared = ray.data.from_items(rows).map_batches(
+        Comparer,
+        fn_constructor_args=(train, held_out, base_seed),
+        batch_size=COMPARED_AT_ONCE,
+        **cluster.pool(),
+    )
+    tables = []
+    for batch in compared.select_columns(["level", *PER_SLICE]).iter_batches(
+        batch_size=COMPARED_AT_ONCE, batch_format="pyarrow"
+    ):
+        assert isinstance(batch, pa.Table)
+        tables.append(batch)
+        if progress:
+            progress.advance(len(batch))
+    return pa.concat_tables(tables)
+
+
+def mean_measures(slices: pa.Table, floor: pa.Table) -> dict[str, dict[str, float]]:
+    """Means of what is measured of single slices, and the share of suspected copies, beside those of held-out slices.
+
+    A slice is suspected where it is nearer to a training slice, by its copy_ratio, than 99 % of held-out slices are.
+    """
+    rare = np.percentile(floor["copy_ratio"].to_numpy(), 1)
+    measures = {}
+    for name in (*PER_SLICE, "suspected_copies"):
+        value, real = (
+            float(
+                (t["copy_ratio"].to_numpy() < rare).mean() if name == "suspected_copies" else pc.mean(t[name]).as_py()
+            )
+            for t in (slices, floor)
+        )
+        measures[name] = {"value": value, "floor": real, "distance": value - real}
+    return measures
+
+
+def chosen(feed: Feed, count: int) -> Slices:
+    """Up to `count` real slices, of all levels alike."""
+    columns = {name: np.concatenate([block[name] for block in feed.blocks]) for name in ("level", "case")}
+    rows = level_balanced(columns["level"], count)
+    return Slices(feed.rows(rows, "image"), columns["level"][rows], columns["case"][rows])
+
+
+def measure(
+    load: Callable[[], FeatureNetwork], synthetic: Slices, train: Feed, held_out: Feed
+) -> dict[str, dict[str, float]]:
+    """Each measure of `synthetic` against all held-out slices: `value`, `floor`, `distance`.
+
+    The floor is what as many training slices score in its place: real against real. Needs a connected Ray.
+    """
+    real = chosen(held_out, len(held_out))
+    others = chosen(train, len(synthetic.levels))
+    features = describe(load, np.concatenate([real.images, synthetic.images, others.images]))
+    real_features, *candidates = features.split([len(real.levels), len(synthetic.levels), len(others.levels)])
+    values, floors = (
+        {"ms_ssim": variety(*slices), **fidelity(real_features, its)}
+        for slices, its in zip((synthetic, others), candidates, strict=True)
+    )
+    return {
+        name: {"value": values[name], "floor": floors[name], "distance": values[name] - floors[name]} for name in values
+    }

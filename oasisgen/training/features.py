@@ -1,0 +1,140 @@
+"""The loop that trains the feature network, on real slices alone: what the measures of quality see with."""
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import ray.train.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from oasisgen import storage
+from oasisgen.config import LEVELS, TrainConfig
+from oasisgen.data.feed import Stored, epoch_batches, steps_per_epoch
+from oasisgen.data.slices import to_unit
+from oasisgen.models.features import FeatureNetwork
+from oasisgen.training import checkpoint, history
+from oasisgen.training.worker import Pace, Worker, raw, require_finite
+
+GRID = 8  # regions, both ways, of which anatomy and texture are asked
+TISSUES = (0.15, 0.35, 0.6, 0.85)  # grey values between background, fluid, grey and white matter, and fat; of 1
+SHIFT = 8  # pixels
+BLUR, NOISE, CONTRAST = 2.0, 0.08, 0.4  # the strongest damage: pixels, of the grey range, as a power
+
+
+class Seen(NamedTuple):
+    """A batch as the network gets it, and what it is asked."""
+
+    x: torch.Tensor  # (B, 1, 256, 256) in [-1, 1]: shifted, and damaged in half of the cases
+    damage: torch.Tensor  # (B, 3): how strongly blurred, noisy, changed in contrast
+    anatomy: torch.Tensor  # (B, 6, 8, 8): shares of tissue, and local contrast, of each region of the whole slice
+
+
+class Questions(nn.Module):
+    """The feature network with linear answers to what it must know: level, damage, anatomy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = FeatureNetwork()
+        self.level = nn.Linear(FeatureNetwork.num_features, LEVELS)
+        self.damage = nn.Linear(FeatureNetwork.num_features, 3)
+        self.anatomy = nn.Linear(FeatureNetwork.num_features, (len(TISSUES) + 2) * GRID**2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, 1, 256, 256) -> logits of levels (B, 32), damage (B, 3), anatomy (B, 6, 8, 8)."""
+        h = self.network(x)  # (B, 192)
+        return self.level(h), self.damage(h), self.anatomy(h).view(len(x), -1, GRID, GRID)
+
+
+def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
+    """Train one rank; resumes from the latest checkpoint. Raises UserError where the loss is no number."""
+    c = config.features
+    worker = Worker.start(config.seed, mailbox)
+    slices = train.load()
+    steps = steps_per_epoch(len(slices), c.batch_size)
+    model = ray.train.torch.prepare_model(Questions().to(memory_format=torch.channels_last))
+    optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
+    course = checkpoint.Course(worker, {"model": raw(model), "optimizer": optimizer}, losses=3)
+    pace = Pace(c.epochs * steps, c.batch_size, course.step)
+    timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
+
+    for epoch in range(len(course.past), c.epochs):
+        for numbers, _ in epoch_batches(
+            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
+        ):
+            random = torch.Generator().manual_seed((config.seed << 20) + course.step * worker.world + worker.rank)
+            images = worker.tensor(slices.rows(numbers, "image"))  # (B, 256, 256)
+            levels = worker.tensor(slices.rows(numbers, "level").astype("int64"))  # (B,)
+            seen = look(images, random)
+            optimizer.param_groups[0]["lr"] = c.learning_rate * (1.0 - course.step / (c.epochs * steps))
+            with worker.autocast():
+                level, damage, anatomy = model(seen.x)
+            losses = torch.stack(
+                [
+                    F.cross_entropy(level.float(), levels),
+                    F.mse_loss(damage.float(), seen.damage),
+                    F.mse_loss(anatomy.float(), seen.anatomy),
+                ]
+            )
+            optimizer.zero_grad(set_to_none=True)
+            (losses @ losses.new_tensor([0.3, 1.0, 10.0])).backward()  # of one order of magnitude
+            optimizer.step()
+            course.sums += losses.detach()
+            course.step += 1
+            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, {pace.describe(course.step)}")
+            if course.step % steps and timer.due(course.step):
+                course.save({"step": course.step})
+
+        means = dict(zip(("level_loss", "damage_loss", "anatomy_loss"), course.means(steps), strict=True))
+        require_finite(sum(means.values()), "features", epoch + 1)
+        metrics = {"epoch": epoch + 1, "step": course.step, **means}
+        course.past.append(metrics)
+        if worker.rank == 0:
+            history.write(storage.join(config.out, "metrics"), "features", course.past)
+        worker.say(
+            lambda: (
+                f"epoch {epoch + 1}/{c.epochs}, level {means['level_loss']:.3f}, damage {means['damage_loss']:.3f}, "
+                f"anatomy {means['anatomy_loss']:.4f}, {pace.describe(course.step)}"
+            ),
+            always=True,
+        )
+        course.save(metrics)
+
+
+def look(images: torch.Tensor, random: torch.Generator) -> Seen:
+    """(B, 256, 256) uint8 -> what the network sees of them, and what it is asked."""
+    B = len(images)
+    shifts = torch.randint(-SHIFT, SHIFT + 1, (B, 2), generator=random).tolist()
+    moved = torch.stack([torch.roll(image, shift, (0, 1)) for image, shift in zip(images, shifts, strict=True)])
+    clean = moved.float().unsqueeze(1) / 255.0  # (B, 1, 256, 256) in [0, 1]
+    amount = torch.rand(B, 3, generator=random) * (torch.rand(B, 1, generator=random) < 0.5)  # (B, 3) in [0, 1)
+    sign = torch.randint(0, 2, (B,), generator=random) * 2.0 - 1.0
+    damage = amount * torch.stack([torch.ones(B), torch.ones(B), sign], 1)  # contrast goes both ways
+    damage = damage.to(images.device)
+
+    x = blur(clean, damage[:, 0] * BLUR)
+    x = x ** torch.exp(damage[:, 2] * CONTRAST).view(B, 1, 1, 1)
+    noise = torch.randn(x.shape, generator=random).to(x.device)
+    x = (x + noise * (damage[:, 1] * NOISE).view(B, 1, 1, 1)).clamp(0, 1)
+    return Seen(to_unit(x * 255.0), damage, anatomy_of(clean))
+
+
+def anatomy_of(clean: torch.Tensor) -> torch.Tensor:
+    """(B, 1, 256, 256) in [0, 1] -> shares of five tissues, and local contrast, of 8 x 8 regions (B, 6, 8, 8)."""
+    side = clean.shape[-1] // GRID
+    shares = [
+        F.avg_pool2d(((clean > low) & (clean <= high)).float(), side) for low, high in pairwise([-1.0, *TISSUES, 1.0])
+    ]
+    across, down = (clean[..., 1:, :-1] - clean[..., :-1, :-1]), (clean[..., :-1, 1:] - clean[..., :-1, :-1])
+    steep = F.pad((across**2 + down**2 + 1e-8).sqrt(), (0, 1, 0, 1))  # (B, 1, 256, 256)
+    return torch.cat([*shares, F.avg_pool2d(steep, side) * 4.0], 1)  # (B, 6, 8, 8)
+
+
+def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Each of (B, 1, H, W) by its own Gaussian of deviation (B,) in pixels; 0 leaves it as it is."""
+    B, _, H, W = x.shape
+    offsets = torch.arange(-6, 7, device=x.device)
+    taps = torch.exp(-0.5 * (offsets / sigma.clamp(min=0.05)[:, None]) ** 2)  # (B, 13)
+    taps = taps / taps.sum(1, keepdim=True)
+    rows = F.conv2d(x.view(1, B, H, W), taps.view(B, 1, 13, 1), padding=(6, 0), groups=B)
+    return F.conv2d(rows, taps.view(B, 1, 1, 13), padding=(0, 6), groups=B).view(B, 1, H, W)

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+
+from oasisgen.data.phantom import subject
+from oasisgen.training.features import Questions, anatomy_of, blur, look
+
+
+def test_each_slice_is_blurred_by_its_own_gaussian() -> None:
+    x = torch.from_numpy(subject(0, 1)[[5, 20]]).float().unsqueeze(1)  # (2, 1, 256, 256)
+    blurred = blur(x, torch.tensor([0.0, 1.5])).squeeze(1).numpy()
+    assert np.allclose(blurred[0], x[0, 0].numpy())
+    assert np.allclose(blurred[1], gaussian_filter(x[1, 0].numpy(), 1.5, truncate=4, mode="constant"), atol=0.05)
+
+
+def test_half_of_what_is_seen_is_damaged_as_it_says() -> None:
+    images = torch.from_numpy(subject(0, 1))  # (32, 256, 256)
+    seen = look(images, torch.Generator().manual_seed(0))
+    damaged = seen.damage.abs().sum(1) > 0
+    assert 8 < int(damaged.sum()) < 24
+    clean = ((seen.x.squeeze(1) + 1) * 127.5).round().to(torch.uint8)
+    for before, after, broken in zip(images, clean, damaged, strict=True):
+        same = torch.equal(before.flatten().sort().values, after.flatten().sort().values)  # the same pixels, shifted
+        assert same != bool(broken)
+    again = look(images, torch.Generator().manual_seed(0))
+    assert torch.equal(seen.x, again.x)
+
+
+def test_shares_of_tissue_add_up_to_one() -> None:
+    anatomy = anatomy_of(torch.from_numpy(subject(0, 1)[:4]).float().unsqueeze(1) / 255)
+    assert torch.allclose(anatomy[:, :5].sum(1), torch.ones(4, 8, 8))
+    assert float(anatomy[:, 5].max()) > 0.05
+
+
+def test_the_network_learns_levels_and_damage_of_people_it_has_not_seen() -> None:
+    torch.manual_seed(0)
+    people = torch.from_numpy(np.concatenate([subject(0, number) for number in range(1, 7)]))
+    levels = torch.arange(32).repeat(6)
+    model = Questions()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        rows = torch.randint(0, len(people), (16,), generator=random)
+        seen = look(people[rows], random)
+        level, damage, anatomy = model(seen.x)
+        loss = (
+            F.cross_entropy(level, levels[rows]) + F.mse_loss(damage, seen.damage) + F.mse_loss(anatomy, seen.anatomy)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        seen = look(torch.from_numpy(subject(0, 99)), random)
+        level, damage, _ = model(seen.x)
+    assert float((level.argmax(1) - torch.arange(32)).abs().float().mean()) < 4  # by chance: 11
+    found = np.corrcoef(damage[:, 1].numpy(), seen.damage[:, 1].numpy())[0, 1]
+    assert found > 0.5
+    assert level.shape == (32, 32)
+    assert pytest.approx(0, abs=1) == float(damage.mean())
