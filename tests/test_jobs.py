@@ -115,9 +115,11 @@ def test_a_run_leaves_what_the_layout_promises(trained: Path) -> None:
         "config.json",
         "codes/train/part-00000.parquet",
         "metrics/vqvae.jsonl",
+        "metrics/features.jsonl",
         "metrics/dcgan.jsonl",
         "model/config.json",
         "model/vqvae.safetensors",
+        "model/features.safetensors",
         "model/dcgan.safetensors",
         "model/metrics.json",
         "model/README.md",
@@ -127,7 +129,7 @@ def test_a_run_leaves_what_the_layout_promises(trained: Path) -> None:
     assert len(codes) == 96
     assert len(codes["codes"][0].as_py()) == 2 * 64 * 64
     page = (trained / "report" / "index.html").read_text()
-    assert page.count("<img") == 5
+    assert page.count("<img") == 6
     assert "http" not in page.replace("http://www.w3.org", "")  # nothing to fetch
 
 

@@ -20,7 +20,7 @@ class FeatureNetwork(nn.Module):
         def halve(narrow: int, wide: int) -> nn.Module:
             return nn.Sequential(nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.BatchNorm2d(wide), nn.ReLU())
 
-        self.early = nn.Sequential(halve(1, 16), halve(16, 32), halve(32, TEXTURE))  # (B, 64, 32, 32)
+        self.early = nn.Sequential(halve(1, 8), halve(8, 24), halve(24, TEXTURE))  # (B, 64, 32, 32)
         self.late = nn.Sequential(halve(TEXTURE, 96), halve(96, 128), nn.AvgPool2d(2), nn.Flatten())  # (B, 128*4*4)
         self.anatomy = nn.Linear(128 * 4 * 4, ANATOMY)
 

@@ -19,6 +19,7 @@ from oasisgen.training.worker import Pace, Worker, raw, require_finite
 GRID = 8  # regions, both ways, of which anatomy and texture are asked
 TISSUES = (0.15, 0.35, 0.6, 0.85)  # grey values between background, fluid, grey and white matter, and fat; of 1
 SHIFT = 8  # pixels
+WEIGHTS = (0.3, 1.0, 10.0)  # of the answers to level, damage, anatomy: they make them of one order of magnitude
 BLUR, NOISE, CONTRAST = 2.0, 0.08, 0.4  # the strongest damage: pixels, of the grey range, as a power
 
 
@@ -69,15 +70,9 @@ def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
             optimizer.param_groups[0]["lr"] = c.learning_rate * (1.0 - course.step / (c.epochs * steps))
             with worker.autocast():
                 level, damage, anatomy = model(seen.x)
-            losses = torch.stack(
-                [
-                    F.cross_entropy(level.float(), levels),
-                    F.mse_loss(damage.float(), seen.damage),
-                    F.mse_loss(anatomy.float(), seen.anatomy),
-                ]
-            )
+            losses = errors(level, damage, anatomy, levels, seen)  # (3,)
             optimizer.zero_grad(set_to_none=True)
-            (losses @ losses.new_tensor([0.3, 1.0, 10.0])).backward()  # of one order of magnitude
+            (losses @ losses.new_tensor(WEIGHTS)).backward()
             optimizer.step()
             course.sums += losses.detach()
             course.step += 1
@@ -101,6 +96,15 @@ def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
         course.save(metrics)
 
 
+def errors(
+    level: torch.Tensor, damage: torch.Tensor, anatomy: torch.Tensor, levels: torch.Tensor, seen: Seen
+) -> torch.Tensor:
+    """What is wrong with the answers about level (B, 32), damage (B, 3), anatomy (B, 6, 8, 8) -> (3,)."""
+    wrong_level = F.cross_entropy(level.float(), levels)
+    wrong_damage = F.mse_loss(damage.float(), seen.damage)
+    return torch.stack([wrong_level, wrong_damage, F.mse_loss(anatomy.float(), seen.anatomy)])  # (3,)
+
+
 def look(images: torch.Tensor, random: torch.Generator) -> Seen:
     """(B, 256, 256) uint8 -> what the network sees of them, and what it is asked."""
     B = len(images)
@@ -121,13 +125,13 @@ def look(images: torch.Tensor, random: torch.Generator) -> Seen:
 
 def anatomy_of(clean: torch.Tensor) -> torch.Tensor:
     """(B, 1, 256, 256) in [0, 1] -> shares of five tissues, and local contrast, of 8 x 8 regions (B, 6, 8, 8)."""
-    side = clean.shape[-1] // GRID
-    shares = [
-        F.avg_pool2d(((clean > low) & (clean <= high)).float(), side) for low, high in pairwise([-1.0, *TISSUES, 1.0])
-    ]
-    across, down = (clean[..., 1:, :-1] - clean[..., :-1, :-1]), (clean[..., :-1, 1:] - clean[..., :-1, :-1])
-    steep = F.pad((across**2 + down**2 + 1e-8).sqrt(), (0, 1, 0, 1))  # (B, 1, 256, 256)
-    return torch.cat([*shares, F.avg_pool2d(steep, side) * 4.0], 1)  # (B, 6, 8, 8)
+    every_other = clean[..., ::2, ::2]  # (B, 1, 128, 128)
+    above = [F.avg_pool2d((every_other > grey).float(), 128 // GRID) for grey in TISSUES]  # (B, 1, 8, 8) each
+    everywhere = torch.ones_like(above[0])
+    shares = [low - high for low, high in pairwise([everywhere, *above, 0 * everywhere])]  # (B, 1, 8, 8) each
+    down = (clean[..., 1::2, ::2] - every_other).abs()  # (B, 1, 128, 128)
+    across = (clean[..., ::2, 1::2] - every_other).abs()  # (B, 1, 128, 128)
+    return torch.cat([*shares, F.avg_pool2d(down + across, 128 // GRID) * 4.0], 1)  # (B, 6, 8, 8)
 
 
 def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
