@@ -48,6 +48,12 @@ class VQVAEConfig:
     """Weight of the commitment loss."""
     loss_scale: Literal["variance", "none"] = "variance"
     """Divide the squared error by the variance of the training pixels, as van den Oord et al. do, or not."""
+    ssim_weight: float = 1.0
+    """Weight of 1 - SSIM beside the squared error."""
+    gradient_norm: float = 1.0
+    """Longest gradient of a step; longer ones are scaled down to it. 0: as they come."""
+    average_decay: float = 0.999
+    """Decay per step of the averaged weights, which are the ones that are scored and kept; 0 keeps the last ones."""
     epochs: int = 20
     """Passes over the training split."""
     batch_size: int = 16
@@ -58,6 +64,8 @@ class VQVAEConfig:
     """Peak learning rate of Adam."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate over the run: warm up and fall to zero along a cosine, or stay."""
+    most_fall: float = 0.05
+    """SSIM by which an epoch may end behind the best one; one that falls further is undone. 1: however far."""
     validate_slices: int = 256
     """Slices of the validate split, evenly spaced, that are scored after every epoch; 0 scores all of them."""
 
@@ -69,7 +77,10 @@ class VQVAEConfig:
         check("vqvae.codebook_size", self.codebook_size, 2 <= self.codebook_size <= 65536, "from 2 to 65536")
         check("vqvae.ema_decay", self.ema_decay, 0 < self.ema_decay < 1, "between 0 and 1")
         check("vqvae.dead_below", self.dead_below, 0 <= self.dead_below < 1, "from 0 to below 1")
-        check("vqvae.commitment", self.commitment, self.commitment >= 0, "at least 0")
+        for name in ("commitment", "ssim_weight", "gradient_norm"):
+            check(f"vqvae.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        check("vqvae.most_fall", self.most_fall, 0 < self.most_fall <= 1, "above 0, at most 1")
+        check("vqvae.average_decay", self.average_decay, 0 <= self.average_decay < 1, "from 0 to below 1")
         check("vqvae.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         check("vqvae.validate_slices", self.validate_slices, self.validate_slices >= 0, "at least 0")
         crop_fits = self.crop % 4 == 0 and 16 <= self.crop <= IMAGE_SIZE
@@ -198,6 +209,10 @@ SEED = TrainConfig(
         quantizer="gradient",
         commitment=1.0,
         loss_scale="none",
+        ssim_weight=0.0,
+        gradient_norm=0.0,
+        average_decay=0.0,
+        most_fall=1.0,
         batch_size=32,
         crop=256,
         learning_rate=3e-4,

@@ -25,6 +25,7 @@ from oasisgen.data.pack import pack
 from oasisgen.data.slices import open_data_set, read_slices
 from oasisgen.evaluation import quality
 from oasisgen.evaluation.quality import Slices, chosen
+from oasisgen.models.bundle import read_features
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.training import checkpoint
 from oasisgen.training.features import Questions, blur, train_features
@@ -132,17 +133,18 @@ def learn(data: str, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", help="keep data set and network here, for another time")
-    out = parser.parse_args().out
+    parser.add_argument("--model", help="see with the network of this run or bundle, and not with one trained now")
+    arguments = parser.parse_args()
     source = os.environ.get("OASISGEN_OASIS_DIR")
     if not source:
         sys.exit("OASISGEN_OASIS_DIR is not set: the instruments are tested on real slices")
     failed = 0
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
-        home = str(Path(out or folder).absolute())
+        home = str(Path(arguments.out or folder).absolute())
         pack(source, f"{home}/data")
         data = open_data_set(f"{home}/data")
         train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
-        load = learn(data.uri, f"{home}/run", train)
+        load = partial(read_features, arguments.model) if arguments.model else learn(data.uri, f"{home}/run", train)
         cuts = [halves(held_out.load(), seed) for seed in range(CUTS)]
         clean = [read_scores(load, batch, train, reference) for batch, reference in cuts]
         names = list(clean[0])

@@ -97,7 +97,7 @@ def write_run_report(
             figure=figures.curves(
                 histories["vqvae"],
                 {
-                    "loss": ["reconstruction_loss", "quantizer_loss"],
+                    "loss": ["reconstruction_loss", "ssim_loss", "quantizer_loss"],
                     "SSIM, validate": ["ssim"],
                     "codebook": ["codes_in_use", "perplexity"],
                 },

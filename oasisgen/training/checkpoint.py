@@ -3,6 +3,7 @@
 One file, `state.pt`: tensors, numbers and lists only, so that it is read with `weights_only=True`.
 """
 
+import copy
 import pickle
 import tempfile
 import time
@@ -13,12 +14,15 @@ import ray.train
 import ray.train.collective
 import torch
 
-from oasisgen.config import VQVAEConfig
+from oasisgen import storage
+from oasisgen.config import TrainConfig, VQVAEConfig
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.training.worker import Worker
+from oasisgen.training import history
+from oasisgen.training.worker import Diverged, Worker
 
 STATE = "state.pt"
 ASK_SECONDS = 1.0  # between two looks at the clock and at Ray's notices
+MOST_UNDONE = 3  # epochs of a stage
 DAMAGED = (FileNotFoundError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError)  # what reading one raises
 
 
@@ -36,7 +40,7 @@ class Timer:
 
     def due(self, step: int) -> bool:
         """Whether to save after this step. Call it at every step of every rank."""
-        if step < self.next_step:
+        if self.asked_step <= step < self.next_step:  # it is smaller where an epoch was undone
             return False
         now = time.monotonic()
         pace = (step - self.asked_step) / (now - self.asked)  # steps per second
@@ -54,37 +58,81 @@ class Timer:
 class Course:
     """How far a stage has come: its steps, a line for each epoch that is over, and the sums of the one it is in.
 
-    A new one is where the newest checkpoint left off, and so are the `parts`, networks and optimizers by name.
+    A new one is where the newest checkpoint left off, and so are the `parts`, networks and optimizers by name. An epoch
+    that went wrong is undone, and trained again at half the rate.
     """
 
-    def __init__(self, worker: Worker, parts: dict[str, Any], losses: int) -> None:
-        self.worker, self.parts = worker, parts
+    def __init__(
+        self, worker: Worker, config: TrainConfig, stage: str, parts: dict[str, Any], losses: tuple[str, ...]
+    ) -> None:
+        self.worker, self.stage, self.parts, self.losses = worker, stage, parts, losses
+        self.metrics_uri = storage.join(config.out, "metrics")
         self.past: list[dict[str, Any]] = []
         self.step = 0
-        self.sums = torch.zeros(losses, device=worker.device)  # of losses, added up without a host sync
+        self.undone = 0  # epochs
+        self.sums = torch.zeros(len(losses), device=worker.device)  # added up without a host sync
         if state := latest():
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-            self.past, self.step = state["history"], state["step"]
-            self.sums += state["sums"].to(worker.device) * (worker.rank == 0)  # it holds the sums of all ranks
+            self._restore(state)
+        self.good = self._state()
 
-    def means(self, steps: int) -> list[float]:
+    @property
+    def rate(self) -> float:
+        """What the learning rate is multiplied by."""
+        return 0.5**self.undone
+
+    def means(self, steps: int) -> dict[str, float]:
         """Mean losses of the epoch of `steps` steps that is over, the same on all ranks; the sums begin anew."""
         self.worker.sum(self.sums)
         means = (self.sums / (steps * self.worker.world)).tolist()
         self.sums.zero_()
-        return means
+        return dict(zip(self.losses, means, strict=True))
 
     def save(self, metrics: dict[str, Any]) -> None:
         """Rank 0 saves, every rank reports (a barrier)."""
-        self.worker.sum(total := self.sums.clone())
+        state = self._state()
         if self.worker.rank != 0:
             ray.train.report(metrics)
             return
-        state = {name: part.state_dict() for name, part in self.parts.items()}
         with tempfile.TemporaryDirectory() as folder:
-            torch.save({**state, "history": self.past, "step": self.step, "sums": total}, Path(folder) / STATE)
+            torch.save(state, Path(folder) / STATE)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def end_epoch(self, metrics: dict[str, Any]) -> None:
+        """Keep what is known of an epoch that went well, and save. Every rank calls it."""
+        self.past.append(metrics | {"undone": self.undone})
+        self.good = self._state()
+        if self.worker.rank == 0:
+            history.write(self.metrics_uri, self.stage, self.past)
+        self.save(metrics)
+
+    def undo_epoch(self, reason: str) -> None:
+        """Go back to the end of the epoch before, and save; every rank calls it, or none.
+
+        Raises Diverged where going back has not helped several times.
+        """
+        where = f"stage {self.stage}, epoch {len(self.past) + 1}: {reason}"
+        if self.undone == MOST_UNDONE:
+            raise Diverged(
+                f"{where}, after {self.undone} new starts, each at half the rate: lower it by more, "
+                f"--{self.stage}.learning-rate"
+            )
+        self.worker.say(lambda: f"{where}: once more, at half the rate", always=True)
+        undone = self.undone + 1
+        self._restore(self.good)
+        self.undone = undone
+        self.save({"step": self.step})
+
+    def _state(self) -> dict[str, Any]:
+        """A copy of everything; a collective."""
+        self.worker.sum(total := self.sums.clone())
+        parts = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
+        return parts | {"history": list(self.past), "step": self.step, "undone": self.undone, "sums": total}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(copy.deepcopy(state[name]))  # optimizers would go on in these very tensors
+        self.past, self.step, self.undone = list(state["history"]), state["step"], state["undone"]
+        self.sums.copy_(state["sums"] * (self.worker.rank == 0))  # they are those of all ranks
 
 
 def read(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
@@ -96,7 +144,7 @@ def read(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
 def read_vqvae(checkpoint: ray.train.Checkpoint, config: VQVAEConfig) -> VQVAE:
     """The VQ-VAE in a checkpoint of stage 1, in evaluation mode."""
     model = VQVAE(config)
-    model.load_state_dict(read(checkpoint)["model"])
+    model.load_state_dict(read(checkpoint)["averaged"])
     return model.eval().requires_grad_(False)
 
 

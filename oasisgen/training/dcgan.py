@@ -1,6 +1,7 @@
 """Stage 2: the loop that trains the DCGAN on code maps."""
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,13 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen import storage
 from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
 from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, make_palette
 from oasisgen.models.quantizer import perplexity
-from oasisgen.training import checkpoint, history
-from oasisgen.training.worker import Pace, Worker, raw, require_finite
+from oasisgen.training import checkpoint
+from oasisgen.training.averaging import average
+from oasisgen.training.worker import Pace, Worker, raw
 
 PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 2020, arXiv:1912.04958)
 
@@ -46,11 +47,14 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
         "generator_optimizer": generator_optimizer,
         "discriminator_optimizer": discriminator_optimizer,
     }
-    course = checkpoint.Course(worker, parts, losses=4)
+    losses = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")
+    course = checkpoint.Course(worker, config, "dcgan", parts, losses)
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
 
-    for epoch in range(len(course.past), c.epochs):
+    while (epoch := len(course.past)) < c.epochs:
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = course.rate * c.learning_rate
         for numbers, _ in epoch_batches(
             len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
         ):
@@ -79,10 +83,11 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             generator_optimizer.step()
             raw(discriminator).requires_grad_(True)
 
-            average(averaged.generator, raw(generator), c.generator_decay)
-            losses = [generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()]
-            course.sums += torch.stack(losses).detach()
+            course.sums += torch.stack(
+                [generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()]
+            ).detach()
             course.step += 1
+            average(averaged.generator, raw(generator), c.generator_decay, course.step)
             worker.say(
                 lambda: (
                     f"epoch {epoch + 1}/{c.epochs}, generator {generator_loss.item():.3f}, "
@@ -92,24 +97,21 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             if course.step % steps and timer.due(course.step):
                 course.save({"step": course.step})
 
-        names = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")
-        means = dict(zip(names, course.means(steps), strict=True))
-        require_finite(sum(means.values()), "dcgan", epoch + 1)
+        means = course.means(steps)
+        if not math.isfinite(loss_mean := sum(means.values())):
+            course.undo_epoch(f"the loss is {loss_mean}")
+            continue
         usage = painted_codes(averaged, config.seed, worker, len(codebook))
         pace_now = {"slices_per_s": round(pace.rate(course.step), 1)}
-        metrics = {"epoch": epoch + 1, "step": course.step, **means, **usage, **pace_now}
-        course.past.append(metrics)
-        if worker.rank == 0:
-            history.write(storage.join(config.out, "metrics"), "dcgan", course.past)
+        course.end_epoch({"epoch": epoch + 1, "step": course.step, **means, **usage, **pace_now})
         worker.say(
             lambda: (
                 f"epoch {epoch + 1}/{c.epochs}, generator {means['generator_loss']:.3f}, "
-                f"discriminator {means['discriminator_loss']:.3f}, {metrics['codes_in_use']} codes, "
+                f"discriminator {means['discriminator_loss']:.3f}, {usage['codes_in_use']} codes, "
                 f"{pace.describe(course.step)}"
             ),
             always=True,
         )
-        course.save(metrics)
 
 
 def adversarial_loss(kind: str, real_logit: torch.Tensor, fake_logit: torch.Tensor) -> torch.Tensor:
@@ -123,15 +125,6 @@ def gradient_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor
     """R1: half the mean squared norm of the logits' (B,) gradient at the images (B, C, 64, 64) they came from."""
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return 0.5 * gradient.pow(2).sum((1, 2, 3)).mean()
-
-
-@torch.no_grad()
-def average(averaged: torch.nn.Module, current: torch.nn.Module, decay: float) -> None:
-    """Move the averaged network a step towards the current one; BatchNorm's statistics are copied."""
-    for mean, value in zip(averaged.parameters(), current.parameters(), strict=True):
-        mean.lerp_(value, 1.0 - decay)
-    for statistic, latest in zip(averaged.buffers(), current.buffers(), strict=True):
-        statistic.copy_(latest)
 
 
 def untrained(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> DCGAN:

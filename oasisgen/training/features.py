@@ -1,5 +1,6 @@
 """The loop that trains the feature network, on real slices alone: what the measures of quality see with."""
 
+import math
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -8,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oasisgen import storage
 from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Stored, epoch_batches, steps_per_epoch
 from oasisgen.data.slices import to_unit
 from oasisgen.models.features import FeatureNetwork
-from oasisgen.training import checkpoint, history
-from oasisgen.training.worker import Pace, Worker, raw, require_finite
+from oasisgen.training import checkpoint
+from oasisgen.training.worker import Pace, Worker, raw
 
 GRID = 8  # regions, both ways, of which anatomy and texture are asked
 TISSUES = (0.15, 0.35, 0.6, 0.85)  # grey values between background, fluid, grey and white matter, and fat; of 1
@@ -48,18 +48,19 @@ class Questions(nn.Module):
 
 
 def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
-    """Train one rank; resumes from the latest checkpoint. Raises UserError where the loss is no number."""
+    """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again."""
     c = config.features
     worker = Worker.start(config.seed, mailbox)
     slices = train.load()
     steps = steps_per_epoch(len(slices), c.batch_size)
     model = ray.train.torch.prepare_model(Questions().to(memory_format=torch.channels_last))
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
-    course = checkpoint.Course(worker, {"model": raw(model), "optimizer": optimizer}, losses=3)
+    parts = {"model": raw(model), "optimizer": optimizer}
+    course = checkpoint.Course(worker, config, "features", parts, ("level_loss", "damage_loss", "anatomy_loss"))
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
 
-    for epoch in range(len(course.past), c.epochs):
+    while (epoch := len(course.past)) < c.epochs:
         for numbers, _ in epoch_batches(
             len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
         ):
@@ -67,7 +68,7 @@ def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
             images = worker.tensor(slices.rows(numbers, "image"))  # (B, 256, 256)
             levels = worker.tensor(slices.rows(numbers, "level").astype("int64"))  # (B,)
             seen = look(images, random)
-            optimizer.param_groups[0]["lr"] = c.learning_rate * (1.0 - course.step / (c.epochs * steps))
+            optimizer.param_groups[0]["lr"] = course.rate * c.learning_rate * (1.0 - course.step / (c.epochs * steps))
             with worker.autocast():
                 level, damage, anatomy = model(seen.x)
             losses = errors(level, damage, anatomy, levels, seen)  # (3,)
@@ -80,12 +81,11 @@ def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
             if course.step % steps and timer.due(course.step):
                 course.save({"step": course.step})
 
-        means = dict(zip(("level_loss", "damage_loss", "anatomy_loss"), course.means(steps), strict=True))
-        require_finite(sum(means.values()), "features", epoch + 1)
-        metrics = {"epoch": epoch + 1, "step": course.step, **means}
-        course.past.append(metrics)
-        if worker.rank == 0:
-            history.write(storage.join(config.out, "metrics"), "features", course.past)
+        means = course.means(steps)
+        if not math.isfinite(loss_mean := sum(means.values())):
+            course.undo_epoch(f"the loss is {loss_mean}")
+            continue
+        course.end_epoch({"epoch": epoch + 1, "step": course.step, **means})
         worker.say(
             lambda: (
                 f"epoch {epoch + 1}/{c.epochs}, level {means['level_loss']:.3f}, damage {means['damage_loss']:.3f}, "
@@ -93,7 +93,6 @@ def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
             ),
             always=True,
         )
-        course.save(metrics)
 
 
 def errors(

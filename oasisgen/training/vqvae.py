@@ -1,5 +1,6 @@
 """Stage 1: the loop that trains the VQ-VAE."""
 
+import copy
 import math
 from typing import Any
 
@@ -7,21 +8,21 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen import storage
 from oasisgen.config import IMAGE_SIZE, TrainConfig, VQVAEConfig
 from oasisgen.data.feed import Feed, Stored, chunks, epoch_batches, evenly_spaced, steps_per_epoch
 from oasisgen.data.slices import to_uint8, to_unit
-from oasisgen.evaluation.ssim import ssim
+from oasisgen.evaluation.ssim import ssim, ssim_loss
 from oasisgen.models.quantizer import perplexity
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.training import checkpoint, history
-from oasisgen.training.worker import Pace, Worker, raw, require_finite
+from oasisgen.training import checkpoint
+from oasisgen.training.averaging import average
+from oasisgen.training.worker import Pace, Worker, raw
 
 WARM_UP_STEPS = 100
 
 
 def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: Any) -> None:
-    """Train one rank; resumes from the latest checkpoint. Raises UserError where the loss is no number."""
+    """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again."""
     c = config.vqvae
     worker = Worker.start(config.seed, mailbox)
     slices, held_out = train.load(), validate.load()
@@ -31,11 +32,14 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
 
     model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last))
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
-    course = checkpoint.Course(worker, {"model": raw(model), "optimizer": optimizer}, losses=2)
+    averaged = copy.deepcopy(raw(model)).requires_grad_(False)
+    parts = {"averaged": averaged, "model": raw(model), "optimizer": optimizer}
+    losses = ("reconstruction_loss", "ssim_loss", "quantizer_loss")
+    course = checkpoint.Course(worker, config, "vqvae", parts, losses)
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
 
-    for epoch in range(len(course.past), c.epochs):
+    while (epoch := len(course.past)) < c.epochs:
         model.train()
         for numbers, points in epoch_batches(
             len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
@@ -43,43 +47,43 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
             corners = (points * (IMAGE_SIZE - c.crop + 1)).astype(int)
             x = to_unit(worker.tensor(slices.crops(numbers, corners, c.crop)).unsqueeze(1))  # (B, 1, crop, crop)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(c, course.step, c.epochs * steps)
+                group["lr"] = course.rate * learning_rate(c, course.step, c.epochs * steps)
             with worker.autocast():
                 y = model(x, torch.Generator().manual_seed(config.seed + course.step))
             error = F.mse_loss(y.image.float(), x) / scale
-            loss = error + y.quantizer_loss
+            unlike = ssim_loss(y.image.float(), x) if c.ssim_weight else torch.zeros_like(error)
+            loss = error + c.ssim_weight * unlike + y.quantizer_loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if c.gradient_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
             optimizer.step()
-            course.sums += torch.stack([error, y.quantizer_loss]).detach()
+            course.sums += torch.stack([error, unlike, y.quantizer_loss]).detach()
             course.step += 1
+            average(averaged, raw(model), c.average_decay, course.step)
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(course.step)}")
             if course.step % steps and timer.due(course.step):
                 course.save({"step": course.step})
 
-        reconstruction_loss, quantizer_loss = course.means(steps)
-        require_finite(reconstruction_loss + quantizer_loss, "vqvae", epoch + 1)
-        metrics = {
-            "epoch": epoch + 1,
-            "step": course.step,
-            "reconstruction_loss": reconstruction_loss,
-            "quantizer_loss": quantizer_loss,
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "slices_per_s": round(pace.rate(course.step), 1),
-            **score(raw(model), held_out, rows, worker),
-        }
-        course.past.append(metrics)
-        if worker.rank == 0:
-            history.write(storage.join(config.out, "metrics"), "vqvae", course.past)
+        means = course.means(steps)
+        loss_mean = sum(means.values())
+        if not math.isfinite(loss_mean):
+            course.undo_epoch(f"the loss is {loss_mean}")
+            continue
+        scores = score(averaged, held_out, rows, worker)
+        best = max((line["ssim"] for line in course.past), default=0.0)
+        if best - scores["ssim"] > c.most_fall:
+            course.undo_epoch(f"SSIM fell from {best:.3f} to {scores['ssim']:.3f}")
+            continue
+        rates = {"learning_rate": optimizer.param_groups[0]["lr"], "slices_per_s": round(pace.rate(course.step), 1)}
+        course.end_epoch({"epoch": epoch + 1, "step": course.step, **means, **rates, **scores})
         worker.say(
             lambda: (
-                f"epoch {epoch + 1}/{c.epochs}, loss {reconstruction_loss + quantizer_loss:.4f}, "
-                f"SSIM {metrics['ssim']:.4f}, {metrics['codes_in_use']}/{c.codebook_size} codes, "
-                f"{pace.describe(course.step)}"
+                f"epoch {epoch + 1}/{c.epochs}, loss {loss_mean:.4f}, SSIM {scores['ssim']:.4f}, "
+                f"{scores['codes_in_use']}/{c.codebook_size} codes, {pace.describe(course.step)}"
             ),
             always=True,
         )
-        course.save(metrics)
 
 
 def learning_rate(config: VQVAEConfig, step: int, steps: int) -> float:

@@ -18,7 +18,7 @@ from oasisgen.progress import SECONDS_BETWEEN_LINES, duration
 
 
 class Diverged(UserError):
-    """A loss is no number. Every rank raises it at the same place."""
+    """Training goes wrong, again and again. Every rank raises it at the same place."""
 
 
 @dataclass
@@ -93,12 +93,6 @@ class Pace:
         rate = self.rate(step)
         left = duration((self.total_steps - step) * self.batch_size / rate) if rate else "?"
         return f"{rate:.0f} slices/s, {left} left"
-
-
-def require_finite(value: float, stage: str, epoch: int) -> None:
-    """Raise Diverged where a loss is NaN or infinite: nothing after it would mean anything."""
-    if not abs(value) < float("inf"):
-        raise Diverged(f"the loss of stage {stage} is {value} in epoch {epoch}: lower --{stage}.learning-rate")
 
 
 def raw(model: torch.nn.Module) -> Any:

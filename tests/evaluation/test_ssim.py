@@ -7,7 +7,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from oasisgen.data.phantom import subject
-from oasisgen.evaluation.ssim import psnr, ssim
+from oasisgen.data.slices import to_unit
+from oasisgen.evaluation.ssim import psnr, ssim, ssim_loss
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,23 @@ def test_ssim_agrees_with_scikit_image(pairs: tuple[torch.Tensor, torch.Tensor])
             x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
         )
         assert float(mine) == pytest.approx(theirs.mean(), abs=1e-3)
+
+
+def test_the_loss_is_one_minus_ssim_and_following_its_gradient_raises_it(
+    pairs: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    a, b = pairs
+    x, y = to_unit(a.unsqueeze(1)), to_unit(b.unsqueeze(1)).requires_grad_()  # (N, 1, 256, 256)
+    loss = ssim_loss(x, y)
+    assert loss.item() == pytest.approx(1.0 - float(ssim(a, b).mean()), abs=1e-5)
+    loss.backward()
+    assert y.grad is not None
+    better = y.detach() - 1e-3 * y.grad / y.grad.norm()
+    assert ssim_loss(x, better) < loss
+    same = x.clone().requires_grad_()
+    ssim_loss(x, same).backward()
+    assert same.grad is not None
+    assert same.grad.isfinite().all()
 
 
 def test_psnr_agrees_with_scikit_image(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -1,6 +1,7 @@
 """The training loops on real Ray Train workers."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,18 @@ from oasisgen.training.worker import Worker
 from tests.conftest import tiny
 
 
+def in_float32(**inputs: Any) -> None:
+    """The loop of stage 1 on any hardware alike: Adam's first steps magnify what bfloat16 rounds off."""
+    Worker.autocast = lambda _: nullcontext()  # type: ignore[method-assign]
+    train_vqvae(**inputs)
+
+
 def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
     """The final checkpoint of stage 1."""
     config = replace(tiny(data, out), workers=workers, cpus_per_worker=0.5)
     config = replace(config, vqvae=replace(config.vqvae, schedule="constant"))  # no slow start: steps that matter
     inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
-    result = fit("vqvae", train_vqvae, config, inputs, best="ssim")
+    result = fit("vqvae", in_float32, config, inputs, best="ssim")
     return checkpoint.read(result.checkpoint)
 
 
@@ -69,10 +76,44 @@ def test_a_loss_that_is_no_number_stops_with_one_line(data: DataSet, tmp_path: P
     config = tiny(data, tmp_path / "run")
     config = replace(config, vqvae=replace(config.vqvae, learning_rate=1e30, schedule="constant"))
     with pytest.raises(
-        UserError, match=r"the loss of stage vqvae is (nan|inf) in epoch \d: lower --vqvae.learning-rate"
+        UserError, match=r"stage vqvae, epoch \d: the loss is (nan|inf), after 3 new starts, .* --vqvae.learning-rate"
     ):
         train(config)
     assert not (tmp_path / "run" / "codes").exists()
+
+
+def go_wrong(config: Any, mailbox: Any) -> None:
+    """Two epochs of one step each; the second goes wrong twice."""
+    worker = Worker.start(config.seed, mailbox)
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    course = checkpoint.Course(worker, config, "wrong", {"network": network, "optimizer": optimizer}, ("loss",))
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        network(torch.ones(1, 2)).square().sum().backward()
+        optimizer.step()
+        course.step += 1
+        return network.weight.detach().clone()
+
+    first = step()
+    course.end_epoch({"epoch": 1, "step": 1})
+    second = step()
+    torch.nn.init.constant_(network.weight, torch.nan)
+    course.undo_epoch("the loss is nan")
+    assert (course.step, course.rate) == (1, 0.5)
+    assert torch.equal(network.weight, first)
+    assert torch.equal(step(), second)
+    course.undo_epoch("the loss is nan")
+    assert torch.equal(step(), second)  # the optimizer's moments went back too
+    assert course.rate == 0.25
+    course.end_epoch({"epoch": 2, "step": 2})
+
+
+def test_an_epoch_that_went_wrong_leaves_nothing_behind(data: DataSet, tmp_path: Path) -> None:
+    result = fit("wrong", go_wrong, tiny(data, tmp_path), {})
+    state = checkpoint.read(result.checkpoint)
+    assert (state["step"], state["undone"], len(state["history"])) == (2, 2, 2)
 
 
 def test_workers_that_do_not_fit_are_refused_before_anything_starts(data: DataSet, tmp_path: Path) -> None:

@@ -1,0 +1,239 @@
+"""Speed of the loops and of their parts beside what one would write or install instead: `make bench`.
+
+As in `tests/bench.py`, A and B alternate and the median of their ratios is printed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from oasisgen.config import FULL, SEED, VQVAEConfig
+from oasisgen.data.feed import Feed, epoch_batches
+from oasisgen.data.slices import to_uint8, to_unit
+from oasisgen.evaluation.ssim import ssim, ssim_loss
+from oasisgen.models.quantizer import EMAQuantizer, Quantized, straight_through
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.training.averaging import average
+from oasisgen.training.vqvae import error_scale, learning_rate
+from tests.bench import compare
+
+STEPS, WARM_UP = 40, 5
+SCORED = 64  # slices
+GOAL = 0.8462  # SSIM that the seed reports
+SOONER = 20  # times, that `full` is to reach it before the seed's model does
+
+
+class OneHotQuantizer(EMAQuantizer):
+    """The same codebook as tutorials write it: pairwise distances, a one-hot row for each vector."""
+
+    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None) -> Quantized:
+        """(B, D, H, W) -> Quantized."""
+        B, D, H, W = z.shape
+        flat = z.permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
+        codes = torch.cdist(flat, self.codebook).argmin(1)  # (B*H*W,)
+        one_hot = F.one_hot(codes, len(self.codebook)).float()  # (B*H*W, K)
+        vectors = (one_hot @ self.codebook).view(B, H, W, D).permute(0, 3, 1, 2)  # (B, D, H, W)
+        if self.training:
+            with torch.no_grad():
+                self.ema_count.lerp_(one_hot.sum(0), 1.0 - self.decay)
+                self.ema_sum.lerp_(one_hot.t() @ flat, 1.0 - self.decay)
+                dead = self.ema_count < self.dead_below * len(flat) / len(self.codebook)
+                self.ema_count[dead] = self.dead_below * len(flat) / len(self.codebook)
+                self.ema_sum[dead] = flat[torch.randint(len(flat), (int(dead.sum()),))] * self.ema_count[dead, None]
+                self.codebook.copy_(self.ema_sum / self.ema_count[:, None])
+        loss = self.commitment * F.mse_loss(z, vectors.detach())
+        return Quantized(straight_through(z, vectors), codes.view(B, H, W), loss)
+
+
+def losses(model: VQVAE, x: torch.Tensor, c: VQVAEConfig, scale: float, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a step and what it is without the quantizer's part."""
+    y = model(x, torch.Generator().manual_seed(step))
+    error = F.mse_loss(y.image, x) / scale
+    if c.ssim_weight:
+        error = error + c.ssim_weight * ssim_loss(y.image, x)
+    return error + y.quantizer_loss, error
+
+
+def crops(images: Feed, c: VQVAEConfig) -> Iterator[np.ndarray]:
+    """Batches (B, crop, crop) uint8, epoch after epoch."""
+    for epoch in range(10**6):
+        for numbers, points in epoch_batches(len(images), c.batch_size, 0, epoch, 0, 1):
+            yield images.crops(numbers, (points * (256 - c.crop + 1)).astype(int), c.crop)
+
+
+def loop(kind: str, path: str) -> float:
+    """Slices per second of stage 1 in this process: `ours`, or `plain`, without anything that makes it fast."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    c = FULL.vqvae
+    images = Feed([{"image": np.load(path)}])
+    model = VQVAE(c)
+    if kind == "ours":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
+    else:
+        model.quantizer = OneHotQuantizer(c.codebook_size, c.code_dim, c.commitment, c.ema_decay, c.dead_below)
+        optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, foreach=False)
+    batches, started, seen = crops(images, c), 0.0, torch.zeros(())
+    for step in range(STEPS + WARM_UP):
+        if step == WARM_UP:
+            started = time.monotonic()
+        if kind == "ours":
+            x = to_unit(torch.from_numpy(next(batches)).unsqueeze(1))
+        else:
+            x = torch.from_numpy(next(batches).astype("float64") / 127.5 - 1).float().unsqueeze(1)
+        loss, error = losses(model, x, c, 0.1, step)
+        optimizer.zero_grad(set_to_none=kind == "ours")
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
+        optimizer.step()
+        seen = seen + (error.detach() if kind == "ours" else error.item())
+    return STEPS * c.batch_size / (time.monotonic() - started)
+
+
+def seconds_to_goal(preset: str, path: str, most: float) -> float:
+    """Seconds of training, from the first step on, until 64 held-out slices score 0.8462; infinite beyond `most`."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    c = {"full": FULL, "seed": SEED}[preset].vqvae
+    images = Feed([{"image": np.load(path)}])
+    held_out = torch.from_numpy(np.load(path.replace("train", "validate")))[:SCORED]  # (64, 256, 256)
+    model, scale = VQVAE(c).to(memory_format=torch.channels_last), error_scale(images, c)  # type: ignore[call-overload]
+    averaged = VQVAE(c).requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
+    seconds, asked, batches = 0.0, 0.0, crops(images, c)
+    for step in range(10**6):
+        started = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(c, step, c.epochs * len(images) // c.batch_size)
+        loss, _ = losses(model, to_unit(torch.from_numpy(next(batches)).unsqueeze(1)), c, scale, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if c.gradient_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
+        optimizer.step()
+        average(averaged, model, c.average_decay, step + 1)
+        seconds += time.monotonic() - started
+        if seconds - asked > max(0.5, 0.05 * seconds):
+            asked = seconds
+            with torch.no_grad():
+                written = to_uint8(averaged.eval()(to_unit(held_out.unsqueeze(1))).image).squeeze(1)
+            if float(ssim(written, held_out).mean()) >= GOAL:
+                return seconds
+            if seconds > most:
+                break
+    return float("inf")
+
+
+def alone(*arguments: Any) -> float:
+    """What a function of this file returns in a process of its own, with the allocator of our workers for `ours`."""
+    from oasisgen.cluster import MALLOC
+
+    command = [sys.executable, "-m", "tests.bench_models", "--alone", json.dumps(arguments)]
+    environment = os.environ | ({} if "plain" in arguments else MALLOC)
+    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+def quantizer_rate(make: Callable[[], nn.Module], dim: int) -> float:
+    """Training steps of a quantizer a second, forward and backward, on 16 maps of 64 x 64 and one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    quantizer = make().train()
+    z = torch.randn(16, dim, 64, 64, requires_grad=True)
+    for step in range(12):
+        if step == 2:
+            started = time.monotonic()
+        output = quantizer(z)
+        sum(part.sum() for part in output if part.requires_grad).backward()
+    return 10 / (time.monotonic() - started)
+
+
+def ranks_rate(stored: dict[str, Any], workers: int) -> float:
+    """Slices per second of stage 1 on so many workers of one thread each, as its metrics say."""
+    from oasisgen.training.launch import fit
+    from oasisgen.training.vqvae import train_vqvae
+
+    def one_thread_each(**arguments: Any) -> None:
+        set_threads = torch.set_num_threads
+        torch.set_num_threads = lambda _: set_threads(1)
+        train_vqvae(**arguments)
+
+    with tempfile.TemporaryDirectory() as out, redirect_stdout(None):
+        shape = replace(FULL.vqvae, epochs=1, validate_slices=8)
+        config = replace(FULL, data="", out=out, vqvae=shape, workers=workers, cpus_per_worker=0.5)
+        return fit("vqvae", one_thread_each, config, stored, best="ssim").metrics["slices_per_s"]
+
+
+def main() -> None:
+    from monai.networks.layers.vector_quantizer import EMAQuantizer as MonaiQuantizer
+    from vector_quantize_pytorch import VectorQuantize
+
+    from oasisgen import cluster
+    from oasisgen.data.feed import store
+    from oasisgen.data.pack import pack
+    from oasisgen.data.phantom import write_phantoms
+    from oasisgen.data.slices import open_data_set, read_slices
+    from oasisgen.evaluation.quality import chosen
+
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}", flush=True)
+    c = FULL.vqvae
+    with tempfile.TemporaryDirectory() as folder:
+        with cluster.connection():
+            source = os.environ.get("OASISGEN_OASIS_DIR")
+            if not source:
+                source = f"{folder}/raw"
+                write_phantoms(source, {"train": 60, "validate": 3}, seed=0)
+            pack(source, f"{folder}/data")
+            data = open_data_set(f"{folder}/data")
+            stored = {split: store(read_slices(data, split)) for split in ("train", "validate")}
+            for split, count in (("train", 10**6), ("validate", SCORED)):
+                np.save(f"{folder}/{split}.npy", chosen(stored[split].load(), count).images)
+            some = {split: store(read_slices(data, split).limit(60 * c.batch_size)) for split in stored}
+            compare(
+                {"training, 2 workers x 1 thread": lambda: ranks_rate(some, 2), "1 x 1": lambda: ranks_rate(some, 1)}
+            )
+        images = f"{folder}/train.npy"
+        compare(
+            {
+                "the loop of stage 1": lambda: alone("loop", "ours", images),
+                "without what makes it fast": lambda: alone("loop", "plain", images),
+            }
+        )
+        for dim in (c.code_dim, 64):
+            makers: dict[str, Callable[[], nn.Module]] = {
+                "our quantizer": lambda dim=dim: EMAQuantizer(512, dim, 0.25, 0.99, 0.03),
+                "vector-quantize-pytorch": lambda dim=dim: VectorQuantize(
+                    dim, 512, decay=0.99, accept_image_fmap=True, rotation_trick=False, threshold_ema_dead_code=2
+                ),
+                "MONAI": lambda dim=dim: MonaiQuantizer(2, 512, dim),
+            }
+            print(f"512 codes of {dim} numbers:")
+            compare({name: lambda make=make, dim=dim: quantizer_rate(make, dim) for name, make in makers.items()})
+        ours = alone("seconds_to_goal", "full", images, 600)
+        theirs = alone("seconds_to_goal", "seed", images, SOONER * ours)
+        reached = f"after {theirs:.0f} s" if theirs < float("inf") else f"not within {SOONER * ours:.0f} s"
+        print(f"SSIM {GOAL}: `full` after {ours:.1f} s of training, `seed` {reached}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--alone", help="[name, argument, …] of one function, as JSON")
+    if called := parser.parse_args().alone:
+        name, *arguments = json.loads(called)
+        print({"loop": loop, "seconds_to_goal": seconds_to_goal}[name](*arguments))
+    else:
+        main()
