@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export RAY_ADDRESS ?= local
 
-.PHONY: demo test test-slow lint bench instruments lock
+.PHONY: demo test test-slow lint bench ablation instruments lock
 
 demo: $(READY)  ## the main job on the embedded data set
 	$(BIN)/python jobs/phantom.py  --out $(DEMO)/raw
@@ -24,8 +24,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## throughput; needs OASISGEN_OASIS_DIR for the real slices, else takes virtual subjects
+bench: $(READY)  ## speed; on the real slices of OASISGEN_OASIS_DIR, else on virtual subjects
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench_models
+
+ablation: $(READY)  ## recipes of stage 1 beside each other; needs OASISGEN_OASIS_DIR
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'
+	$(BIN)/python -m tests.ablation
 
 instruments: $(READY)  ## do the measures see known damage? needs OASISGEN_OASIS_DIR
 	$(BIN)/python -m tests.instruments

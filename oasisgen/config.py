@@ -30,7 +30,7 @@ class VQVAEConfig:
     """Feature channels of encoder and decoder."""
     residual_channels: int = 32
     """Channels inside a residual block."""
-    residual_blocks: int = 2
+    residual_blocks: int = 4
     """Residual blocks in the encoder, and as many in the decoder."""
     norm: Literal["none", "batch"] = "none"
     """Normalisation after convolutions. `batch` depends on the batch: ranks then differ from one big batch."""
@@ -48,7 +48,7 @@ class VQVAEConfig:
     """Weight of the commitment loss."""
     loss_scale: Literal["variance", "none"] = "variance"
     """Divide the squared error by the variance of the training pixels, as van den Oord et al. do, or not."""
-    ssim_weight: float = 1.0
+    ssim_weight: float = 3.0
     """Weight of 1 - SSIM beside the squared error."""
     gradient_norm: float = 1.0
     """Longest gradient of a step; longer ones are scaled down to it. 0: as they come."""
@@ -60,7 +60,7 @@ class VQVAEConfig:
     """Slices per step, over all workers."""
     crop: int = 128
     """Side of the random square crop that a step sees, in pixels, a multiple of 4; 256 is the whole slice."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3
     """Peak learning rate of Adam."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate over the run: warm up and fall to zero along a cosine, or stay."""
@@ -125,6 +125,8 @@ class DCGANConfig:
     """Learning rate of both Adams."""
     beta1: float = 0.5
     """Adam's first decay."""
+    least_variety: float = 0.25
+    """Share of the real maps' variety below which an epoch is undone: the generator has collapsed. 0: never."""
 
     def __post_init__(self) -> None:
         for name in ("latent_dim", "channels", "epochs", "batch_size"):
@@ -138,6 +140,7 @@ class DCGANConfig:
         check("dcgan.noise", self.noise, self.noise >= 0, "at least 0")
         check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
+        check("dcgan.least_variety", self.least_variety, 0 <= self.least_variety < 1, "from 0 to below 1")
         check("dcgan.shift", self.shift, 0 <= self.shift < CODE_SIZE // 2, f"from 0 to {CODE_SIZE // 2 - 1}")
         check("dcgan.generator_decay", self.generator_decay, 0 <= self.generator_decay < 1, "from 0 to below 1")
 
@@ -204,6 +207,7 @@ SEED = TrainConfig(
     vqvae=VQVAEConfig(
         channels=256,
         residual_channels=256,
+        residual_blocks=2,
         norm="batch",
         code_dim=256,
         quantizer="gradient",
@@ -231,6 +235,7 @@ SEED = TrainConfig(
         shift=0,
         noise=0.0,
         generator_decay=0.0,
+        least_variety=0.0,
     ),
 )
 FULL = TrainConfig(
@@ -239,7 +244,7 @@ FULL = TrainConfig(
 DEMO = TrainConfig(
     data=tyro.MISSING,
     out=tyro.MISSING,
-    vqvae=VQVAEConfig(epochs=7, validate_slices=64),
+    vqvae=VQVAEConfig(residual_blocks=2, epochs=7, validate_slices=64),
     dcgan=DCGANConfig(epochs=5),
 )
 PRESETS = {

@@ -1,4 +1,4 @@
-"""Recipes of stage 1 beside each other, on real slices: `python -m tests.ablation [NAME …]`.
+"""Recipes of stage 1 beside each other, on real slices: `make ablation`, or some: `python -m tests.ablation NAME …`.
 
 Each trains for as many steps on the same crops in the same order, one thread, and is scored on validate. What differs
 from `full` is in its name; quantizers of others come from vector-quantize-pytorch.
@@ -33,19 +33,19 @@ SCORED = 256  # slices of validate
 CHANGES: dict[str, dict[str, Any]] = {
     "full": {},
     "squared error only": {"ssim_weight": 0.0},
-    "SSIM weight 0.3": {"ssim_weight": 0.3},
-    "SSIM weight 3": {"ssim_weight": 3.0},
+    "SSIM weight 1": {"ssim_weight": 1.0},
     "last weights": {"average_decay": 0.0},
     "no clipping": {"gradient_norm": 0.0},
-    "rate 2e-3": {"learning_rate": 2e-3},
-    "rate 5e-4": {"learning_rate": 5e-4},
+    "rate 1e-3": {"learning_rate": 1e-3},
+    "rate 8e-3": {"learning_rate": 8e-3},
     "code dimension 8": {"code_dim": 8},
     "code dimension 64": {"code_dim": 64},
     "EMA decay 0.95": {"ema_decay": 0.95},
     "EMA decay 0.999": {"ema_decay": 0.999},
     "no revival": {"dead_below": 0.0},
     "commitment 1": {"commitment": 1.0},
-    "4 residual blocks": {"residual_blocks": 4},
+    "2 residual blocks": {"residual_blocks": 2},
+    "8 residual blocks": {"residual_blocks": 8},
     "64 residual channels": {"residual_channels": 64},
     "96 channels": {"channels": 96, "residual_channels": 48},
     "crop 64, batch 64": {"crop": 64, "batch_size": 64},

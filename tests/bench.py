@@ -29,7 +29,9 @@ import torch.nn.functional as F
 
 from oasisgen.config import DEMO
 from oasisgen.data.slices import to_unit
+from oasisgen.evaluation.ssim import ssim_loss
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.training.averaging import average
 from oasisgen.training.worker import has_bfloat16
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ CONFIG = DEMO.vqvae
 def train_steps(batches: Iterator[torch.Tensor]) -> float:
     """Slices per second of the plain training loop over uint8 batches (B, 1, 128, 128)."""
     torch.manual_seed(0)
-    model = VQVAE(CONFIG).to(memory_format=torch.channels_last)
+    model, averaged = VQVAE(CONFIG).to(memory_format=torch.channels_last), VQVAE(CONFIG)
     optimizer = torch.optim.Adam(model.parameters(), lr=CONFIG.learning_rate, fused=True)
     started = 0.0
     for step in range(STEPS + WARM_UP):
@@ -54,10 +56,13 @@ def train_steps(batches: Iterator[torch.Tensor]) -> float:
         x = to_unit(next(batches))
         with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(x.device)):
             y = model(x)
-        loss = F.mse_loss(y.image.float(), x) + y.quantizer_loss
+        image = y.image.float()
+        loss = F.mse_loss(image, x) + CONFIG.ssim_weight * ssim_loss(image, x) + y.quantizer_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_norm)
         optimizer.step()
+        average(averaged, model, CONFIG.average_decay, step + 1)
     return STEPS * CONFIG.batch_size / (time.monotonic() - started)
 
 

@@ -29,6 +29,7 @@ from oasisgen.models.quantizer import EMAQuantizer, Quantized, straight_through
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.training.averaging import average
 from oasisgen.training.vqvae import error_scale, learning_rate
+from oasisgen.training.worker import has_bfloat16
 from tests.bench import compare
 
 STEPS, WARM_UP = 40, 5
@@ -61,10 +62,11 @@ class OneHotQuantizer(EMAQuantizer):
 
 def losses(model: VQVAE, x: torch.Tensor, c: VQVAEConfig, scale: float, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of a step and what it is without the quantizer's part."""
-    y = model(x, torch.Generator().manual_seed(step))
-    error = F.mse_loss(y.image, x) / scale
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(x.device)):
+        y = model(x, torch.Generator().manual_seed(step))
+    error = F.mse_loss(y.image.float(), x) / scale
     if c.ssim_weight:
-        error = error + c.ssim_weight * ssim_loss(y.image, x)
+        error = error + c.ssim_weight * ssim_loss(y.image.float(), x)
     return error + y.quantizer_loss, error
 
 

@@ -18,9 +18,11 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from oasisgen import storage
+from oasisgen.config import GenerateConfig
 from oasisgen.data.slices import DataSet
+from oasisgen.sampling.batch import generate
 from oasisgen.training import history
-from tests.conftest import ROOT, digests, run_job, tiny_flags
+from tests.conftest import ROOT, digests, tiny_flags
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -180,8 +182,7 @@ def test_slices_from_the_same_bundle_are_the_same_bytes(
     batch = f"{s3}/batches/night"
     said = finish(nodes.submit("generate", *flags, "--out", batch, "--link-hours", "1"))
     assert "report/index.html?X-Amz-" in said
-    local = run_job("generate", "--model", str(trained), "--count", "40", "--out", str(tmp_path / "night"))
-    assert local.returncode == 0, local.stderr
+    generate(GenerateConfig(str(trained), str(tmp_path / "night"), count=40))
     pyarrow.fs.copy_files(f"{path}/batches/night", str(tmp_path / "copy"), source_filesystem=system)
     assert digests(tmp_path / "copy", "*.png") == digests(tmp_path / "night", "*.png")
     assert len(digests(tmp_path / "copy", "*.png")) == 40

@@ -40,14 +40,15 @@ def test_the_seed_preset_is_the_report_that_started_the_project() -> None:
     assert (v.channels, v.code_dim, v.codebook_size, v.residual_blocks) == (256, 256, 512, 2)
     assert (v.quantizer, v.commitment, v.norm, v.loss_scale) == ("gradient", 1.0, "batch", "none")
     assert (v.batch_size, v.epochs, v.crop, v.learning_rate, v.schedule) == (32, 20, 256, 3e-4, "constant")
+    assert (v.ssim_weight, v.gradient_norm, v.average_decay, v.most_fall) == (0.0, 0.0, 0.0, 1.0)
     assert (d.palette, d.conditional, d.template, d.loss, d.spectral_norm) == ("index", False, False, "bce", False)
     assert (d.components, d.commitment, d.gradient_penalty) == (0, 0.0, 0.0)
     assert (d.latent_dim, d.batch_size, d.epochs, d.learning_rate, d.beta1) == (100, 32, 40, 2e-4, 0.5)
-    assert (d.shift, d.noise, d.generator_decay) == (0, 0.0, 0.0)
+    assert (d.shift, d.noise, d.generator_decay, d.least_variety) == (0, 0.0, 0.0, 0.0)
 
 
 def test_demo_is_full_made_small() -> None:
-    smaller = {"epochs", "channels", "validate_slices"}
+    smaller = {"epochs", "channels", "residual_blocks", "validate_slices"}
     for stage in ("vqvae", "dcgan"):
         small, large = dataclasses.asdict(getattr(DEMO, stage)), dataclasses.asdict(getattr(FULL, stage))
         assert {name for name in small if small[name] != large[name]} <= smaller

@@ -21,7 +21,7 @@ PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 
 
 
 def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mailbox: Any) -> None:
-    """Train one rank; resumes from the latest checkpoint. Raises UserError where a loss is no number.
+    """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again.
 
     `codebook` is (K, D). The averaged generator, not the last one, is what a bundle samples with.
     """
@@ -49,6 +49,7 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
     }
     losses = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")
     course = checkpoint.Course(worker, config, "dcgan", parts, losses)
+    real_variety = differing(real_maps(maps).int())
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
 
@@ -101,7 +102,14 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
         if not math.isfinite(loss_mean := sum(means.values())):
             course.undo_epoch(f"the loss is {loss_mean}")
             continue
-        usage = painted_codes(averaged, config.seed, worker, len(codebook))
+        painted = painted_maps(averaged, config.seed, worker)
+        if (variety := differing(painted)) < c.least_variety * real_variety:
+            course.undo_epoch(
+                f"two maps of a level differ in {variety:.1%} of their codes, real ones in {real_variety:.1%}"
+            )
+            continue
+        counts = torch.bincount(painted.flatten(), minlength=len(codebook))
+        usage = {"codes_in_use": int((counts > 0).sum()), "perplexity": float(perplexity(counts)), "variety": variety}
         pace_now = {"slices_per_s": round(pace.rate(course.step), 1)}
         course.end_epoch({"epoch": epoch + 1, "step": course.step, **means, **usage, **pace_now})
         worker.say(
@@ -139,12 +147,22 @@ def untrained(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> DCGAN:
 
 
 @torch.no_grad()
-def painted_codes(gan: DCGAN, seed: int, worker: Worker, codebook_size: int) -> dict[str, Any]:
-    """Codes that two maps of each level, always from the same noise, are painted with."""
+def painted_maps(gan: DCGAN, seed: int, worker: Worker) -> torch.Tensor:
+    """Two maps of each level, always from the same noise: (2, 32, 64, 64)."""
     gan.eval()
     levels = torch.arange(2 * LEVELS) % LEVELS  # (64,)
     noise = torch.Generator().manual_seed(seed)
     z = torch.randn(len(levels), gan.config.latent_dim, generator=noise)
-    codes = gan(z.to(worker.device), levels.to(worker.device)).codes
-    counts = torch.bincount(codes.flatten(), minlength=codebook_size)
-    return {"codes_in_use": int((counts > 0).sum()), "perplexity": float(perplexity(counts))}
+    return gan(z.to(worker.device), levels.to(worker.device)).codes.unflatten(0, (2, LEVELS))
+
+
+def real_maps(maps: Feed) -> torch.Tensor:
+    """Two maps of each level that the training split has, the first and the last: (2, levels, 64, 64)."""
+    levels = np.concatenate([block["level"] for block in maps.blocks])
+    ends = [np.flatnonzero(levels == level)[[0, -1]] for level in np.unique(levels)]
+    return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1))
+
+
+def differing(pairs: torch.Tensor) -> float:
+    """Share of places in which the maps of pairs (2, N, 64, 64) have different codes."""
+    return float((pairs[0] != pairs[1]).float().mean())

@@ -31,7 +31,7 @@ def in_float32(**inputs: Any) -> None:
 def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
     """The final checkpoint of stage 1."""
     config = replace(tiny(data, out), workers=workers, cpus_per_worker=0.5)
-    config = replace(config, vqvae=replace(config.vqvae, schedule="constant"))  # no slow start: steps that matter
+    config = replace(config, vqvae=replace(config.vqvae, learning_rate=1e-3, schedule="constant"))  # no slow start
     inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
     result = fit("vqvae", in_float32, config, inputs, best="ssim")
     return checkpoint.read(result.checkpoint)
