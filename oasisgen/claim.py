@@ -1,6 +1,5 @@
 """A name in storage stands for one configuration, and one job at a time works on it."""
 
-import _thread
 import json
 import os
 import signal
@@ -47,13 +46,17 @@ def hold(folder: str) -> Iterator[None]:
     """
     mine = _take(storage.join(folder, "holders"))
     ended, lost = threading.Event(), threading.Event()
+    main = threading.main_thread().ident
 
     def beat() -> None:
         while not ended.wait(BEAT_SECONDS):
             with suppress(UserError):  # storage is out for the moment: the next beat may get through
                 if not storage.exists(mine):
                     lost.set()
-                    _thread.interrupt_main(signal.SIGTERM)  # not SIGINT: `&` in a script leaves that ignored
+                    if main and callable(
+                        signal.getsignal(signal.SIGTERM)
+                    ):  # not SIGINT: `&` in a script leaves that ignored
+                        signal.pthread_kill(main, signal.SIGTERM)  # ends a sleep, too
                     return
                 storage.write_text(mine, _signature())
 

@@ -81,6 +81,8 @@ class VQVAEConfig:
             check(f"vqvae.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
         check("vqvae.most_fall", self.most_fall, 0 < self.most_fall <= 1, "above 0, at most 1")
         check("vqvae.average_decay", self.average_decay, 0 <= self.average_decay < 1, "from 0 to below 1")
+        averages = self.average_decay == 0 or self.norm == "none"  # BatchNorm's statistics are of the last weights
+        check("vqvae.average_decay", self.average_decay, averages, "0 with norm batch")
         check("vqvae.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         check("vqvae.validate_slices", self.validate_slices, self.validate_slices >= 0, "at least 0")
         crop_fits = self.crop % 4 == 0 and 16 <= self.crop <= IMAGE_SIZE
@@ -126,7 +128,7 @@ class DCGANConfig:
     beta1: float = 0.5
     """Adam's first decay."""
     least_variety: float = 0.25
-    """Share of the real maps' variety below which an epoch is undone: the generator has collapsed. 0: never."""
+    """Share of the real maps' perplexity and variety below which the generator counts as collapsed; 0: never."""
 
     def __post_init__(self) -> None:
         for name in ("latent_dim", "channels", "epochs", "batch_size"):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from oasisgen.config import FULL
+from oasisgen.config import FULL, LEVELS
 from oasisgen.data.feed import Feed
 from oasisgen.data.slices import to_uint8, to_unit
 from oasisgen.evaluation.ssim import ssim
@@ -155,7 +155,7 @@ def real_slices(source: str) -> tuple[Feed, torch.Tensor]:
         data = open_data_set(f"{folder}/data")
         train, validate = (store(read_slices(data, split)).load() for split in ("train", "validate"))
         columns = {"image": np.concatenate([block["image"] for block in train.blocks])}
-        return Feed([columns]), torch.from_numpy(chosen(validate, SCORED).images)
+        return Feed([columns]), torch.from_numpy(chosen(validate, np.resize(np.arange(LEVELS), SCORED)).images)
 
 
 if __name__ == "__main__":

@@ -94,9 +94,14 @@ DAMAGES: list[tuple[str, Damage, dict[str, int]]] = [
 ]
 
 
+def levels_of(count: int) -> np.ndarray:
+    """The levels of so many slices, all alike."""
+    return np.resize(np.arange(LEVELS), count)
+
+
 def halves(held_out: Feed, seed: int) -> tuple[Slices, Slices]:
     """All held-out slices, of one half of the cases and of the other."""
-    everything = chosen(held_out, len(held_out))
+    everything = chosen(held_out, levels_of(len(held_out)))
     assert everything.cases is not None
     cases = np.random.default_rng(seed).permutation(np.unique(everything.cases))
     first = np.isin(everything.cases, cases[: len(cases) // 2])
@@ -115,8 +120,10 @@ def read_scores(
     some = evenly_spaced(len(batch.levels), COMPARED)
     stored = Stored([ray.put(block) for block in held_out.blocks])
     compared = quality.compare(Slices(batch.images[some], batch.levels[some]), train, stored, 0)
-    real = quality.compare(chosen(held_out, COMPARED), train, stored, 0)
-    measures = quality.mean_measures(compared, real) | quality.measure(load, batch, train.load(), held_out)
+    real = quality.compare(chosen(held_out, levels_of(COMPARED)), train, stored, 0)
+    measures = quality.mean_measures(compared, real) | quality.measure(
+        load, batch, list(range(LEVELS)), train.load(), held_out
+    )
     return {name: measure["value"] for name, measure in measures.items()}
 
 
@@ -158,7 +165,9 @@ def main() -> None:
         for label, damage, expected in DAMAGES:
             moved = []
             for (batch, reference), undamaged in zip(cuts[:DAMAGED_CUTS], clean, strict=False):
-                scores = read_scores(load, damage(batch, chosen(train.load(), len(batch.levels))), train, reference)
+                scores = read_scores(
+                    load, damage(batch, chosen(train.load(), levels_of(len(batch.levels)))), train, reference
+                )
                 moved.append({name: scores[name] - undamaged[name] for name in names})
             cells = []
             for name in names:

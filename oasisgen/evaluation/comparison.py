@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from oasisgen.config import LEVELS
 from oasisgen.data.feed import Feed, Stored
 from oasisgen.evaluation.ssim import ssim
 
@@ -106,11 +105,10 @@ class Comparer:
         return batch | columns
 
 
-def level_balanced(levels: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` row numbers, as many of each level as of the next, spread over the rows."""
-    each = max(1, count // LEVELS)
+def rows_of_levels(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Row numbers of as many slices of each level as `wanted` (M,) has, as far as there are; spread over the rows."""
     chosen = []
-    for level in range(LEVELS):
+    for level, count in zip(*np.unique(wanted, return_counts=True), strict=True):
         rows = np.roll(np.flatnonzero(levels == level), level)  # other cases for every level
-        chosen.append(rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)])
+        chosen.append(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)])
     return np.sort(np.concatenate(chosen))

@@ -69,7 +69,12 @@ def _radii(points: torch.Tensor) -> torch.Tensor:
 
 
 def fidelity(real: torch.Tensor, synthetic: torch.Tensor) -> dict[str, float]:
-    """All of the above. Features are first put on the scale of the real ones, each with mean 0 and deviation 1."""
+    """All of the above. Features are first put on the scale of the real ones, each with mean 0 and deviation 1.
+
+    Nothing where a set has fewer than two slices.
+    """
+    if min(len(real), len(synthetic)) < 2:
+        return {}
     mean, deviation = real.mean(0), real.std(0).clamp(min=1e-6)
     real, synthetic = (real - mean) / deviation, (synthetic - mean) / deviation
     distances = {"fid": frechet_distance(real, synthetic), "kid": kernel_distance(real, synthetic)}

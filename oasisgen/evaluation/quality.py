@@ -1,5 +1,6 @@
 """A batch in numbers: means over its slices, variety and fidelity, each beside what real slices score."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from oasisgen import cluster
 from oasisgen.data.feed import Feed, Stored, chunks
 from oasisgen.data.slices import to_unit
-from oasisgen.evaluation.comparison import Comparer, level_balanced
+from oasisgen.evaluation.comparison import Comparer, rows_of_levels
 from oasisgen.evaluation.fidelity import fidelity
 from oasisgen.evaluation.variety import variety
 from oasisgen.models.features import FeatureNetwork
@@ -99,22 +100,23 @@ def mean_measures(slices: pa.Table, floor: pa.Table) -> dict[str, dict[str, floa
     return measures
 
 
-def chosen(feed: Feed, count: int) -> Slices:
-    """Up to `count` real slices, of all levels alike."""
+def chosen(feed: Feed, wanted: np.ndarray) -> Slices:
+    """Real slices, as many of each level as `wanted` (M,) has, where there are so many."""
     columns = {name: np.concatenate([block[name] for block in feed.blocks]) for name in ("level", "case")}
-    rows = level_balanced(columns["level"], count)
+    rows = rows_of_levels(columns["level"], wanted)
     return Slices(feed.rows(rows, "image"), columns["level"][rows], columns["case"][rows])
 
 
 def measure(
-    load: Callable[[], FeatureNetwork], synthetic: Slices, train: Feed, held_out: Feed
+    load: Callable[[], FeatureNetwork], synthetic: Slices, levels: list[int], train: Feed, held_out: Feed
 ) -> dict[str, dict[str, float]]:
-    """Each measure of `synthetic` against all held-out slices: `value`, `floor`, `distance`.
+    """Each measure of `synthetic` against all held-out slices of the `levels` asked for: `value`, `floor`, `distance`.
 
-    The floor is what as many training slices score in its place: real against real. Needs a connected Ray.
+    The floor is what as many training slices score in its place: real against real. What so few slices have no value
+    for is left out. Needs a connected Ray.
     """
-    real = chosen(held_out, len(held_out))
-    others = chosen(train, len(synthetic.levels))
+    real = chosen(held_out, np.repeat(levels, len(held_out)))
+    others = chosen(train, np.resize(levels, len(synthetic.levels)))
     features = describe(load, np.concatenate([real.images, synthetic.images, others.images]))
     real_features, *candidates = features.split([len(real.levels), len(synthetic.levels), len(others.levels)])
     values, floors = (
@@ -122,5 +124,7 @@ def measure(
         for slices, its in zip((synthetic, others), candidates, strict=True)
     )
     return {
-        name: {"value": values[name], "floor": floors[name], "distance": values[name] - floors[name]} for name in values
+        name: {"value": value, "floor": floors[name], "distance": value - floors[name]}
+        for name, value in values.items()
+        if math.isfinite(value + floors.get(name, math.nan))
     }

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-ROWS = 1024  # whose distances a CPU's cache holds: two times faster than all at once (`make bench`)
+ROWS = 1024  # whose distances a CPU's cache holds
 
 
 class Quantized(NamedTuple):

@@ -122,13 +122,13 @@ def make_batch(
     with Progress("generate", sum(end - start for start, end in missing.items()), "slices") as progress:
         for part in make_parts(bundle, base_seed, levels, out, missing, train, held_out, progress):
             storage.write_table(part_uri(out, part["id"][0].as_py()), part, IDS_PER_PART)
-    floor = measure_floor(train, held_out, base_seed, min(max(count, FLOOR_SLICES[0]), FLOOR_SLICES[1]))
+    floor = measure_floor(train, held_out, base_seed, np.resize(levels, np.clip(count, *FLOOR_SLICES)))
 
     digests = {start: hashlib.sha256(storage.read_bytes(part_uri(out, start))).hexdigest() for start in parts}
     slices = storage.read_table(storage.join(out, "summary"))
     load = partial(read_features, bundle.uri)
     measures = quality.mean_measures(slices, floor)
-    measures |= quality.measure(load, written_slices(out, slices), train.load(), held_out.load())
+    measures |= quality.measure(load, written_slices(out, slices), levels, train.load(), held_out.load())
     summary = {
         "measures": measures,
         **counts(slices),
@@ -137,7 +137,7 @@ def make_batch(
         "features": bundle.config["files"]["features.safetensors"],
         "seconds": round(time.monotonic() - started),
     }
-    storage.write_text(storage.join(out, "summary.json"), json.dumps(summary, indent=2) + "\n")
+    storage.write_text(storage.join(out, "summary.json"), json.dumps(summary, indent=2, allow_nan=False) + "\n")
     report.write_batch_report(out, summary, slices, floor, train.load())
     manifest = {
         **request,
@@ -206,9 +206,9 @@ def make_parts(
     assert not pending, f"parts without all their slices: {list(pending)}"
 
 
-def measure_floor(train: Stored, held_out: Stored, base_seed: int, count: int) -> pa.Table:
-    """`count` held-out slices, of all levels alike, as if they were synthetic: level and quality.PER_SLICE."""
-    real = quality.chosen(held_out.load(), count)
+def measure_floor(train: Stored, held_out: Stored, base_seed: int, wanted: np.ndarray) -> pa.Table:
+    """Held-out slices of the levels `wanted` (M,), as if they were synthetic: level and quality.PER_SLICE."""
+    real = quality.chosen(held_out.load(), wanted)
     with Progress("floor", len(real.levels), "held-out slices") as progress:
         return quality.compare(real, train, held_out, base_seed, progress)
 

@@ -4,6 +4,7 @@ One file, `state.pt`: tensors, numbers and lists only, so that it is read with `
 """
 
 import copy
+import math
 import pickle
 import tempfile
 import time
@@ -59,7 +60,7 @@ class Course:
     """How far a stage has come: its steps, a line for each epoch that is over, and the sums of the one it is in.
 
     A new one is where the newest checkpoint left off, and so are the `parts`, networks and optimizers by name. An epoch
-    that went wrong is undone, and trained again at half the rate.
+    that went wrong is undone, and trained again at half the rate. All ranks call the same methods in the same order.
     """
 
     def __init__(
@@ -73,40 +74,50 @@ class Course:
         self.sums = torch.zeros(len(losses), device=worker.device)  # added up without a host sync
         if state := latest():
             self._restore(state)
-        self.good = self._state()
+        # The end of the epoch before, which is what a checkpoint of an epoch's end is itself.
+        self.good = state["good"] if state and "good" in state else copy.deepcopy(self._state())
 
     @property
     def rate(self) -> float:
         """What the learning rate is multiplied by."""
         return 0.5**self.undone
 
-    def means(self, steps: int) -> dict[str, float]:
-        """Mean losses of the epoch of `steps` steps that is over, the same on all ranks; the sums begin anew."""
-        self.worker.sum(self.sums)
-        means = (self.sums / (steps * self.worker.world)).tolist()
-        self.sums.zero_()
-        return dict(zip(self.losses, means, strict=True))
+    def add(self, *losses: torch.Tensor) -> None:
+        """A step was made, with these losses."""
+        self.sums += torch.stack(losses).detach() / self.worker.world
+        self.step += 1
 
-    def save(self, metrics: dict[str, Any]) -> None:
-        """Rank 0 saves, every rank reports (a barrier)."""
+    def means(self, steps: int) -> dict[str, float]:
+        """Mean losses of the epoch of `steps` steps that is over, the same on all ranks; the sums begin anew.
+
+        Nothing where one of them is no number: the epoch is undone.
+        """
+        self.worker.sum(self.sums)
+        means = dict(zip(self.losses, (self.sums / steps).tolist(), strict=True))
+        self.sums.zero_()
+        for name, value in means.items():
+            if not math.isfinite(value):
+                self.undo_epoch(f"the {name.replace('_', ' ')} is {value}")
+                return {}
+        return means
+
+    def save(self) -> None:
+        """Save in the middle of an epoch, unless it is to be undone anyway."""
         state = self._state()
-        if self.worker.rank != 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(state, Path(folder) / STATE)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        if state["sums"].isfinite().all():
+            self._report({"step": self.step}, state | {"good": self.good})
 
     def end_epoch(self, metrics: dict[str, Any]) -> None:
-        """Keep what is known of an epoch that went well, and save. Every rank calls it."""
-        self.past.append(metrics | {"undone": self.undone})
-        self.good = self._state()
+        """Keep what is known of an epoch that went well, and save."""
+        metrics = {"epoch": len(self.past) + 1, "step": self.step, **metrics, "undone": self.undone}
+        self.past.append(metrics)
+        self.good = copy.deepcopy(self._state())
         if self.worker.rank == 0:
             history.write(self.metrics_uri, self.stage, self.past)
-        self.save(metrics)
+        self._report(metrics, self.good)
 
     def undo_epoch(self, reason: str) -> None:
-        """Go back to the end of the epoch before, and save; every rank calls it, or none.
+        """Go back to the end of the epoch before, and save.
 
         Raises Diverged where going back has not helped several times.
         """
@@ -117,15 +128,23 @@ class Course:
                 f"--{self.stage}.learning-rate"
             )
         self.worker.say(lambda: f"{where}: once more, at half the rate", always=True)
-        undone = self.undone + 1
+        self.good["undone"] = self.undone + 1
         self._restore(self.good)
-        self.undone = undone
-        self.save({"step": self.step})
+        self._report({"step": self.step}, self.good)
+
+    def _report(self, metrics: dict[str, Any], state: dict[str, Any]) -> None:
+        """Rank 0 saves, every rank reports (a barrier)."""
+        if self.worker.rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(state, Path(folder) / STATE)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _state(self) -> dict[str, Any]:
-        """A copy of everything; a collective."""
+        """Everything, the sums over all ranks (a collective)."""
         self.worker.sum(total := self.sums.clone())
-        parts = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
         return parts | {"history": list(self.past), "step": self.step, "undone": self.undone, "sums": total}
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -153,7 +172,9 @@ def latest() -> dict[str, Any] | None:
 
     Storage may have lost the end of a file, in a power cut for example: the one before then serves.
     """
-    for reported in reversed(ray.train.get_all_reported_checkpoints()):
+    # Ray's own order is that of the metric by which it keeps the best ones; names tell when they were made.
+    newest_first = sorted(ray.train.get_all_reported_checkpoints(), key=lambda r: r.checkpoint.path, reverse=True)
+    for reported in newest_first:
         try:
             return read(reported.checkpoint)
         except DAMAGED:

@@ -1,7 +1,6 @@
 """Stage 2: the loop that trains the DCGAN on code maps."""
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
     }
     losses = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")
     course = checkpoint.Course(worker, config, "dcgan", parts, losses)
-    real_variety = differing(real_maps(maps).int())
+    real_use = use_of_codes(real_maps(maps), len(codebook))
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
 
@@ -84,10 +83,7 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             generator_optimizer.step()
             raw(discriminator).requires_grad_(True)
 
-            course.sums += torch.stack(
-                [generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()]
-            ).detach()
-            course.step += 1
+            course.add(generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean())
             average(averaged.generator, raw(generator), c.generator_decay, course.step)
             worker.say(
                 lambda: (
@@ -96,22 +92,20 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
                 )
             )
             if course.step % steps and timer.due(course.step):
-                course.save({"step": course.step})
+                course.save()
 
-        means = course.means(steps)
-        if not math.isfinite(loss_mean := sum(means.values())):
-            course.undo_epoch(f"the loss is {loss_mean}")
+        if not (means := course.means(steps)):
             continue
-        painted = painted_maps(averaged, config.seed, worker)
-        if (variety := differing(painted)) < c.least_variety * real_variety:
+        worker.broadcast(
+            shown := painted_maps(averaged, config.seed, worker)
+        )  # BatchNorm's statistics are a rank's own
+        usage = use_of_codes(shown, len(codebook))
+        if lost := [name for name in ("perplexity", "variety") if usage[name] < c.least_variety * real_use[name]]:
             course.undo_epoch(
-                f"two maps of a level differ in {variety:.1%} of their codes, real ones in {real_variety:.1%}"
+                f"{lost[0]} of painted maps is {usage[lost[0]]:.3g}, of real ones {real_use[lost[0]]:.3g}"
             )
             continue
-        counts = torch.bincount(painted.flatten(), minlength=len(codebook))
-        usage = {"codes_in_use": int((counts > 0).sum()), "perplexity": float(perplexity(counts)), "variety": variety}
-        pace_now = {"slices_per_s": round(pace.rate(course.step), 1)}
-        course.end_epoch({"epoch": epoch + 1, "step": course.step, **means, **usage, **pace_now})
+        course.end_epoch({**means, **usage, "slices_per_s": round(pace.rate(course.step), 1)})
         worker.say(
             lambda: (
                 f"epoch {epoch + 1}/{c.epochs}, generator {means['generator_loss']:.3f}, "
@@ -160,9 +154,14 @@ def real_maps(maps: Feed) -> torch.Tensor:
     """Two maps of each level that the training split has, the first and the last: (2, levels, 64, 64)."""
     levels = np.concatenate([block["level"] for block in maps.blocks])
     ends = [np.flatnonzero(levels == level)[[0, -1]] for level in np.unique(levels)]
-    return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1))
+    return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1).astype("int64"))
 
 
-def differing(pairs: torch.Tensor) -> float:
-    """Share of places in which the maps of pairs (2, N, 64, 64) have different codes."""
-    return float((pairs[0] != pairs[1]).float().mean())
+def use_of_codes(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
+    """Of pairs of maps (2, N, 64, 64): codes in use, their perplexity, and in which share of places a pair differs."""
+    counts = torch.bincount(pairs.flatten(), minlength=codebook_size)
+    return {
+        "codes_in_use": int((counts > 0).sum()),
+        "perplexity": float(perplexity(counts)),
+        "variety": float((pairs[0] != pairs[1]).float().mean()),
+    }

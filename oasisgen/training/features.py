@@ -1,6 +1,5 @@
 """The loop that trains the feature network, on real slices alone: what the measures of quality see with."""
 
-import math
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -75,17 +74,14 @@ def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
             optimizer.zero_grad(set_to_none=True)
             (losses @ losses.new_tensor(WEIGHTS)).backward()
             optimizer.step()
-            course.sums += losses.detach()
-            course.step += 1
+            course.add(*losses)
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, {pace.describe(course.step)}")
             if course.step % steps and timer.due(course.step):
-                course.save({"step": course.step})
+                course.save()
 
-        means = course.means(steps)
-        if not math.isfinite(loss_mean := sum(means.values())):
-            course.undo_epoch(f"the loss is {loss_mean}")
+        if not (means := course.means(steps)):
             continue
-        course.end_epoch({"epoch": epoch + 1, "step": course.step, **means})
+        course.end_epoch(means)
         worker.say(
             lambda: (
                 f"epoch {epoch + 1}/{c.epochs}, level {means['level_loss']:.3f}, damage {means['damage_loss']:.3f}, "

@@ -34,7 +34,7 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     averaged = copy.deepcopy(raw(model)).requires_grad_(False)
     parts = {"averaged": averaged, "model": raw(model), "optimizer": optimizer}
-    losses = ("reconstruction_loss", "ssim_loss", "quantizer_loss")
+    losses = ("loss", "reconstruction_loss", "ssim_loss", "quantizer_loss")
     course = checkpoint.Course(worker, config, "vqvae", parts, losses)
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
@@ -58,17 +58,13 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
             if c.gradient_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
             optimizer.step()
-            course.sums += torch.stack([error, unlike, y.quantizer_loss]).detach()
-            course.step += 1
+            course.add(loss, error, unlike, y.quantizer_loss)
             average(averaged, raw(model), c.average_decay, course.step)
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(course.step)}")
             if course.step % steps and timer.due(course.step):
-                course.save({"step": course.step})
+                course.save()
 
-        means = course.means(steps)
-        loss_mean = sum(means.values())
-        if not math.isfinite(loss_mean):
-            course.undo_epoch(f"the loss is {loss_mean}")
+        if not (means := course.means(steps)):
             continue
         scores = score(averaged, held_out, rows, worker)
         best = max((line["ssim"] for line in course.past), default=0.0)
@@ -76,10 +72,10 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
             course.undo_epoch(f"SSIM fell from {best:.3f} to {scores['ssim']:.3f}")
             continue
         rates = {"learning_rate": optimizer.param_groups[0]["lr"], "slices_per_s": round(pace.rate(course.step), 1)}
-        course.end_epoch({"epoch": epoch + 1, "step": course.step, **means, **rates, **scores})
+        course.end_epoch({**means, **rates, **scores})
         worker.say(
             lambda: (
-                f"epoch {epoch + 1}/{c.epochs}, loss {loss_mean:.4f}, SSIM {scores['ssim']:.4f}, "
+                f"epoch {epoch + 1}/{c.epochs}, loss {means['loss']:.4f}, SSIM {scores['ssim']:.4f}, "
                 f"{scores['codes_in_use']}/{c.codebook_size} codes, {pace.describe(course.step)}"
             ),
             always=True,

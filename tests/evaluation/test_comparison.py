@@ -4,7 +4,7 @@ import torch
 
 from oasisgen.data.feed import Feed
 from oasisgen.data.phantom import subject
-from oasisgen.evaluation.comparison import HELD_OUT, References, level_balanced
+from oasisgen.evaluation.comparison import HELD_OUT, References, rows_of_levels
 from oasisgen.evaluation.ssim import ssim
 
 LEVELS = [0, 10, 20, 30]
@@ -66,8 +66,8 @@ def test_a_held_out_slice_is_not_compared_with_its_own_case(references: Referenc
     assert found.ssim_real < 0.99
 
 
-def test_balanced_rows_cover_all_levels_alike() -> None:
+def test_rows_are_of_the_levels_wanted_as_far_as_there_are_so_many() -> None:
     levels = np.tile(np.arange(32), 5)
-    rows = level_balanced(levels, 64)
-    assert np.bincount(levels[rows]).tolist() == [2] * 32
-    assert np.bincount(levels[level_balanced(levels, 10_000)]).tolist() == [5] * 32
+    wanted = np.array([3, 30, 3, 7])
+    assert sorted(levels[rows_of_levels(levels, wanted)]) == [3, 3, 7, 30]
+    assert np.bincount(levels[rows_of_levels(levels, np.repeat([1, 2], 100))]).tolist() == [0, 5, 5]

@@ -1,20 +1,25 @@
 """The training loops on real Ray Train workers."""
 
+import json
 import os
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 
-from oasisgen.data.feed import store
+from oasisgen.data.feed import Stored, store
 from oasisgen.data.slices import DataSet, read_slices
 from oasisgen.errors import UserError
 from oasisgen.models.quantizer import EMAQuantizer
 from oasisgen.training import checkpoint, history
+from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.launch import fit
 from oasisgen.training.run import train
 from oasisgen.training.vqvae import train_vqvae
@@ -82,8 +87,8 @@ def test_a_loss_that_is_no_number_stops_with_one_line(data: DataSet, tmp_path: P
     assert not (tmp_path / "run" / "codes").exists()
 
 
-def go_wrong(config: Any, mailbox: Any) -> None:
-    """Two epochs of one step each; the second goes wrong twice."""
+def go_wrong(config: Any, mailbox: Any, folder: str) -> None:
+    """Epochs of one step; killed in the third one, whose end goes wrong twice."""
     worker = Worker.start(config.seed, mailbox)
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
@@ -91,29 +96,73 @@ def go_wrong(config: Any, mailbox: Any) -> None:
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
-        network(torch.ones(1, 2)).square().sum().backward()
+        loss = network(torch.ones(1, 2)).square().sum()
+        loss.backward()
         optimizer.step()
-        course.step += 1
+        course.add(loss)
         return network.weight.detach().clone()
 
-    first = step()
-    course.end_epoch({"epoch": 1, "step": 1})
-    second = step()
+    if course.step == 0:
+        weights = []
+        for ssim in (0.9, 0.8):  # the best checkpoint is not the newest
+            weights.append(step())
+            assert course.means(1)["loss"] > 0
+            course.end_epoch({"ssim": ssim})
+        torch.save([*weights, step()], f"{folder}/weights.pt")
+        course.save()
+        written = Path(folder) / "wrong" / "checkpoint_manager_snapshot.json"
+        while json.loads(written.read_text())["latest_checkpoint_result"]["metrics"]["step"] != 3:
+            time.sleep(0.1)  # Ray Train takes note of a checkpoint a little after the report
+        os._exit(1)
+    _, second, third = torch.load(f"{folder}/weights.pt", weights_only=True)
+    assert (course.step, len(course.past)) == (3, 2)
+    assert torch.equal(network.weight, third)
     torch.nn.init.constant_(network.weight, torch.nan)
-    course.undo_epoch("the loss is nan")
-    assert (course.step, course.rate) == (1, 0.5)
-    assert torch.equal(network.weight, first)
-    assert torch.equal(step(), second)
-    course.undo_epoch("the loss is nan")
-    assert torch.equal(step(), second)  # the optimizer's moments went back too
-    assert course.rate == 0.25
-    course.end_epoch({"epoch": 2, "step": 2})
+    course.sums.fill_(torch.nan)
+    assert course.means(1) == {}
+    for rate in (0.5, 0.25):
+        assert (course.step, course.rate) == (2, rate)
+        assert torch.equal(network.weight, second)
+        assert torch.equal(step(), third)  # the optimizer's moments went back too
+        if rate == 0.5:
+            course.undo_epoch("a measure fell")
+    assert course.means(1)["loss"] > 0
+    course.end_epoch({"ssim": 0.95})
 
 
 def test_an_epoch_that_went_wrong_leaves_nothing_behind(data: DataSet, tmp_path: Path) -> None:
-    result = fit("wrong", go_wrong, tiny(data, tmp_path), {})
+    result = fit("wrong", go_wrong, tiny(data, tmp_path), {"folder": str(tmp_path)}, best="ssim")
     state = checkpoint.read(result.checkpoint)
-    assert (state["step"], state["undone"], len(state["history"])) == (2, 2, 2)
+    assert (state["step"], state["undone"]) == (3, 2)
+    assert [(line["epoch"], line["undone"]) for line in state["history"]] == [(1, 0), (2, 0), (3, 2)]
+
+
+def scored(ssims: list[float], **inputs: Any) -> None:
+    """The loop of stage 1, its epochs scored like this."""
+    import oasisgen.training.vqvae
+
+    found = iter(ssims)
+    oasisgen.training.vqvae.score = lambda *_: {"ssim": next(found), "codes_in_use": 1}  # type: ignore[assignment]
+    train_vqvae(**inputs)
+
+
+def test_an_epoch_in_which_ssim_falls_is_trained_again_at_half_the_rate(data: DataSet, tmp_path: Path) -> None:
+    config, inputs = tiny(data, tmp_path), {split: store(read_slices(data, split)) for split in ("train", "validate")}
+    config = replace(config, vqvae=replace(config.vqvae, schedule="constant"))
+    result = fit("vqvae", scored, config, {"ssims": [0.9, 0.84, 0.86], **inputs}, best="ssim")
+    lines = checkpoint.read(result.checkpoint)["history"]
+    assert [(line["step"], line["ssim"], line["undone"]) for line in lines] == [(6, 0.9, 0), (12, 0.86, 1)]
+    assert [line["learning_rate"] for line in lines] == [0.004, 0.002]
+
+
+def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    maps = {"codes": random.integers(0, 512, (96, 64, 64)).astype("uint16"), "level": np.arange(96) % 32}
+    config = tiny(data, tmp_path)
+    blind = replace(config.dcgan, template=False, components=0, learning_rate=1e4)
+    inputs = {"codes": Stored([ray.put(maps)]), "codebook": torch.randn(512, 4)}
+    with pytest.raises(UserError, match=r"stage dcgan, epoch 1: \w+ of painted maps is .*, after 3 new starts"):
+        fit("dcgan", train_dcgan, replace(config, dcgan=blind), inputs)
 
 
 def test_workers_that_do_not_fit_are_refused_before_anything_starts(data: DataSet, tmp_path: Path) -> None:
