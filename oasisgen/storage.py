@@ -54,6 +54,7 @@ ADVICE = {  # by S3's error codes, in small letters
     "nosuchbucket": "there is no such bucket; create it or mend the URI",
     "accessdenied": "these credentials may not {verb} it; grant them that",
     "networkconnection": "the server does not answer; mend AWS_ENDPOINT_URL or the network",
+    "untrusted": "the server's certificate is not trusted; name its authority's in AWS_CA_BUNDLE",
     "slowdown": "the server asks for fewer requests; run the command again later",
     "serviceunavailable": "the server is out of service; run the command again later",
 }
@@ -316,6 +317,8 @@ def _clear_errors(uri: str, verb: str) -> Iterator[None]:
         raise UserError(
             f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
         ) from None
+    except botocore.exceptions.SSLError:
+        raise UserError(f"{uri}: {ADVICE['untrusted']}") from None
     except (botocore.exceptions.HTTPClientError, botocore.exceptions.EndpointConnectionError) as error:
         raise UserError(f"{uri}: {ADVICE['networkconnection']} ({error})") from None
     except botocore.exceptions.BotoCoreError as error:  # a profile that is not there, a region that is none, …

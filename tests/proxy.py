@@ -1,5 +1,6 @@
 """A proxy between client and S3 server that does what networks and servers do: refuse, slow down, hang up."""
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
@@ -50,8 +52,8 @@ class Proxy:
 
 
 @contextmanager
-def proxy(upstream: str) -> Iterator[Proxy]:
-    """A running proxy to `upstream`, http://host:port."""
+def proxy(upstream: str, certificate: Path | None = None) -> Iterator[Proxy]:
+    """A running proxy to `upstream`, http://host:port; it speaks https with a certificate and key (one PEM file)."""
     state = Proxy()
     host = urlsplit(upstream).netloc
 
@@ -108,7 +110,11 @@ def proxy(upstream: str) -> Iterator[Proxy]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_port}"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    state.url = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield state

@@ -5,11 +5,18 @@ import subprocess
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.request import urlopen
 
 import boto3
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from oasisgen import storage
 from oasisgen.errors import UserError
@@ -140,6 +147,32 @@ print(storage.read_bytes(uri), storage.create(uri + ".claim", b"mine"))
         )
         assert done.stdout == "b'whole' True\n", done.stderr
         assert fault.faults
+
+
+def certificate(folder: Path) -> Path:
+    """A certificate of 127.0.0.1 that it has signed itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    signed = builder.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "server.pem").write_bytes(signed.public_bytes(Encoding.PEM) + private)
+    return folder / "server.pem"
+
+
+def test_a_server_of_a_private_authority_is_trusted_where_its_certificate_is_named(s3: str, tmp_path: Path) -> None:
+    pem, uri = certificate(tmp_path), storage.join(s3, "private")
+    with proxy(os.environ["AWS_ENDPOINT_URL"], pem) as server:
+        trusting = {**server.variables, "AWS_CA_BUNDLE": str(pem)}
+        assert said_of(uri, **trusting) == ""
+        script = f"from oasisgen import storage; storage.write_bytes({uri!r}, b'x'); print(storage.read_bytes({uri!r}))"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | trusting)
+        assert done.stdout == "b'x'\n", done.stderr
+        said = "the server's certificate is not trusted; name its authority's in AWS_CA_BUNDLE"
+        assert said_of(uri, **server.variables) == f"{uri}: {said}"
 
 
 def test_an_upload_that_is_cut_is_sent_again(s3: str) -> None:
