@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from oasisgen.data.feed import Stored
     from oasisgen.data.slices import DataSet
 
-STEPS = 110
+STEPS = 330
 WARM_UP = 10
 ROUNDS = 3
 CONFIG = DEMO.vqvae

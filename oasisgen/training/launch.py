@@ -15,6 +15,7 @@ from oasisgen import cluster, storage
 from oasisgen.config import TrainConfig
 from oasisgen.errors import UserError
 from oasisgen.progress import say
+from oasisgen.training import checkpoint
 from oasisgen.training.worker import Diverged
 
 CHECKPOINTS = 2  # kept of a stage: where the newest cannot be read, the other serves
@@ -36,6 +37,17 @@ class Mailbox:
         """All lines since the last call."""
         lines, self.lines = self.lines, []
         return lines
+
+
+def finished(stage: str, config: TrainConfig) -> Any:
+    """The result of a stage whose last epoch is saved, as `fit` returns it; None where there is more to do."""
+    system, path = storage.resolve(storage.join(config.out, stage))
+    try:
+        result = ray.train.Result.from_path(path, system)
+        epochs = len(checkpoint.read(result.checkpoint)["history"]) if result.checkpoint else 0
+    except checkpoint.DAMAGED:  # or not begun
+        return None
+    return result if epochs == getattr(config, stage).epochs else None
 
 
 def fit(

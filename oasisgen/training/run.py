@@ -24,7 +24,7 @@ from oasisgen.training import checkpoint, history
 from oasisgen.training.codes import encode_split, read_codes
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.features import Questions, train_features
-from oasisgen.training.launch import fit
+from oasisgen.training.launch import finished, fit
 from oasisgen.training.plan import plan
 from oasisgen.training.vqvae import train_vqvae
 
@@ -68,13 +68,13 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
     inputs = {"train": train_slices, "validate": held_out}
-    result = fit("vqvae", train_vqvae, config, inputs, best="ssim")
+    result = finished("vqvae", config) or fit("vqvae", train_vqvae, config, inputs, best="ssim")
     best = result.get_best_checkpoint("ssim", "max")
     assert best
     load_vqvae = partial(checkpoint.read_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
 
-    result = fit("features", train_features, config, {"train": train_slices})
+    result = finished("features", config) or fit("features", train_features, config, {"train": train_slices})
     assert result.checkpoint
     questions = Questions()
     questions.load_state_dict(checkpoint.read(result.checkpoint)["model"])
@@ -84,7 +84,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
 
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
-    result = fit("dcgan", train_dcgan, config, {"codes": codes, "codebook": codebook})
+    result = finished("dcgan", config) or fit("dcgan", train_dcgan, config, {"codes": codes, "codebook": codebook})
     assert result.checkpoint
     state = checkpoint.read(result.checkpoint)
     dcgan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, torch.ones(len(codebook))))
