@@ -1,5 +1,7 @@
 """Two sets of slices as two clouds of features: how far apart, and how much of one lies inside the other."""
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -35,6 +37,7 @@ def kernel_distance(real: torch.Tensor, synthetic: torch.Tensor) -> float:
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(KID_SUBSET_SIZE, len(real), len(synthetic))
+    warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
     kid = KernelInceptionDistance(feature=Given(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
     kid.update(real, real=True)
     kid.update(synthetic, real=False)
