@@ -53,9 +53,9 @@ def hold(folder: str) -> Iterator[None]:
             with suppress(UserError):  # storage is out for the moment: the next beat may get through
                 if not storage.exists(mine):
                     lost.set()
-                    if main and callable(
-                        signal.getsignal(signal.SIGTERM)
-                    ):  # not SIGINT: `&` in a script leaves that ignored
+                    # Not SIGINT: `&` in a script leaves that ignored.
+                    handled = callable(signal.getsignal(signal.SIGTERM))
+                    if main and handled:
                         signal.pthread_kill(main, signal.SIGTERM)  # ends a sleep, too
                     return
                 storage.write_text(mine, _signature())

@@ -8,7 +8,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,9 +22,7 @@ from oasisgen.data.slices import to_uint8, to_unit
 from oasisgen.evaluation.ssim import ssim
 from oasisgen.models.quantizer import Quantized
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.training.averaging import average
-from oasisgen.training.vqvae import error_scale, learning_rate
-from tests.bench_models import crops, losses
+from tests.bench_models import training
 
 STEPS, SCORED_EVERY = 1000, 250
 SCORED = 256  # slices of validate
@@ -102,26 +99,12 @@ def train(name: str, images: Feed, held_out: torch.Tensor, steps: int) -> None:
     if name in (foreign := quantizers(c.code_dim)):
         for each in (model, averaged):
             each.quantizer = Foreign(foreign[name]())  # type: ignore[assignment]
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
-    scale, batches = error_scale(images, c), crops(images, c)
-    curve, seconds = [], 0.0
-    for step in range(steps):
-        started = time.monotonic()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(c, step, steps)
-        model.train()
-        loss, _ = losses(model, to_unit(torch.from_numpy(next(batches)).unsqueeze(1)), c, scale, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if c.gradient_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
-        optimizer.step()
-        average(averaged, model, c.average_decay, step + 1)
-        seconds += time.monotonic() - started
-        if (step + 1) % SCORED_EVERY == 0 or step + 1 == steps:
+    curve, seconds = [], training(model, averaged, images, c, steps)
+    for step in range(1, steps + 1):
+        spent = next(seconds)
+        if step % SCORED_EVERY == 0 or step == steps:
             curve.append(score(averaged, held_out))
-    rate = steps * c.batch_size / seconds
+    rate = steps * c.batch_size / spent
     path = ", ".join(f"{value:.4f}" for value, _ in curve)
     print(f"| {name} | {curve[-1][0]:.4f} | {path} | {curve[-1][1]} | {rate:.0f} |", flush=True)
 

@@ -102,6 +102,20 @@ def without_ray(kind: str, path: str) -> float:
     return float(subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=True).stdout)
 
 
+def packed(folder: str, validate: int) -> tuple[str, "DataSet"]:
+    """The real slices of OASISGEN_OASIS_DIR, else virtual subjects, `validate` of them held out: raw, and packed."""
+    from oasisgen.data.pack import pack
+    from oasisgen.data.phantom import write_phantoms
+    from oasisgen.data.slices import open_data_set
+
+    source = os.environ.get("OASISGEN_OASIS_DIR")
+    if not source:
+        source = f"{folder}/raw"
+        write_phantoms(source, {"train": 60, "validate": validate}, seed=0)
+    pack(source, f"{folder}/data")
+    return source, open_data_set(f"{folder}/data")
+
+
 def compare(candidates: dict[str, Callable[[], float]]) -> None:
     """Measure all in turn, several times; print medians, and the first's ratio to each other one, round by round."""
     rounds = [{name: measure() for name, measure in candidates.items()} for _ in range(ROUNDS)]
@@ -221,18 +235,12 @@ def main() -> None:
     from oasisgen import cluster, storage
     from oasisgen.data.feed import store
     from oasisgen.data.pack import pack
-    from oasisgen.data.phantom import write_phantoms
     from oasisgen.data.slices import open_data_set, read_slices
     from oasisgen.evaluation.ssim import ssim
 
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {ROUNDS} rounds each")
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
-        source = os.environ.get("OASISGEN_OASIS_DIR")
-        if not source:
-            source = f"{folder}/raw"
-            write_phantoms(source, {"train": 60, "validate": 1}, seed=0)
-        pack(source, f"{folder}/data")
-        data = open_data_set(f"{folder}/data")
+        source, data = packed(folder, validate=1)
         some = (STEPS + WARM_UP) * CONFIG.batch_size
         stored = {split: store(read_slices(data, split).limit(some)) for split in ("train", "validate")}
         feed = stored["train"].load()

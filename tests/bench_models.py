@@ -4,6 +4,7 @@ As in `tests/bench.py`, A and B alternate and the median of their ratios is prin
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -30,7 +31,7 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.training.averaging import average
 from oasisgen.training.vqvae import error_scale, learning_rate
 from oasisgen.training.worker import has_bfloat16
-from tests.bench import compare
+from tests.bench import compare, packed
 
 STEPS, WARM_UP = 40, 5
 SCORED = 64  # slices
@@ -108,21 +109,18 @@ def loop(kind: str, folder: str) -> float:
     return STEPS * c.batch_size / (time.monotonic() - started)
 
 
-def seconds_to_goal(preset: str, folder: str, most: float) -> float:
-    """Seconds of training, from the first step on, until 64 held-out slices score 0.8462; infinite beyond `most`."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    torch.manual_seed(0)
-    c = {"full": FULL, "seed": SEED}[preset].vqvae
-    images = Feed([{"image": np.load(f"{folder}/train.npy")}])
-    held_out = torch.from_numpy(np.load(f"{folder}/validate.npy"))  # (64, 256, 256)
-    model, scale = VQVAE(c).to(memory_format=torch.channels_last), error_scale(images, c)  # type: ignore[call-overload]
-    averaged = VQVAE(c).requires_grad_(False)
+def training(model: VQVAE, averaged: VQVAE, images: Feed, c: VQVAEConfig, steps: int) -> Iterator[float]:
+    """Train `model`, and `averaged` behind it, by the loop of stage 1; after every step, the seconds of all so far.
+
+    `steps` is the length of the schedule; who iterates decides when to stop.
+    """
+    model = model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
-    seconds, asked, batches = 0.0, 0.0, crops(images, c)
-    for step in range(10**6):
+    scale, batches, seconds = error_scale(images, c), crops(images, c), 0.0
+    for step in itertools.count():
         started = time.monotonic()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(c, step, c.epochs * len(images) // c.batch_size)
+            group["lr"] = learning_rate(c, step, steps)
         loss, _ = losses(model, to_unit(torch.from_numpy(next(batches)).unsqueeze(1)), c, scale, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -131,6 +129,18 @@ def seconds_to_goal(preset: str, folder: str, most: float) -> float:
         optimizer.step()
         average(averaged, model, c.average_decay, step + 1)
         seconds += time.monotonic() - started
+        yield seconds
+
+
+def seconds_to_goal(preset: str, folder: str, most: float) -> float:
+    """Seconds of training, from the first step on, until 64 held-out slices score 0.8462; infinite beyond `most`."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    c = {"full": FULL, "seed": SEED}[preset].vqvae
+    images = Feed([{"image": np.load(f"{folder}/train.npy")}])
+    held_out = torch.from_numpy(np.load(f"{folder}/validate.npy"))  # (64, 256, 256)
+    averaged, asked = VQVAE(c).requires_grad_(False), 0.0
+    for seconds in training(VQVAE(c), averaged, images, c, c.epochs * len(images) // c.batch_size):
         if seconds - asked > max(0.5, 0.05 * seconds):
             asked = seconds
             with torch.no_grad():
@@ -187,21 +197,14 @@ def main() -> None:
 
     from oasisgen import cluster
     from oasisgen.data.feed import store
-    from oasisgen.data.pack import pack
-    from oasisgen.data.phantom import write_phantoms
-    from oasisgen.data.slices import open_data_set, read_slices
+    from oasisgen.data.slices import read_slices
     from oasisgen.evaluation.quality import chosen
 
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}", flush=True)
     c = FULL.vqvae
     with tempfile.TemporaryDirectory() as folder:
         with cluster.connection():
-            source = os.environ.get("OASISGEN_OASIS_DIR")
-            if not source:
-                source = f"{folder}/raw"
-                write_phantoms(source, {"train": 60, "validate": 3}, seed=0)
-            pack(source, f"{folder}/data")
-            data = open_data_set(f"{folder}/data")
+            _, data = packed(folder, validate=3)
             stored = {split: store(read_slices(data, split)) for split in ("train", "validate")}
             for split, count in (("train", data.count("train")), ("validate", SCORED)):
                 wanted = np.resize(np.arange(LEVELS), count)
