@@ -33,6 +33,16 @@ _DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: a finished stage is seen at once
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5 s: a node about to go may have little time
 }
+# A Ray that this process starts for itself has no node that could go, and nobody who looks at its metrics and events.
+# On two CPUs, what its processes do beside training is felt (`make bench`).
+ALONE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # of 5000
+    "LOG_NAME_UPDATE_INTERVAL_S": "10",  # of 0.5
+}
 PATIENCE_SECONDS = 10  # for resources that a job that has just ended still holds
 
 
@@ -42,7 +52,8 @@ def connection() -> Iterator[None]:
 
     Raises UserError where the cluster cannot be reached.
     """
-    for name, value in _DEFAULTS.items():
+    alone = os.environ.get("RAY_ADDRESS") == "local"
+    for name, value in (_DEFAULTS | (ALONE if alone else {})).items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,7 +1,8 @@
 """Throughput of the pipeline beside what one would write without it: `make bench`.
 
 Every comparison alternates A and B several times in one run and prints the median of the ratios: these machines are
-shared. The loops without Ray run in processes of their own, with the threads and the allocator that ours have.
+shared. The loops without Ray run in processes of their own, with the threads and, but for one, the allocator that ours
+have.
 """
 
 import argparse
@@ -94,12 +95,11 @@ def plain(kind: str, path: str) -> None:
     print(train_steps(batches))
 
 
-def without_ray(kind: str, path: str) -> float:
-    """Slices per second of a loop without Ray, in a process of its own."""
-    from oasisgen.cluster import MALLOC
-
+def without_ray(kind: str, path: str, allocator: dict[str, str]) -> float:
+    """Slices per second of a loop without Ray, in a process of its own with these settings of its allocator."""
     command = [sys.executable, "-m", "tests.bench", "--plain", kind, path]
-    return float(subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=True).stdout)
+    environment = os.environ | allocator
+    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 def packed(folder: str, validate: int) -> tuple[str, "DataSet"]:
@@ -244,16 +244,18 @@ def main() -> None:
         some = (STEPS + WARM_UP) * CONFIG.batch_size
         stored = {split: store(read_slices(data, split).limit(some)) for split in ("train", "validate")}
         feed = stored["train"].load()
-        np.save(f"{folder}/images.npy", feed.rows(np.arange(len(feed)), "image"))
-        Path(f"{folder}/images").mkdir()
+        images, pngs = f"{folder}/images.npy", f"{folder}/images"
+        np.save(images, feed.rows(np.arange(len(feed)), "image"))
+        Path(pngs).mkdir()
         singles = Path(source).absolute() / "keras_png_slices_train"
-        Path(f"{folder}/images/train").symlink_to(singles)
+        Path(f"{pngs}/train").symlink_to(singles)
 
         compare(
             {
                 "training, slices through Ray": lambda: epoch_rate(stored, data),
-                "a plain loop over a tensor in memory": lambda: without_ray("tensor", f"{folder}/images.npy"),
-                "a plain loop over ImageFolder": lambda: without_ray("folder", f"{folder}/images"),
+                "a plain loop over a tensor in memory": lambda: without_ray("tensor", images, cluster.MALLOC),
+                "a plain loop over ImageFolder": lambda: without_ray("folder", pngs, cluster.MALLOC),
+                "the same with the usual allocator": lambda: without_ray("folder", pngs, {}),
             }
         )
         recover(stored, data)

@@ -27,9 +27,8 @@ from oasisgen.evaluation import quality
 from oasisgen.evaluation.quality import Slices, chosen
 from oasisgen.models.bundle import read_features
 from oasisgen.models.features import FeatureNetwork
-from oasisgen.training import checkpoint
 from oasisgen.training.features import Questions, blur, train_features
-from oasisgen.training.launch import fit
+from oasisgen.training.launch import complete
 
 CUTS = 6  # of the validate cases in two halves
 DAMAGED_CUTS = 2  # of these are measured damaged too: that is the longer part
@@ -130,9 +129,8 @@ def read_scores(
 def learn(data: str, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
     """Train the feature network as jobs/train.py does."""
     config = replace(PRESETS["full"][1], data=data, out=out)
-    result = fit("features", train_features, config, {"train": train})
     questions = Questions()
-    questions.load_state_dict(checkpoint.read(result.checkpoint)["model"])
+    questions.load_state_dict(complete("features", train_features, config, {"train": train})["model"])
     network = questions.network.eval().requires_grad_(False)
     return partial(lambda network: network, network)
 

@@ -17,7 +17,7 @@ import pytest
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from oasisgen import storage
+from oasisgen import cluster, storage
 from oasisgen.config import GenerateConfig
 from oasisgen.data.slices import DataSet
 from oasisgen.sampling.batch import generate
@@ -44,6 +44,8 @@ class Nodes:
     """A head without CPUs that may use S3, and workers that learn how from the driver alone."""
 
     def __init__(self) -> None:
+        for name in cluster.ALONE:  # the other Ray of these tests
+            os.environ.pop(name, None)
         port, agent_port = free_ports(2)  # this machine's other Ray has the usual ones
         self.dashboard = f"http://127.0.0.1:{port}"
         head = {"include_dashboard": True, "dashboard_port": port, "dashboard_agent_listen_port": agent_port}

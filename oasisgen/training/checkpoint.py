@@ -4,10 +4,13 @@ One file, `state.pt`: tensors, numbers and lists only, so that it is read with `
 """
 
 import copy
+import io
 import math
 import pickle
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 
 from oasisgen import storage
 from oasisgen.config import TrainConfig, VQVAEConfig
+from oasisgen.errors import UserError
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.training import history
 from oasisgen.training.worker import Diverged, Worker
@@ -24,7 +28,7 @@ from oasisgen.training.worker import Diverged, Worker
 STATE = "state.pt"
 ASK_SECONDS = 1.0  # between two looks at the clock and at Ray's notices
 MOST_UNDONE = 3  # epochs of a stage
-DAMAGED = (FileNotFoundError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError)  # what reading one raises
+DAMAGED = (FileNotFoundError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError)  # what torch.load raises
 
 
 class Timer:
@@ -33,8 +37,8 @@ class Timer:
     To agree is a barrier of some milliseconds, so the ranks do it once a second, at steps agreed on the time before.
     """
 
-    def __init__(self, seconds: float, step: int) -> None:
-        self.seconds = seconds
+    def __init__(self, worker: Worker, seconds: float, step: int) -> None:
+        self.worker, self.seconds = worker, seconds
         self.asked_step, self.next_step = step, step + 1
         self.asked = self.saved = time.monotonic()
         self.noticed = False
@@ -45,9 +49,9 @@ class Timer:
             return False
         now = time.monotonic()
         pace = (step - self.asked_step) / (now - self.asked)  # steps per second
-        overdue, ahead = ray.train.collective.broadcast_from_rank_zero(
-            (now - self.saved > self.seconds, max(1, int(pace * ASK_SECONDS)))
-        )
+        overdue, ahead = now - self.saved > self.seconds, max(1, int(pace * ASK_SECONDS))
+        if self.worker.world > 1:
+            overdue, ahead = ray.train.collective.broadcast_from_rank_zero((overdue, ahead))
         self.asked, self.asked_step, self.next_step = now, step, step + ahead
         notice = not self.noticed and ray.train.get_preemption_info() is not None  # also a barrier
         self.noticed |= notice
@@ -72,7 +76,7 @@ class Course:
         self.step = 0
         self.undone = 0  # epochs
         self.sums = torch.zeros(len(losses), device=worker.device)  # added up without a host sync
-        if state := latest():
+        if state := newest(storage.join(config.out, stage)):
             self._restore(state)
         # The end of the epoch before, which is what a checkpoint of an epoch's end is itself.
         self.good = state["good"] if state and "good" in state else copy.deepcopy(self._state())
@@ -154,29 +158,48 @@ class Course:
         self.sums.copy_(state["sums"] * (self.worker.rank == 0))  # they are those of all ranks
 
 
-def read(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU."""
-    with checkpoint.as_directory() as folder:
-        return torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
+def newest(uri: str) -> dict[str, Any] | None:
+    """The newest state among a stage's checkpoints that can be read, on the CPU; None at the start of a run.
+
+    Storage may have lost the end of a file, in a power cut for example: the one before then serves. Ray keeps a list
+    of checkpoints of its own, but in the order of the metric by which it keeps the best ones, and that file is lost
+    as easily.
+    """
+    return next((state for _, state in _states(uri)), None)
 
 
-def read_vqvae(checkpoint: ray.train.Checkpoint, config: VQVAEConfig) -> VQVAE:
+def best(uri: str, metric: str) -> str:
+    """URI of the checkpoint at the end of the epoch with the highest `metric`, among those that a stage keeps."""
+    ends = [
+        (state["history"][-1][metric], found)
+        for found, state in _states(uri)
+        if state["history"] and "good" not in state  # which those within an epoch have
+    ]
+    return max(ends)[1]
+
+
+def read_vqvae(uri: str, config: VQVAEConfig) -> VQVAE:
     """The VQ-VAE in a checkpoint of stage 1, in evaluation mode."""
     model = VQVAE(config)
-    model.load_state_dict(read(checkpoint)["averaged"])
+    model.load_state_dict(_read(uri)["averaged"])
     return model.eval().requires_grad_(False)
 
 
-def latest() -> dict[str, Any] | None:
-    """The newest state that can be read, or None at the start of a run.
-
-    Storage may have lost the end of a file, in a power cut for example: the one before then serves.
-    """
-    # Ray's own order is that of the metric by which it keeps the best ones; names tell when they were made.
-    newest_first = sorted(ray.train.get_all_reported_checkpoints(), key=lambda r: r.checkpoint.path, reverse=True)
-    for reported in newest_first:
+def _states(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(URI, state) of the checkpoints of a stage that can be read, the newest first."""
+    names: list[str] = []
+    with suppress(FileNotFoundError):
+        names = [name.partition("/")[0] for name, _ in storage.list_files(uri) if name.endswith(f"/{STATE}")]
+    for name in sorted(names, reverse=True):  # Ray names them by the time they are made
+        found = storage.join(uri, name)
         try:
-            return read(reported.checkpoint)
+            yield found, _read(found)
+        except UserError:
+            raise
         except DAMAGED:
             continue
-    return None
+
+
+def _read(uri: str) -> dict[str, Any]:
+    data = storage.read_bytes(storage.join(uri, STATE))
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

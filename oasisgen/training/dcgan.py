@@ -50,7 +50,7 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
     course = checkpoint.Course(worker, config, "dcgan", parts, losses)
     real_use = use_of_codes(real_maps(maps), len(codebook))
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
+    timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
         for optimizer in optimizers:

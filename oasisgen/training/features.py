@@ -57,7 +57,7 @@ def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
     parts = {"model": raw(model), "optimizer": optimizer}
     course = checkpoint.Course(worker, config, "features", parts, ("level_loss", "damage_loss", "anatomy_loss"))
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
+    timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
         for numbers, _ in epoch_batches(

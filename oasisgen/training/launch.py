@@ -1,8 +1,10 @@
 """Run a stage's loop on Ray Train's workers, its progress shown by the driver."""
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -39,15 +41,17 @@ class Mailbox:
         return lines
 
 
-def finished(stage: str, config: TrainConfig) -> Any:
-    """The result of a stage whose last epoch is saved, as `fit` returns it; None where there is more to do."""
-    system, path = storage.resolve(storage.join(config.out, stage))
-    try:
-        result = ray.train.Result.from_path(path, system)
-        epochs = len(checkpoint.read(result.checkpoint)["history"]) if result.checkpoint else 0
-    except checkpoint.DAMAGED:  # or not begun
-        return None
-    return result if epochs == getattr(config, stage).epochs else None
+def complete(
+    stage: str, loop: Callable[..., None], config: TrainConfig, inputs: dict[str, Any], best: str | None = None
+) -> dict[str, Any]:
+    """The state at the end of a stage, which is run first if it is not over. As `fit`."""
+    uri = storage.join(config.out, stage)
+    state = checkpoint.newest(uri)
+    if not state or len(state["history"]) < getattr(config, stage).epochs:
+        fit(stage, loop, config, inputs, best)
+        state = checkpoint.newest(uri)
+    assert state
+    return state
 
 
 def fit(
@@ -70,6 +74,7 @@ def fit(
             return str(error)
         return None
 
+    drop_damaged_list(storage.join(config.out, stage))
     system, path = storage.resolve(config.out)
     trainer = TorchTrainer(
         guarded,  # type: ignore[arg-type]
@@ -107,3 +112,17 @@ def fit(
     if result.return_value:
         raise UserError(result.return_value)
     return result
+
+
+def drop_damaged_list(uri: str) -> None:
+    """Remove Ray's own list of a stage's checkpoints where it is damaged: a full disk or SIGKILL may cut it short.
+
+    Ray would refuse to go on. The loops do not need it: they look for the newest checkpoint themselves.
+    """
+    listed = storage.join(uri, "checkpoint_manager_snapshot.json")
+    with suppress(FileNotFoundError):
+        data = storage.read_bytes(listed)
+        try:
+            json.loads(data)
+        except ValueError:
+            storage.remove(listed)

@@ -24,7 +24,7 @@ from oasisgen.training import checkpoint, history
 from oasisgen.training.codes import encode_split, read_codes
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.features import Questions, train_features
-from oasisgen.training.launch import finished, fit
+from oasisgen.training.launch import complete
 from oasisgen.training.plan import plan
 from oasisgen.training.vqvae import train_vqvae
 
@@ -68,25 +68,21 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
     inputs = {"train": train_slices, "validate": held_out}
-    result = finished("vqvae", config) or fit("vqvae", train_vqvae, config, inputs, best="ssim")
-    best = result.get_best_checkpoint("ssim", "max")
-    assert best
+    complete("vqvae", train_vqvae, config, inputs, best="ssim")
+    best = checkpoint.best(storage.join(config.out, "vqvae"), "ssim")
     load_vqvae = partial(checkpoint.read_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
 
-    result = finished("features", config) or fit("features", train_features, config, {"train": train_slices})
-    assert result.checkpoint
+    state = complete("features", train_features, config, {"train": train_slices})
     questions = Questions()
-    questions.load_state_dict(checkpoint.read(result.checkpoint)["model"])
+    questions.load_state_dict(state["model"])
     del train_slices, inputs  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
     encode_split(data, "train", load_vqvae, codes_uri)
 
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
-    result = finished("dcgan", config) or fit("dcgan", train_dcgan, config, {"codes": codes, "codebook": codebook})
-    assert result.checkpoint
-    state = checkpoint.read(result.checkpoint)
+    state = complete("dcgan", train_dcgan, config, {"codes": codes, "codebook": codebook})
     dcgan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, torch.ones(len(codebook))))
     dcgan.load_state_dict(state["averaged"])
 

@@ -37,7 +37,7 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
     losses = ("loss", "reconstruction_loss", "ssim_loss", "quantizer_loss")
     course = checkpoint.Course(worker, config, "vqvae", parts, losses)
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = checkpoint.Timer(config.checkpoint_seconds, course.step)
+    timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
         model.train()

@@ -20,7 +20,7 @@ from oasisgen.errors import UserError
 from oasisgen.models.quantizer import EMAQuantizer
 from oasisgen.training import checkpoint, history
 from oasisgen.training.dcgan import train_dcgan
-from oasisgen.training.launch import fit
+from oasisgen.training.launch import complete, fit
 from oasisgen.training.run import train
 from oasisgen.training.vqvae import train_vqvae
 from oasisgen.training.worker import Worker
@@ -38,8 +38,7 @@ def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
     config = replace(tiny(data, out), workers=workers, cpus_per_worker=0.5)
     config = replace(config, vqvae=replace(config.vqvae, learning_rate=1e-3, schedule="constant"))  # no slow start
     inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
-    result = fit("vqvae", in_float32, config, inputs, best="ssim")
-    return checkpoint.read(result.checkpoint)
+    return complete("vqvae", in_float32, config, inputs, best="ssim")
 
 
 def test_two_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, tmp_path: Path) -> None:
@@ -131,8 +130,9 @@ def go_wrong(config: Any, mailbox: Any, folder: str) -> None:
 
 
 def test_an_epoch_that_went_wrong_leaves_nothing_behind(data: DataSet, tmp_path: Path) -> None:
-    result = fit("wrong", go_wrong, tiny(data, tmp_path), {"folder": str(tmp_path)}, best="ssim")
-    state = checkpoint.read(result.checkpoint)
+    fit("wrong", go_wrong, tiny(data, tmp_path), {"folder": str(tmp_path)}, best="ssim")
+    state = checkpoint.newest(str(tmp_path / "wrong"))
+    assert state
     assert (state["step"], state["undone"]) == (3, 2)
     assert [(line["epoch"], line["undone"]) for line in state["history"]] == [(1, 0), (2, 0), (3, 2)]
 
@@ -149,8 +149,7 @@ def scored(ssims: list[float], **inputs: Any) -> None:
 def test_an_epoch_in_which_ssim_falls_is_trained_again_at_half_the_rate(data: DataSet, tmp_path: Path) -> None:
     config, inputs = tiny(data, tmp_path), {split: store(read_slices(data, split)) for split in ("train", "validate")}
     config = replace(config, vqvae=replace(config.vqvae, schedule="constant"))
-    result = fit("vqvae", scored, config, {"ssims": [0.9, 0.84, 0.86], **inputs}, best="ssim")
-    lines = checkpoint.read(result.checkpoint)["history"]
+    lines = complete("vqvae", scored, config, {"ssims": [0.9, 0.84, 0.86], **inputs}, best="ssim")["history"]
     assert [(line["step"], line["ssim"], line["undone"]) for line in lines] == [(6, 0.9, 0), (12, 0.86, 1)]
     assert [line["learning_rate"] for line in lines] == [0.004, 0.002]
 
