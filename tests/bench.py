@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from oasisgen.data.feed import Stored
     from oasisgen.data.slices import DataSet
 
-STEPS = 330
+STEPS = 200
 WARM_UP = 10
 ROUNDS = 3
 CONFIG = DEMO.vqvae
