@@ -24,7 +24,7 @@ from oasisgen.sampling.batch import generate
 from oasisgen.training import history
 from tests.conftest import ROOT, digests, tiny_flags
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 BIN = Path(sys.executable).parent
 ONE_PER_NODE = ["--workers", "2", "--cpus-per-worker", "1.25"]  # two of these do not fit on a node of 2 CPUs
@@ -113,7 +113,7 @@ def nodes(s3: str) -> Iterator[Nodes]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """What a job says until it ends well."""
-    said, _ = process.communicate(timeout=400)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     return said
 
@@ -207,7 +207,7 @@ def wait_for_checkpoint_inside_an_epoch(run: str) -> None:
 
 def wait_until(happened: Callable[[], bool], otherwise: str) -> None:
     """Look until it has happened; files that are not there yet count as not."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
             if happened():

@@ -19,7 +19,7 @@ from oasisgen.training.run import train
 from tests.conftest import ROOT, one_line, run_job, start_job, tiny, tiny_flags
 from tests.proxy import proxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def train_workers() -> list[int]:
