@@ -82,6 +82,16 @@ def require_free(folder: str) -> None:
         _silent(last)
 
 
+@contextmanager
+def held_first(folder: str) -> Iterator[None]:
+    """Where the body finds no room on the cluster, and a live job that holds `folder` takes it: say that instead."""
+    try:
+        yield
+    except UserError:
+        require_free(folder)
+        raise
+
+
 def _take(holders: str) -> str:
     """Make the next file in `holders`; first see whether its last one is of a live job."""
     while True:

@@ -110,12 +110,21 @@ def _cause(error: BaseException) -> str:
     while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause:
         cause = cause.cause
     if isinstance(cause, UserError | OSError | ray.exceptions.RayError):
-        return next(line for line in str(cause).splitlines() if line.strip())
+        lines = [line.strip() for line in re.sub(r"\x1b\[[\d;]*m", "", str(cause)).splitlines() if line.strip()]
+        # What stopped an actor from starting stands at the end of the traceback that Ray makes its message of.
+        return lines[-1] if isinstance(cause, ray.exceptions.ActorDiedError) else lines[0]
     raise error
 
 
 def _require_listener(address: str) -> None:
-    """Raise UserError where nothing answers at host:port: Ray itself would end the process with a page of text."""
+    """Raise UserError where the address is the dashboard's, or nothing answers at host:port.
+
+    Ray itself would end the process with a page of text.
+    """
+    if address.startswith("http"):
+        raise UserError(
+            f"RAY_ADDRESS={address} is for `ray job submit`: a driver of your own needs that of the head, :6379"
+        )
     match = re.fullmatch(r"([\w.-]+):(\d+)", address)
     if not match:  # none, `auto`, `local`, `ray://…`
         return

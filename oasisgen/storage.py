@@ -10,6 +10,7 @@ FileNotFoundError.
 
 import functools
 import json
+import mimetypes
 import os
 import posixpath
 import re
@@ -194,7 +195,8 @@ def link(uri: str, hours: float) -> str:
         raise UserError(f"{uri} is not on S3: only there can a file be shared by a link")
     bucket, key = _bucket_and_key(uri)
     with _clear_errors(uri, "share"):
-        parameters = {"Bucket": bucket, "Key": key}
+        kind = mimetypes.guess_type(key)[0] or "application/octet-stream"  # a browser would save it, not show it
+        parameters = {"Bucket": bucket, "Key": key, "ResponseContentType": kind}
         return _boto().generate_presigned_url("get_object", parameters, ExpiresIn=round(hours * 3600))
 
 
@@ -257,6 +259,7 @@ def _s3(bucket: str) -> _S3:
         endpoint_override=endpoint,
         tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),  # pyarrow does not read this variable itself
         allow_delayed_open=True,  # a small file is one request
+        check_directory_existence_before_creation=True,  # rights may begin below the bucket's root
         connect_timeout=10,
         request_timeout=30,
         retry_strategy=fs.AwsStandardS3RetryStrategy(int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))),

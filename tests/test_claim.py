@@ -2,6 +2,7 @@ import json
 import signal
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -33,6 +34,12 @@ def test_one_job_at_a_time_holds_a_folder(place: str) -> None:
     with claim.hold(place):
         pass
     assert not storage.exists(storage.join(place, "holders/000001.json"))
+
+
+def test_no_room_because_of_the_same_job_is_said_so(place: str) -> None:
+    for held, reason in ((claim.hold(place), "is being worked on by"), (nullcontext(), "the cluster is full")):
+        with held, pytest.raises(UserError, match=reason), claim.held_first(place):
+            raise UserError("the cluster is full")
 
 
 def test_of_many_who_find_a_dead_holder_one_takes_over(place: str) -> None:

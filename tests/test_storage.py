@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from oasisgen import storage
+from oasisgen.data.slices import open_data_set
 from oasisgen.errors import UserError
+from oasisgen.models.bundle import find_bundle
 from tests.proxy import proxy
 
 
@@ -62,10 +64,27 @@ def test_a_file_system_travels_without_secrets(s3: str) -> None:
     assert pickle.loads(travelled).get_file_info(path + "/travels").size == 1
 
 
+def test_a_folder_is_made_without_touching_those_above_it(s3: str) -> None:
+    """Rights may begin below the bucket's root."""
+    storage.write_bytes(storage.join(s3, "team/runs/first/config.json"), b"{}")
+    system, path = storage.resolve(storage.join(s3, "team/runs/first/vqvae"))
+    system.create_dir(path)
+    bucket, _, prefix = storage.resolve(s3)[1].partition("/")
+    listed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
+    assert not [entry["Key"] for entry in listed if entry["Key"].endswith(("team/", "runs/", "first/", f"{prefix}/"))]
+
+
+def test_a_bucket_that_is_not_there_is_named_whatever_is_looked_for_in_it(s3: str) -> None:
+    for look in (open_data_set, find_bundle):
+        with pytest.raises(UserError, match="there is no such bucket; create it or mend the URI"):
+            look("s3://no-such-bucket-here/runs/first")
+
+
 def test_a_link_opens_without_credentials(s3: str) -> None:
     storage.write_bytes(storage.join(s3, "report.html"), b"<p>")
     with urlopen(storage.link(storage.join(s3, "report.html"), hours=1)) as answer:
         assert answer.read() == b"<p>"
+        assert answer.headers["Content-Type"] == "text/html"  # a browser shows it
     with pytest.raises(UserError, match="is not on S3"):
         storage.link("/tmp/report.html", hours=1)
 

@@ -85,6 +85,7 @@ class DataSet:
 
 def open_data_set(uri: str) -> DataSet:
     """Read `dataset.json`. Raises UserError where the data set is missing or of another schema version."""
+    storage.check(uri, write=False)
     try:
         description = storage.read_json(storage.join(uri, "dataset.json"))
     except (FileNotFoundError, NotADirectoryError):

@@ -56,6 +56,7 @@ def write_bundle(
 
 def find_bundle(uri: str) -> str:
     """The bundle's own URI, given that of a bundle or of a run. Raises UserError where there is none."""
+    storage.check(uri, write=False)
     for place in (uri, storage.join(uri, "model")):
         # A run has a config.json too: a bundle's lies beside weights.
         if any(storage.exists(storage.join(place, name)) for name in WEIGHTS):

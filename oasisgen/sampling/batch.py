@@ -17,7 +17,7 @@ from PIL import Image
 from ray.data import ActorPoolStrategy
 
 from oasisgen import __version__, cluster, storage
-from oasisgen.claim import claim, hold, require_free, require_same
+from oasisgen.claim import claim, held_first, hold, require_free, require_same
 from oasisgen.config import LEVELS, GenerateConfig, level_range
 from oasisgen.data.feed import Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
@@ -94,7 +94,8 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     parts = {start: min(start + IDS_PER_PART, config.count) for start in range(0, config.count, IDS_PER_PART)}
     if not finished:
         need = 2 * cluster.TASK_CPUS + cluster.ACTOR_CPUS
-        cluster.require_free("CPU", need, "sampler, comparer and writer", "add a node")
+        with held_first(out):
+            cluster.require_free("CPU", need, "sampler, comparer and writer", "add a node")
         cluster.require_store(reference.pixels("train", "validate"), cluster.ACTOR_CPUS)
     if config.dry_run:
         require_free(out)

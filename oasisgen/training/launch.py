@@ -48,6 +48,8 @@ def complete(
     uri = storage.join(config.out, stage)
     state = checkpoint.newest(uri)
     if not state or len(state["history"]) < getattr(config, stage).epochs:
+        if state:
+            say(stage, f"continues after epoch {len(state['history'])}, from step {state['step']}")
         fit(stage, loop, config, inputs, best)
         state = checkpoint.newest(uri)
     assert state

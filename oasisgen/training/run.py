@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from oasisgen import cluster, storage
-from oasisgen.claim import claim, hold, require_free, require_same
+from oasisgen.claim import claim, held_first, hold, require_free, require_same
 from oasisgen.config import LEVELS, STAGES, TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
@@ -37,7 +37,6 @@ def train(config: TrainConfig) -> str | None:
     configuration or still going on; and later for a loss that is no number.
     """
     config = dataclasses.replace(config, data=storage.absolute(config.data), out=storage.absolute(config.out))
-    storage.check(config.data, write=False)
     storage.check(config.out, write=True)
     data = open_data_set(config.data)
     check_size(config, data)
@@ -46,7 +45,8 @@ def train(config: TrainConfig) -> str | None:
     bundle_uri = storage.join(config.out, "model")
     finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
     if not finished:
-        cluster.require(config.workers, config.cpus_per_worker, config.gpus_per_worker)
+        with held_first(config.out):
+            cluster.require(config.workers, config.cpus_per_worker, config.gpus_per_worker)
         cluster.require_store(data.pixels("train", "validate"), config.cpus_per_worker, config.gpus_per_worker)
     if config.dry_run:
         require_free(config.out)
