@@ -12,7 +12,7 @@ import tyro
 
 LEVELS = 32  # slices of one case, from the mid-brain (0) to above the ventricles (31)
 IMAGE_SIZE = 256  # pixels, both ways
-STAGES = ("vqvae", "features", "dcgan")  # of training, in their order
+PRIORS = ("dcgan", "masked")
 CODE_SIZE = 64  # both ways; the encoder halves the slice twice
 
 
@@ -148,6 +148,41 @@ class DCGANConfig:
 
 
 @dataclass(frozen=True)
+class MaskedConfig:
+    """Stage 2 with `--prior masked`: a network that fills in masked code maps."""
+
+    components: int = 64
+    """Principal components of the maps; noise weighs them to the sketch that a map is filled in on."""
+    channels: int = 32
+    """Channels at 64 x 64; the first two halvings of the size double them."""
+    rounds: int = 12
+    """Rounds in which a map is filled in."""
+    places: int = 384
+    """Masked places of a map that a step of training asks about."""
+    average_decay: float = 0.998
+    """Decay per step of the averaged network, which is the one that samples; 0 samples from the last one."""
+    epochs: int = 10
+    """Passes over the training split's code maps."""
+    batch_size: int = 16
+    """Code maps per step, over all workers."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of Adam; it falls to zero along a cosine."""
+    gradient_norm: float = 1.0
+    """Longest gradient of a step; longer ones are scaled down to it."""
+    least_variety: float = 0.25
+    """Share of the real maps' perplexity and variety below which the prior counts as collapsed; 0: never."""
+
+    def __post_init__(self) -> None:
+        for name in ("components", "channels", "rounds", "epochs", "batch_size"):
+            check(f"masked.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check("masked.places", self.places, 1 <= self.places <= CODE_SIZE**2, f"from 1 to {CODE_SIZE**2}")
+        for name in ("learning_rate", "gradient_norm"):
+            check(f"masked.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
+        check("masked.average_decay", self.average_decay, 0 <= self.average_decay < 1, "from 0 to below 1")
+        check("masked.least_variety", self.least_variety, 0 <= self.least_variety < 1, "from 0 to below 1")
+
+
+@dataclass(frozen=True)
 class FeaturesConfig:
     """The feature network, with which quality is measured; the models do not depend on it."""
 
@@ -186,8 +221,11 @@ class TrainConfig:
     """Save at least this often, in seconds: the most work that a lost node costs. An epoch's end always saves."""
     dry_run: bool = False
     """Check storage, data set, room on the cluster and the run's name, print the plan, and stop."""
+    prior: Literal["dcgan", "masked"] = "dcgan"
+    """What paints new code maps: the DCGAN, or a network that fills in masked ones, slower and more like real ones."""
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     dcgan: DCGANConfig = field(default_factory=DCGANConfig)
+    masked: MaskedConfig = field(default_factory=MaskedConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
 
     def __post_init__(self) -> None:
@@ -198,9 +236,14 @@ class TrainConfig:
         check("min_workers", self.min_workers, fits, f"from 0 to workers ({self.workers})")
         check("checkpoint_seconds", self.checkpoint_seconds, self.checkpoint_seconds > 0, "above 0")
         check("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
-        for stage in STAGES:
+        for stage in self.stages:
             batch = getattr(self, stage).batch_size
             check(f"{stage}.batch_size", batch, batch % self.workers == 0, f"a multiple of workers ({self.workers})")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Of training, in their order."""
+        return "vqvae", "features", self.prior
 
 
 SEED = TrainConfig(

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from oasisgen import cluster, storage
-from oasisgen.config import STAGES, GenerateConfig
+from oasisgen.config import GenerateConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
@@ -183,7 +183,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert not (out / "report").exists()
     train(tiny(data, out))
     assert "[   vqvae]" not in capsys.readouterr().out  # that stage was done
-    for name in STAGES:
+    for name in ("vqvae", "features", "dcgan"):
         lines, whole = (history.read(str(run / "metrics"), name) for run in (out, trained))
         assert [line["step"] for line in lines] == [line["step"] for line in whole]
         weights, expected = (load_file(run / "model" / f"{name}.safetensors") for run in (out, trained))

@@ -30,6 +30,12 @@ MEASURES = {
     "coverage": "coverage: real slices with a synthetic one near",
 }
 
+LOSSES = {  # panels of stage 2, by prior
+    "dcgan": {"losses": ["generator_loss", "discriminator_loss"], "mean logit": ["real_logit", "fake_logit"]},
+    "masked": {"loss": ["loss"]},
+}
+PAINTED = ["codes_in_use", "perplexity"]
+
 
 @dataclass(frozen=True)
 class Section:
@@ -69,7 +75,7 @@ def write_run_report(
     uint8.
     """
     quality = metrics["reconstruction"]
-    K = config["vqvae"]["codebook_size"]
+    K, prior = config["vqvae"]["codebook_size"], config["prior"]
     difference = [128 + np.clip(b.astype(int) - a, -128, 127) for a, b in pairs]
     sections = [
         Section(
@@ -109,15 +115,8 @@ def write_run_report(
             figure=figures.code_usage(metrics["code_counts"]),
         ),
         Section(
-            "Stage 2: the DCGAN",
-            figure=figures.curves(
-                histories["dcgan"],
-                {
-                    "losses": ["generator_loss", "discriminator_loss"],
-                    "mean logit": ["real_logit", "fake_logit"],
-                    "codes of 64 painted maps": ["codes_in_use", "perplexity"],
-                },
-            ),
+            "Stage 2: the DCGAN" if prior == "dcgan" else "Stage 2: the masked prior",
+            figure=figures.curves(histories[prior], LOSSES[prior] | {"codes of 64 painted maps": PAINTED}),
         ),
         Section(
             "The feature network",

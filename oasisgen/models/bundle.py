@@ -10,14 +10,16 @@ import safetensors.torch
 import torch
 
 from oasisgen import __version__, storage
-from oasisgen.config import DCGANConfig, VQVAEConfig
+from oasisgen.config import PRIORS, DCGANConfig, MaskedConfig, VQVAEConfig
 from oasisgen.errors import UserError
-from oasisgen.models.dcgan import DCGAN, make_palette
+from oasisgen.models.dcgan import DCGAN, VectorPalette, make_palette
 from oasisgen.models.features import FeatureNetwork
+from oasisgen.models.masked import MaskedPrior
 from oasisgen.models.vqvae import VQVAE
 
 FORMAT = 2  # 1 had no feature network
-WEIGHTS = ("vqvae.safetensors", "dcgan.safetensors", "features.safetensors")
+ENDING = ".safetensors"
+Prior = DCGAN | MaskedPrior
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,19 @@ class Bundle:
     digest: str
     config: dict[str, Any]
     vqvae: VQVAE
-    dcgan: DCGAN
+    prior: Prior
     features: FeatureNetwork
 
 
 def write_bundle(
-    uri: str, config: dict[str, Any], vqvae: VQVAE, dcgan: DCGAN, features: FeatureNetwork, metrics: dict[str, Any]
+    uri: str, config: dict[str, Any], vqvae: VQVAE, prior: Prior, features: FeatureNetwork, metrics: dict[str, Any]
 ) -> str:
     """Write a bundle; `config.json`, which names the digests of the rest, is written last. Returns the model digest."""
     weights = {
-        name: safetensors.torch.save(
+        name + ENDING: safetensors.torch.save(
             {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
         )
-        for name, module in zip(WEIGHTS, (vqvae, dcgan, features), strict=True)
+        for name, module in {"vqvae": vqvae, config["prior"]: prior, "features": features}.items()
     }
     for name, data in weights.items():
         storage.write_bytes(storage.join(uri, name), data)
@@ -59,7 +61,7 @@ def find_bundle(uri: str) -> str:
     storage.check(uri, write=False)
     for place in (uri, storage.join(uri, "model")):
         # A run has a config.json too: a bundle's lies beside weights.
-        if any(storage.exists(storage.join(place, name)) for name in WEIGHTS):
+        if any(storage.exists(storage.join(place, name + ENDING)) for name in ("vqvae", *PRIORS)):
             return storage.absolute(place)
     raise UserError(f"no model bundle at {uri}: give --model a run that jobs/train.py finished, or its model folder")
 
@@ -85,18 +87,25 @@ def read_bundle(uri: str) -> Bundle:
             raise UserError(f"bundle {uri}: {name} is missing: copy the whole folder, or train again") from None
         if hashlib.sha256(data).hexdigest() != expected:
             raise UserError(f"bundle {uri}: {name} is truncated or changed: copy it again, or train again") from None
-        tensors[name] = safetensors.torch.load(data)
+        tensors[name.removesuffix(ENDING)] = safetensors.torch.load(data)
     vqvae = VQVAE(VQVAEConfig(**config["vqvae"]))
-    vqvae.load_state_dict(tensors[WEIGHTS[0]])
-    dcgan_config = DCGANConfig(**config["dcgan"])
-    codebook = vqvae.quantizer.codebook.detach()
-    dcgan = DCGAN(dcgan_config, make_palette(dcgan_config, codebook, torch.ones(len(codebook))))
-    dcgan.load_state_dict(tensors[WEIGHTS[1]])
+    vqvae.load_state_dict(tensors["vqvae"])
+    kind = config.get("prior", "dcgan")  # a bundle from before there were two
+    prior = make_prior(kind, config[kind], vqvae.quantizer.codebook.detach())
+    prior.load_state_dict(tensors[kind])
     features = FeatureNetwork()
-    features.load_state_dict(tensors[WEIGHTS[2]])
-    for network in (vqvae, dcgan, features):
+    features.load_state_dict(tensors["features"])
+    for network in (vqvae, prior, features):
         network.eval().requires_grad_(False)
-    return Bundle(uri, hashlib.sha256(text).hexdigest(), config, vqvae, dcgan, features)
+    return Bundle(uri, hashlib.sha256(text).hexdigest(), config, vqvae, prior, features)
+
+
+def make_prior(kind: str, config: dict[str, Any], codebook: torch.Tensor) -> Prior:
+    """The prior of stage 2 that `kind` names, over a codebook (K, D), its weights yet to be loaded."""
+    usage = torch.ones(len(codebook))
+    if kind == "dcgan":
+        return DCGAN(DCGANConfig(**config), make_palette(DCGANConfig(**config), codebook, usage))
+    return MaskedPrior(MaskedConfig(**config), VectorPalette(codebook, usage))
 
 
 def is_whole(uri: str) -> bool:
@@ -122,7 +131,8 @@ def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) ->
     ssim = metrics["reconstruction"]["ssim"]
     return f"""# oasisgen model {digest[:12]}
 
-A VQ-VAE and a DCGAN that paint axial T1-weighted brain MRI slices (256 x 256, 8 bit).
+A VQ-VAE and a prior over its code maps ({config["prior"]}) that paint axial
+T1-weighted brain MRI slices (256 x 256, 8 bit).
 
 - Trained on: `{config["data"]["uri"]}` (fingerprint `{config["data"]["fingerprint"][:12]}`)
 - Written by: oasisgen {config["version"]}

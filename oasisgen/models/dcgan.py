@@ -1,5 +1,6 @@
 """The DCGAN over code maps (Radford et al. 2016, arXiv:1511.06434), and the palette it paints with."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -107,15 +108,22 @@ class Template(nn.Module):
             return
         every = -(-len(codes) // MOST_ANALYSED)
         codes, levels = codes[::every], levels[::every]
-        deviations = torch.cat(
-            [
-                ((palette.paint(maps) - self.mean[of]) / self.spread[of].clamp(min=SMALL_SPREAD)).flatten(1)
-                for maps, of in zip(codes.split(256), levels.split(256), strict=True)
-            ]
-        )  # (N, C*64*64)
+        deviations = torch.cat([d.flatten(1) for d in self._deviations(codes, levels, palette)])  # (N, C*64*64)
         _, strength, directions = torch.svd_lowrank(deviations, q=rank, niter=2)  # (P,), (C*64*64, P)
         weighed = (directions * strength / len(deviations) ** 0.5).t()  # (P, C*64*64): unit noise, the data's variance
         self.components[:rank] = weighed.reshape(rank, *self.components.shape[1:])
+
+    @torch.no_grad()
+    def weights(self, codes: torch.Tensor, levels: torch.Tensor, palette: Palette) -> torch.Tensor:
+        """How much of each component is in code maps (N, 64, 64) of levels (N,): (N, P), 0 for one that is not used."""
+        components = self.components.flatten(1)  # (P, C*64*64)
+        squares = components.pow(2).sum(1).clamp(min=1e-6)  # (P,)
+        return torch.cat([d.flatten(1) @ components.t() / squares for d in self._deviations(codes, levels, palette)])
+
+    def _deviations(self, codes: torch.Tensor, levels: torch.Tensor, palette: Palette) -> Iterator[torch.Tensor]:
+        """Of maps from the mean of their level, in units of the spread, (256, C, 64, 64) at a time."""
+        for maps, of in zip(codes.split(256), levels.split(256), strict=True):
+            yield (palette.paint(maps) - self.mean[of]) / self.spread[of].clamp(min=SMALL_SPREAD)
 
     def forward(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Raw output (B, C, 64, 64), its noise (B, Z), levels (B,) int64 -> (B, C, 64, 64)."""
@@ -184,6 +192,8 @@ class DCGAN(nn.Module):
         self.palette = palette
         self.template = Template(palette.channels, config.components) if config.template else None
         self.generator = Generator(config, palette.channels)
+        self.noise_size = config.latent_dim
+        self.conditional = config.conditional
 
     def on_template(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """A generator's raw output (B, C, 64, 64) for z (B, Z) and levels (B,) -> colours, not yet snapped to codes."""

@@ -79,7 +79,7 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     out, levels = storage.absolute(config.out), level_range(config.levels)
     storage.check(out, write=True)
     bundle = read_bundle(config.model)
-    if levels != list(range(LEVELS)) and not bundle.dcgan.config.conditional:
+    if levels != list(range(LEVELS)) and not bundle.prior.conditional:
         raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
     reference = open_reference_data(bundle, config.data)
     request = {

@@ -30,7 +30,7 @@ class Sampler:
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         bundle = read_bundle(bundle_uri)
-        self.vqvae, self.dcgan = bundle.vqvae.to(self.device), bundle.dcgan.to(self.device)
+        self.vqvae, self.prior = bundle.vqvae.to(self.device), bundle.prior.to(self.device)
         self.base_seed, self.levels = base_seed, levels
 
     @torch.no_grad()
@@ -40,14 +40,14 @@ class Sampler:
         The level is -1 where the model does not know levels.
         """
         ids = np.arange(group * GROUP, (group + 1) * GROUP)
-        config = self.dcgan.config
-        z = torch.from_numpy(np.stack([latent(self.base_seed, number, config.latent_dim) for number in ids.tolist()]))
+        size = self.prior.noise_size
+        z = torch.from_numpy(np.stack([latent(self.base_seed, number, size) for number in ids.tolist()]))
         levels = torch.tensor([level_of(number, self.levels) for number in ids.tolist()])  # (16,)
-        codes = self.dcgan(z.to(self.device), levels.to(self.device)).codes  # (16, 64, 64)
+        codes = self.prior(z.to(self.device), levels.to(self.device)).codes  # (16, 64, 64)
         images = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (16, 256, 256)
         return {
             "id": ids,
-            "level": levels.numpy() if config.conditional else np.full(GROUP, -1),
+            "level": levels.numpy() if self.prior.conditional else np.full(GROUP, -1),
             "image": images.cpu().numpy(),
             "codes_in_use": np.array([len(torch.unique(c)) for c in codes]),
         }

@@ -3,17 +3,16 @@
 import copy
 from typing import Any
 
-import numpy as np
 import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen.config import LEVELS, TrainConfig
+from oasisgen.config import TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
 from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, make_palette
-from oasisgen.models.quantizer import perplexity
 from oasisgen.training import checkpoint
 from oasisgen.training.averaging import average
+from oasisgen.training.painted import all_maps, lacking, painted_maps, real_maps, use_of_codes
 from oasisgen.training.worker import Pace, Worker, raw
 
 PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 2020, arXiv:1912.04958)
@@ -100,10 +99,8 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             shown := painted_maps(averaged, config.seed, worker)
         )  # BatchNorm's statistics are a rank's own
         usage = use_of_codes(shown, len(codebook))
-        if lost := [name for name in ("perplexity", "variety") if usage[name] < c.least_variety * real_use[name]]:
-            course.undo_epoch(
-                f"{lost[0]} of painted maps is {usage[lost[0]]:.3g}, of real ones {real_use[lost[0]]:.3g}"
-            )
+        if fault := lacking(usage, real_use, c.least_variety):
+            course.undo_epoch(fault)
             continue
         course.end_epoch({**means, **usage, "slices_per_s": round(pace.rate(course.step), 1)})
         worker.say(
@@ -131,37 +128,9 @@ def gradient_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor
 
 def untrained(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> DCGAN:
     """A DCGAN whose palette and template are those of the training split, its generator untrained."""
-    codes = torch.from_numpy(np.concatenate([block["codes"] for block in maps.blocks]).astype("int64"))
-    levels = torch.from_numpy(np.concatenate([block["level"] for block in maps.blocks]).astype("int64"))
+    codes, levels = all_maps(maps)
     usage = torch.bincount(codes.flatten(), minlength=len(codebook))
     gan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, usage))
     if gan.template:
         gan.template.measure(codes, levels, gan.palette)
     return gan
-
-
-@torch.no_grad()
-def painted_maps(gan: DCGAN, seed: int, worker: Worker) -> torch.Tensor:
-    """Two maps of each level, always from the same noise: (2, 32, 64, 64)."""
-    gan.eval()
-    levels = torch.arange(2 * LEVELS) % LEVELS  # (64,)
-    noise = torch.Generator().manual_seed(seed)
-    z = torch.randn(len(levels), gan.config.latent_dim, generator=noise)
-    return gan(z.to(worker.device), levels.to(worker.device)).codes.unflatten(0, (2, LEVELS))
-
-
-def real_maps(maps: Feed) -> torch.Tensor:
-    """Two maps of each level that the training split has, the first and the last: (2, levels, 64, 64)."""
-    levels = np.concatenate([block["level"] for block in maps.blocks])
-    ends = [np.flatnonzero(levels == level)[[0, -1]] for level in np.unique(levels)]
-    return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1).astype("int64"))
-
-
-def use_of_codes(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
-    """Of pairs of maps (2, N, 64, 64): codes in use, their perplexity, and in which share of places a pair differs."""
-    counts = torch.bincount(pairs.flatten(), minlength=codebook_size)
-    return {
-        "codes_in_use": int((counts > 0).sum()),
-        "perplexity": float(perplexity(counts)),
-        "variety": float((pairs[0] != pairs[1]).float().mean()),
-    }

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from oasisgen.config import CODE_SIZE, STAGES, TrainConfig
+from oasisgen.config import CODE_SIZE, TrainConfig
 from oasisgen.data.feed import steps_per_epoch
 from oasisgen.data.slices import DataSet
 from oasisgen.progress import size
@@ -16,7 +16,7 @@ def plan(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], stat
     for split in ("train", "validate"):
         cases, count = len(data.splits[split]["cases"]), data.count(split)
         yield f"{split}: {count} slices of {cases} cases, {size(data.size(split))} in {len(data.parts(split))} shards"
-    for stage in STAGES:
+    for stage in config.stages:
         c = getattr(config, stage)
         steps = steps_per_epoch(rows, c.batch_size)
         yield f"{stage}: {c.epochs} epochs x {steps} steps of {c.batch_size} slices = {c.epochs * steps} steps"

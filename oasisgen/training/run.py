@@ -1,4 +1,4 @@
-"""The training job: VQ-VAE, feature network, code maps, DCGAN, bundle, report. What is done is not done again."""
+"""The training job: VQ-VAE, feature network, code maps, prior, bundle, report. What is done is not done again."""
 
 import dataclasses
 from functools import partial
@@ -9,14 +9,13 @@ import torch
 
 from oasisgen import cluster, storage
 from oasisgen.claim import claim, held_first, hold, require_free, require_same
-from oasisgen.config import LEVELS, STAGES, TrainConfig
+from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
 from oasisgen.errors import UserError
 from oasisgen.evaluation import report
 from oasisgen.evaluation.reconstruction import evaluate
-from oasisgen.models.bundle import is_whole, write_bundle
-from oasisgen.models.dcgan import DCGAN, make_palette
+from oasisgen.models.bundle import is_whole, make_prior, write_bundle
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import say
 from oasisgen.sampling.sample import GROUP, Sampler
@@ -25,6 +24,7 @@ from oasisgen.training.codes import encode_split, read_codes
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.features import Questions, train_features
 from oasisgen.training.launch import complete
+from oasisgen.training.masked import train_masked
 from oasisgen.training.plan import plan
 from oasisgen.training.vqvae import train_vqvae
 
@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> str | None:
 
 
 def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
-    """VQ-VAE, feature network, codes, DCGAN, bundle, report; a stage that is done returns at once."""
+    """VQ-VAE, feature network, codes, prior, bundle, report; a stage that is done returns at once."""
     say("train", f"run {config.out}")
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
@@ -82,23 +82,26 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
 
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
-    state = complete("dcgan", train_dcgan, config, {"codes": codes, "codebook": codebook})
-    dcgan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, torch.ones(len(codebook))))
-    dcgan.load_state_dict(state["averaged"])
+    loop = {"dcgan": train_dcgan, "masked": train_masked}[config.prior]
+    state = complete(config.prior, loop, config, {"codes": codes, "codebook": codebook})
+    settings = dataclasses.asdict(getattr(config, config.prior))
+    prior = make_prior(config.prior, settings, codebook)
+    prior.load_state_dict(state["averaged"])
 
     described = {
         "seed": config.seed,
         "data": {"uri": data.uri, "fingerprint": data.fingerprint},
         "vqvae": dataclasses.asdict(config.vqvae),
-        "dcgan": dataclasses.asdict(config.dcgan),
+        "prior": config.prior,
+        config.prior: settings,
         "features": dataclasses.asdict(config.features),
     }
     evaluation = evaluate(load_vqvae, data, "validate")
     metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
-    metrics["model"] = write_bundle(bundle_uri, described, vqvae, dcgan, questions.network, metrics)
+    metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, questions.network, metrics)
 
     metrics_uri = storage.join(config.out, "metrics")
-    histories = {stage: history.read(metrics_uri, stage) for stage in STAGES}
+    histories = {stage: history.read(metrics_uri, stage) for stage in config.stages}
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
     report.write_run_report(config.out, described, metrics, histories, pairs, samples(bundle_uri, config, feed))
@@ -108,7 +111,7 @@ def check_size(config: TrainConfig, data: DataSet) -> None:
     """Raise UserError where a split is missing or damaged, or an epoch would have no step."""
     for split in ("train", "validate"):
         data.require_whole(split)
-    for stage in STAGES:
+    for stage in config.stages:
         batch, rows = getattr(config, stage).batch_size, data.count("train")
         if batch > rows:
             raise UserError(f"{stage}.batch_size is {batch}: must be at most {rows}, the slices in {data.uri}/train")

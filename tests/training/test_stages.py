@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,6 +19,7 @@ from oasisgen.data.feed import Stored, store
 from oasisgen.data.slices import DataSet, read_slices
 from oasisgen.errors import UserError
 from oasisgen.models.quantizer import EMAQuantizer
+from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint, history
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.launch import complete, fit
@@ -162,6 +164,27 @@ def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) ->
     inputs = {"codes": Stored([ray.put(maps)]), "codebook": torch.randn(512, 4)}
     with pytest.raises(UserError, match=r"stage dcgan, epoch 1: \w+ of painted maps is .*, after 3 new starts"):
         fit("dcgan", train_dcgan, replace(config, dcgan=blind), inputs)
+
+
+def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
+    data: DataSet, trained: Path, tmp_path: Path
+) -> None:
+    """In the place of the DCGAN of a finished run, whose other stages are done."""
+    shape = {"components": 8, "channels": 8, "rounds": 3, "places": 256}
+    course: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
+    config = tiny(data, tmp_path / "run")
+    config = replace(config, prior="masked", masked=replace(config.masked, **shape, **course))
+    for name in ("vqvae", "features", "metrics", "codes"):
+        shutil.copytree(trained / name, tmp_path / "run" / name)
+    train(config)
+    lines = history.read(str(tmp_path / "run" / "metrics"), "masked")
+    assert [line["step"] for line in lines] == [24, 48]
+    assert lines[1]["loss"] < lines[0]["loss"]
+    assert "the masked prior" in (tmp_path / "run" / "report" / "index.html").read_text()
+    assert not (tmp_path / "run" / "model" / "dcgan.safetensors").exists()
+    one, two = (Sampler(str(tmp_path / "run"), 0, list(range(32))).sample(1) for _ in range(2))
+    assert np.array_equal(one["image"], two["image"])
+    assert one["level"].tolist() == list(range(16, 32))
 
 
 def test_workers_that_do_not_fit_are_refused_before_anything_starts(data: DataSet, tmp_path: Path) -> None:
