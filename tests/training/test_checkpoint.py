@@ -1,0 +1,47 @@
+"""How the checkpoints of a stage are found again, without Ray's own list of them."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from oasisgen import storage
+from oasisgen.training.checkpoint import best, newest
+from oasisgen.training.launch import drop_damaged_list
+
+
+def write(place: str, name: str, state: dict[str, Any]) -> str:
+    """A checkpoint as Ray Train leaves it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    uri = storage.join(place, f"checkpoint_{name}")
+    storage.write_bytes(storage.join(uri, "state.pt"), buffer.getvalue())
+    return uri
+
+
+def ended(*ssims: float) -> dict[str, Any]:
+    """The state at the end of the last of some epochs."""
+    return {"history": [{"ssim": value} for value in ssims], "step": len(ssims)}
+
+
+def test_the_newest_that_can_be_read_and_the_best_at_the_end_of_an_epoch(place: str) -> None:
+    assert newest(place) is None
+    write(place, "2026-11-24_01", ended(0.8))
+    second = write(place, "2026-11-24_02", ended(0.8, 0.9))
+    write(place, "2026-11-24_03", ended(0.8, 0.9, 0.85))
+    write(place, "2026-11-24_04", ended(0.8, 0.9, 0.95) | {"step": 7, "good": {}})  # within the fourth epoch
+    assert newest(place) == ended(0.8, 0.9, 0.95) | {"step": 7, "good": {}}
+    assert best(place, "ssim") == second
+    whole = storage.read_bytes(storage.join(place, "checkpoint_2026-11-24_04/state.pt"))
+    storage.write_bytes(storage.join(place, "checkpoint_2026-11-24_04/state.pt"), whole[:100])
+    assert newest(place) == ended(0.8, 0.9, 0.85)
+
+
+@pytest.mark.parametrize(("text", "stays"), [("", False), ('{"checkpoint_results": [', False), ("{}", True)])
+def test_a_damaged_list_is_removed(place: str, text: str, stays: bool) -> None:
+    uri = storage.join(place, "checkpoint_manager_snapshot.json")
+    drop_damaged_list(place)
+    storage.write_text(uri, text)
+    drop_damaged_list(place)
+    assert storage.exists(uri) == stays
