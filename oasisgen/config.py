@@ -6,13 +6,14 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 
 LEVELS = 32  # slices of one case, from the mid-brain (0) to above the ventricles (31)
 IMAGE_SIZE = 256  # pixels, both ways
-PRIORS = ("dcgan", "masked")
+PriorName = Literal["dcgan", "masked"]
+PRIORS = get_args(PriorName)
 CODE_SIZE = 64  # both ways; the encoder halves the slice twice
 
 
@@ -221,7 +222,7 @@ class TrainConfig:
     """Save at least this often, in seconds: the most work that a lost node costs. An epoch's end always saves."""
     dry_run: bool = False
     """Check storage, data set, room on the cluster and the run's name, print the plan, and stop."""
-    prior: Literal["dcgan", "masked"] = "dcgan"
+    prior: PriorName = "dcgan"
     """What paints new code maps: the DCGAN, or a network that fills in masked ones, slower and more like real ones."""
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     dcgan: DCGANConfig = field(default_factory=DCGANConfig)

@@ -58,11 +58,11 @@ def write_bundle(
 
 def find_bundle(uri: str) -> str:
     """The bundle's own URI, given that of a bundle or of a run. Raises UserError where there is none."""
-    storage.check(uri, write=False)
     for place in (uri, storage.join(uri, "model")):
         # A run has a config.json too: a bundle's lies beside weights.
         if any(storage.exists(storage.join(place, name + ENDING)) for name in ("vqvae", *PRIORS)):
             return storage.absolute(place)
+    storage.check(uri, write=False)  # a bucket that is not there has no files either
     raise UserError(f"no model bundle at {uri}: give --model a run that jobs/train.py finished, or its model folder")
 
 

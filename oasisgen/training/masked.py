@@ -8,7 +8,7 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen.config import TrainConfig
+from oasisgen.config import CODE_SIZE, TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
 from oasisgen.models.dcgan import VectorPalette
 from oasisgen.models.masked import PLACES, MaskedPrior
@@ -92,7 +92,7 @@ def mask(count: int, asked: int, random: torch.Generator) -> tuple[torch.Tensor,
     shares = torch.cos(torch.rand(count, 1, generator=random) * math.pi / 2)  # (B, 1)
     chosen = torch.arange(PLACES) < (shares * PLACES).long().clamp(min=asked)  # (B, 4096)
     masked = torch.zeros(count, PLACES, dtype=torch.bool).scatter_(1, order, chosen)
-    return masked.view(count, 1, 64, 64), order[:, :asked]
+    return masked.view(count, 1, CODE_SIZE, CODE_SIZE), order[:, :asked]
 
 
 def untrained(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> tuple[MaskedPrior, torch.Tensor]:

@@ -7,8 +7,7 @@ import torch
 
 from oasisgen.config import LEVELS
 from oasisgen.data.feed import Feed
-from oasisgen.models.dcgan import DCGAN
-from oasisgen.models.masked import MaskedPrior
+from oasisgen.models.bundle import Prior
 from oasisgen.models.quantizer import perplexity
 from oasisgen.training.worker import Worker
 
@@ -23,7 +22,7 @@ def all_maps(maps: Feed) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def painted_maps(prior: DCGAN | MaskedPrior, seed: int, worker: Worker) -> torch.Tensor:
+def painted_maps(prior: Prior, seed: int, worker: Worker) -> torch.Tensor:
     """Two maps of each level, always from the same noise: (2, 32, 64, 64)."""
     prior.eval()
     levels = torch.arange(2 * LEVELS) % LEVELS  # (64,)
