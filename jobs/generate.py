@@ -1,21 +1,45 @@
-"""Generate synthetic slices from a trained model, with their summary and report."""
+"""Generate synthetic slices from a trained model, with their summary, report and verdict; or verify a batch."""
+
+from dataclasses import dataclass
 
 from oasisgen import cli, storage
 from oasisgen.config import GenerateConfig
 from oasisgen.progress import say
 
 RESULTS = ("slices", "summary", "report/index.html")
+QUARANTINED = 3  # exit status
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Prove that a batch is complete and untouched."""
+
+    verify: str
+    """URI of the batch."""
+
+
+def parse(arguments: list[str]) -> GenerateConfig | Verify:
+    """`--verify <batch>` alone, or what to generate."""
+    kind = Verify if any(argument.startswith("--verify") for argument in arguments) else GenerateConfig
+    return cli.flags(kind)(arguments)
 
 
 def main() -> None:
-    config = cli.parse(cli.flags(GenerateConfig), "generate.py")
+    config = cli.parse(parse, "generate.py")
 
     def job() -> None:
         # After the flags: torch and Ray take seconds to import.
         from oasisgen import cluster
         from oasisgen.sampling.batch import generate
+        from oasisgen.sampling.verify import verify
 
         with cluster.connection():
+            if isinstance(config, Verify):
+                manifest = verify(config.verify)
+                slices = sum(part["slices"] for part in manifest["parts"])
+                say("verify", f"{slices} slices in {len(manifest['parts'])} parts, all there and untouched")
+                say("verify", manifest["verdict"])
+                return
             summary = generate(config)
         if summary is None:
             return
@@ -25,6 +49,11 @@ def main() -> None:
         links = [storage.link(results[-1], config.link_hours)] if config.link_hours else []
         for uri in results + links:
             say("generate", uri)
+        for reason in summary["reasons"]:
+            say("generate", reason)
+        say("generate", summary["verdict"])
+        if summary["verdict"] != "released":
+            raise SystemExit(QUARANTINED)
 
     cli.run(job, "generate.py")
 

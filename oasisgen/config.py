@@ -14,6 +14,8 @@ LEVELS = 32  # slices of one case, from the mid-brain (0) to above the ventricle
 IMAGE_SIZE = 256  # pixels, both ways
 PriorName = Literal["dcgan", "masked"]
 PRIORS = get_args(PriorName)
+MOST_IDS = 10**10  # sample ids are below it: a file's name has ten digits
+MOST_AT_ONCE = 10**6  # ids in a range of a list
 CODE_SIZE = 64  # both ways; the encoder halves the slice twice
 
 
@@ -326,41 +328,92 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{name} {a.get(name)} -> {b.get(name)}" for name in names if a.get(name) != b.get(name)]
 
 
-def level_range(text: str) -> list[int]:
-    """`10-20,25` -> [10, …, 20, 25]. Raises ValueError for what is not a list of levels."""
-    levels: list[int] = []
+def number_ranges(name: str, text: str, end: int) -> list[int]:
+    """`10-20,25` -> [10, …, 20, 25], ascending. Raises ValueError for what is not a list of numbers below `end`."""
+    numbers: set[int] = set()
     for piece in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < LEVELS:
-            raise ValueError(f"levels is {text}: must be like 10-20,25, within 0-{LEVELS - 1}")
-        levels += range(first, last + 1)
-    return sorted(set(levels))
+        if not (first <= last < end and last - first < MOST_AT_ONCE):
+            raise ValueError(f"{name} is {text}: must be like 10-20,25, within 0-{end - 1}")
+        numbers.update(range(first, last + 1))
+    return sorted(numbers)
+
+
+Format = Literal["png", "parquet", "webdataset"]
+Reject = Literal["none", "copies", "outliers", "both"]
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """How close to the floor, the same measure of real slices, a batch must come to be released.
+
+    The last released batch of the same request, if there is one, must be met as closely.
+    """
+
+    ssim_real: float = 0.02
+    """Most by which ssim_real may differ."""
+    ms_ssim: float = 0.03
+    """Most by which MS-SSIM within a level may be higher: less variety."""
+    fid: float = 2.0
+    """Most times that FID may be as high."""
+    precision: float = 0.7
+    """Least share of the floor's precision."""
+    recall: float = 0.5
+    """Least share of the floor's recall."""
+    copies: float = 0.01
+    """Most by which the share of suspected copies may be higher."""
+
+    def __post_init__(self) -> None:
+        for name in ("ssim_real", "ms_ssim", "fid", "precision", "recall", "copies"):
+            check(f"gate.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Generate synthetic slices from a trained model, with their summary and report."""
+    """Generate synthetic slices from a trained model, measure them, and say whether they may be released.
+
+    `--verify <batch>` alone proves that a batch is complete and untouched. Exit status 3: quarantined.
+    """
 
     model: str
     """URI of a run or of its model bundle."""
     out: str
     """URI of the batch, <root>/batches/<name>."""
     count: int = 1000
-    """Slices; their sample ids are 0 … count-1."""
-    base_seed: int = 0
-    """A slice is a pure function of model, base seed, sample id and levels."""
+    """Slices; their sample ids are the first so many of the levels asked for."""
     levels: str = f"0-{LEVELS - 1}"
-    """Levels to paint, in turn, like 10-20,25 (models that know levels)."""
+    """Levels to paint, in turn, like 10-20,25 (models that know levels). An id decides its level."""
+    ids: str | None = None
+    """Make just these sample ids, like 17,42,1000-1010, instead of a count of the levels."""
+    base_seed: int | None = None
+    """A slice is a pure function of model, base seed and sample id; by default the batch's name decides."""
+    format: Format = "png"
+    """A PNG per slice; or the PNGs of a part in one Parquet file or tar archive, cheaper where there are millions."""
+    reject: Reject = "none"
+    """Leave out slices that score below 99 % of held-out ones: as copies (copy_ratio), as outliers (ssim_real), or as
+    either; the next ids take their place."""
+    measure: bool = True
+    """Compare with real slices; a batch that is not measured is not released."""
+    part_size: int = 1000
+    """Sample ids in a part, which is made, or made again, as a whole."""
     data: str | None = None
     """URI of the data set to measure against; by default the one the model was trained on."""
     dry_run: bool = False
     """Check storage, model, data set, room on the cluster and the batch's name, print the plan, and stop."""
     link_hours: float = 0.0
     """Print a link to the report too, which opens without credentials for so many hours (on S3); 0: none."""
+    gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
-        level_range(self.levels)
-        check("count", self.count, 1 <= self.count <= 10**10, "from 1 to 10^10")
-        check("base_seed", self.base_seed, self.base_seed >= 0, "at least 0")
+        number_ranges("levels", self.levels, LEVELS)
+        check("count", self.count, 1 <= self.count <= MOST_IDS, "from 1 to 10^10")
+        if self.ids is not None:
+            number_ranges("ids", self.ids, MOST_IDS)
+            asked = self.count, self.levels, self.reject
+            check("ids", self.ids, asked == (1000, f"0-{LEVELS - 1}", "none"), "without count, levels and reject")
+        if self.base_seed is not None:
+            check("base_seed", self.base_seed, self.base_seed >= 0, "at least 0")
+        check("reject", self.reject, self.measure or self.reject == "none", "none where nothing is measured")
+        check("part_size", self.part_size, 1 <= self.part_size <= 100_000, "from 1 to 100000")
         check("link_hours", self.link_hours, 0 <= self.link_hours <= 168, "from 0 to 168, a week")

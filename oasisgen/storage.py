@@ -111,6 +111,14 @@ def list_files(uri: str) -> Iterator[tuple[str, int]]:
             yield info.path[len(path) :].lstrip("/"), info.size
 
 
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders in a folder, in order; none where it is not there."""
+    with _clear_errors(uri, "list"):
+        system, path = resolve(uri)
+        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError."""
     with _clear_errors(uri, "read"):
@@ -127,11 +135,11 @@ def read_json(uri: str) -> Any:
         raise UserError(f"{uri} is not valid JSON: it is damaged; remove it and run the command again") from None
 
 
-def read_table(uri: str) -> pa.Table:
-    """One Parquet file, or those of a folder in the order of their names."""
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file, or those of a folder in the order of their names; all columns, or some."""
     with _clear_errors(uri, "read"):
         system, path = resolve(uri)
-        return pq.read_table(path, filesystem=system)
+        return pq.read_table(path, columns=columns, filesystem=system)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

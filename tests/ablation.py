@@ -18,7 +18,7 @@ from torch import nn
 
 from oasisgen.config import FULL, LEVELS
 from oasisgen.data.feed import Feed
-from oasisgen.data.slices import to_uint8, to_unit
+from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.evaluation.ssim import ssim
 from oasisgen.models.quantizer import Quantized
 from oasisgen.models.vqvae import VQVAE

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from oasisgen.config import DEMO
-from oasisgen.data.slices import to_unit
+from oasisgen.data.pixels import to_unit
 from oasisgen.evaluation.ssim import ssim_loss
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.training.averaging import average

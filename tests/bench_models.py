@@ -24,7 +24,7 @@ from torch import nn
 
 from oasisgen.config import FULL, LEVELS, SEED, VQVAEConfig
 from oasisgen.data.feed import Feed, epoch_batches
-from oasisgen.data.slices import to_uint8, to_unit
+from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.evaluation.ssim import ssim, ssim_loss
 from oasisgen.models.quantizer import EMAQuantizer, Quantized, straight_through
 from oasisgen.models.vqvae import VQVAE

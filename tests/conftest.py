@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import ray
 import tyro
+from filelock import FileLock
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
@@ -77,19 +78,30 @@ def connected(s3: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def raw(connected: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Raw folders of five virtual subjects."""
-    folder = tmp_path_factory.mktemp("raw")
-    write_phantoms(str(folder), {"train": 3, "validate": 2}, seed=0)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what all processes of these tests use, and one of them makes (see `once`)."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """`folder`, made by the first process that wants it."""
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+def raw(connected: str, shared: Path) -> Path:
+    """Raw folders of five virtual subjects."""
+    return once(shared / "raw", lambda folder: write_phantoms(str(folder), {"train": 3, "validate": 2}, seed=0))
+
+
+@pytest.fixture(scope="session")
+def data(raw: Path, shared: Path) -> DataSet:
     """The virtual subjects, packed: 96 slices to train on, 64 to validate on."""
-    uri = str(tmp_path_factory.mktemp("datasets") / "phantom")
-    pack(str(raw), uri)
-    return open_data_set(uri)
+    return open_data_set(str(once(shared / "phantom", lambda folder: pack(str(raw), str(folder)))))
 
 
 def tiny_flags(data: DataSet | str, out: Path | str) -> list[str]:
@@ -106,12 +118,26 @@ def tiny(data: DataSet, out: Path | str) -> TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def trained(data: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(data: DataSet, shared: Path) -> Path:
     """A finished tiny run, trained by jobs/train.py without a break."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    finished = run_job("train", *tiny_flags(data, out))
-    assert finished.returncode == 0, finished.stderr
-    return out
+
+    def make(out: Path) -> None:
+        finished = run_job("train", *tiny_flags(data, out))
+        assert finished.returncode == 0, finished.stderr
+
+    return once(shared / "tiny", make)
+
+
+@pytest.fixture(scope="session")
+def batch(trained: Path, shared: Path) -> Path:
+    """Forty slices of that run, made by jobs/generate.py; nobody would release them."""
+
+    def make(out: Path) -> None:
+        done = run_job("generate", "--model", str(trained), "--out", str(out), "--count", "40", "--base-seed", "5")
+        assert done.returncode == 3, done.stderr
+
+    (shared / "batches").mkdir(exist_ok=True)
+    return once(shared / "batches" / "night", make)
 
 
 def start_job(name: str, *flags: str, **environment: str) -> subprocess.Popen[str]:
@@ -130,7 +156,7 @@ def start_job(name: str, *flags: str, **environment: str) -> subprocess.Popen[st
 def run_job(name: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python jobs/<name>.py …` to its end."""
     process = start_job(name, *flags, **environment)
-    stdout, stderr = process.communicate(timeout=280)
+    stdout, stderr = process.communicate(timeout=500)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 

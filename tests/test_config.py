@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from oasisgen.config import DEMO, FULL, SEED, DCGANConfig, TrainConfig, VQVAEConfig, differences, level_range
+from oasisgen.config import DEMO, FULL, SEED, DCGANConfig, TrainConfig, VQVAEConfig, differences, number_ranges
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_differences_name_both_values_and_leave_out_where_the_run_computes() -> 
 
 
 def test_levels_are_listed_and_checked() -> None:
-    assert level_range("10-12,3") == [3, 10, 11, 12]
+    assert number_ranges("levels", "10-12,3", 32) == [3, 10, 11, 12]
     for wrong in ("32", "5-3", "a", "", "1-", "-4"):
         with pytest.raises(ValueError, match=r"levels is .*: must be like 10-20,25, within 0-31"):
-            level_range(wrong)
+            number_ranges("levels", wrong, 32)

@@ -14,12 +14,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from oasisgen import cluster, storage
-from oasisgen.config import GenerateConfig
+from oasisgen.config import Format, GenerateConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
 from oasisgen.evaluation.reconstruction import evaluate_bundle
+from oasisgen.sampling import formats
 from oasisgen.sampling.batch import generate
+from oasisgen.sampling.verify import verify
 from oasisgen.training import history
 from oasisgen.training.run import train
 from tests.conftest import digests, one_line, run_job, start_job, tiny, tiny_flags
@@ -39,6 +41,7 @@ from tests.conftest import digests, one_line, run_job, start_job, tiny, tiny_fla
         ("train", "demo --data d", "--out"),
         ("generate", "--model m --out o --count 0", "count is 0: must be from 1 to"),
         ("generate", "--model m --out o --levels 30-40", "levels is 30-40: must be like 10-20,25"),
+        ("generate", "--verify b --count 3", "Unrecognized options: --count"),
         ("evaluate", "--model m --data d --out o --split all", "Expected one of ('train', 'validate', 'test')"),
         ("pack", "--source s", "--out"),
     ],
@@ -190,14 +193,6 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         assert all(np.array_equal(weights[key], expected[key]) for key in expected)
 
 
-@pytest.fixture(scope="module")
-def batch(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("batches") / "night"
-    done = run_job("generate", "--model", str(trained), "--out", str(out), "--count", "40", "--base-seed", "5")
-    assert done.returncode == 0, done.stderr
-    return out
-
-
 def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> None:
     rows = pq.read_table(batch / "summary" / "part-00000.parquet").to_pylist()
     assert [row["id"] for row in rows] == list(range(40))
@@ -214,21 +209,60 @@ def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> 
     assert (image.text["Comment"], image.text["id"], image.text["model"]) == ("SYNTHETIC", "33", digest)  # type: ignore
 
     manifest = json.loads((batch / "manifest.json").read_text())
-    assert (manifest["model"], manifest["base_seed"], manifest["ids"]) == (digest, 5, [0, 40])
+    assert (manifest["model"], manifest["base_seed"], manifest["count"]) == (digest, 5, 40)
     part = hashlib.sha256((batch / "summary" / "part-00000.parquet").read_bytes()).hexdigest()
     assert [entry["sha256"] for entry in manifest["parts"]] == [part]
     summary = json.loads((batch / "summary.json").read_text())
+    assert summary["verdict"] == manifest["verdict"] == "quarantined"  # after twelve steps of training
+    assert "unlike real slices: fid is" in " ".join(summary["reasons"])
     assert summary["measures"]["ssim_real"]["value"] == pytest.approx(np.mean([row["ssim_real"] for row in rows]))
     assert 0.3 < summary["measures"]["ssim_train_max"]["floor"] < 1.0  # real against real
     assert (batch / "report" / "index.html").stat().st_size > 100_000
 
 
-def test_another_count_makes_the_same_bytes_for_the_same_ids(batch: Path, trained: Path, tmp_path: Path) -> None:
-    shorter = tmp_path / "shorter"
-    generate(GenerateConfig(str(trained), str(shorter), count=23, base_seed=5))
-    mine, theirs = digests(shorter, "*.png"), digests(batch, "*.png")
-    assert len(mine) == 23
-    assert all(theirs[name] == digest for name, digest in mine.items())
+def test_other_requests_make_the_same_bytes_for_the_same_ids(batch: Path, trained: Path, tmp_path: Path) -> None:
+    everything = digests(batch, "*.png")
+    model, some = str(trained), {"base_seed": 5, "measure": False}
+    for name, config, ids in (
+        ("levels", GenerateConfig(model, "", count=6, levels="2-4", part_size=4, **some), [2, 3, 4, 34, 35, 36]),
+        ("ids", GenerateConfig(model, "", ids="39,17,3-5", **some), [3, 4, 5, 17, 39]),
+    ):
+        out = tmp_path / name
+        summary = generate(replace(config, out=str(out)))
+        assert summary
+        assert (summary["verdict"], summary["reasons"]) == ("quarantined", ["it was not measured"])
+        mine = digests(out, "*.png")
+        assert sorted(int(Path(file).stem) for file in mine) == ids
+        assert all(everything[file] == digest for file, digest in mine.items())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_other_formats_hold_the_same_pngs(kind: Format, batch: Path, trained: Path, tmp_path: Path) -> None:
+    config = GenerateConfig(
+        str(trained), str(tmp_path), count=20, part_size=16, base_seed=5, format=kind, measure=False
+    )
+    generate(config)
+    rows = pq.read_table(tmp_path / "summary").select(["id", "file", "sha256"])
+    assert len(rows) == 20
+    expected = {row["id"]: row["sha256"] for row in pq.read_table(batch / "summary").to_pylist()}
+    assert all(expected[row["id"]] == row["sha256"] for row in rows.to_pylist())
+    pngs = dict(formats.read_pngs(str(tmp_path), kind, rows))
+    assert all(hashlib.sha256(pngs[number] or b"").hexdigest() == expected[number] for number in range(20))
+    assert verify(str(tmp_path))["count"] == 20
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_model_whose_slices_are_all_refused_ends_and_says_so(trained: Path, tmp_path: Path) -> None:
+    config = GenerateConfig(str(trained), str(tmp_path / "b"), count=16, reject="outliers")
+    summary = generate(config)
+    assert summary
+    assert (summary["slices"], summary["rejected"]) == (0, 32)
+    assert summary["reasons"][0] == "only 0 slices were left of 32 tried"
+    assert not list(tmp_path.rglob("*.png"))
+    rejected = pq.read_table(tmp_path / "b" / "rejected").to_pylist()
+    assert [row["id"] for row in rejected] == list(range(32))
+    assert all("unlike real slices: ssim_real" in row["refused"] for row in rejected)
+    assert verify(str(tmp_path / "b"))["verdict"] == "quarantined"
 
 
 def test_generating_again_returns_at_once_and_another_request_is_refused(batch: Path, trained: Path) -> None:
@@ -239,22 +273,29 @@ def test_generating_again_returns_at_once_and_another_request_is_refused(batch: 
     assert digests(batch, "*") == before
 
 
-@pytest.mark.slow
-def test_a_batch_that_was_stopped_is_completed(batch: Path, trained: Path, tmp_path: Path) -> None:
-    """SIGTERM, as from `ray job stop`, while slices are made; the same command ends with the same bytes."""
-    flags = ["--model", str(trained), "--out", str(tmp_path / "b"), "--count", "40", "--base-seed", "5"]
-    process = start_job("generate", *flags)
-    assert process.stdout
-    for line in process.stdout:
-        if "40 slices" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    _, stderr = process.communicate()
-    assert process.returncode == 130
-    assert one_line(stderr) == "generate.py: interrupted; the same command continues where it was"
-    assert not (tmp_path / "b" / "manifest.json").exists()
-    generate(GenerateConfig(str(trained), str(tmp_path / "b"), count=40, base_seed=5))
-    assert digests(tmp_path / "b", "*.png") == digests(batch, "*.png")
+def test_a_batch_that_is_touched_does_not_verify(batch: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(batch, tmp_path / "batch"))
+    done = run_job("generate", "--verify", str(copy))
+    assert (done.returncode, "40 slices in 1 parts, all there" in done.stdout) == (0, True), done.stderr
+    slices = sorted((copy / "slices" / "0").iterdir())
+    slices[3].unlink()
+    slices[5].write_bytes(slices[6].read_bytes())
+    (copy / "slices" / "0" / "0000000099.png").write_bytes(b"")
+    wrong = (
+        "slice 3 is missing from .*03.png; slice 5 in .*05.png is changed; slices/0/0000000099.png belongs to no part"
+    )
+    with pytest.raises(UserError, match=wrong):
+        verify(str(copy))
+    part = copy / "summary" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"made: summary/part-00000\.parquet is changed: make it anew elsewhere"):
+        verify(str(copy))
+    part.unlink()
+    with pytest.raises(UserError, match=r"part-00000\.parquet is missing"):
+        verify(str(copy))
+    (copy / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no finished batch at .*: run the command that makes it"):
+        verify(str(copy))
 
 
 def test_a_damaged_bundle_is_one_line(trained: Path, connected: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The data set: file names, cases, levels, splits, its schema, and uint8 <-> [-1, 1]."""
+"""The data set: file names, cases, levels, splits, its schema."""
 
 import re
 from contextlib import suppress
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-import torch
 
 from oasisgen import cluster, storage
 from oasisgen.config import IMAGE_SIZE
@@ -32,16 +31,6 @@ FILE_NAME = re.compile(r"case_(?P<case>\d+)_slice_(?P<level>\d+)(\.nii)?\.png", 
 def file_name(case: str, level: int) -> str:
     """A slice's name in the usual OASIS layout."""
     return f"case_{case}_slice_{level}.nii.png"
-
-
-def to_unit(image: torch.Tensor) -> torch.Tensor:
-    """uint8 in [0, 255] -> float32 in [-1, 1], any shape."""
-    return image.float() / 127.5 - 1.0
-
-
-def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """float in [-1, 1] (clipped) -> uint8 in [0, 255], any shape; undoes `to_unit` exactly."""
-    return ((x.float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)

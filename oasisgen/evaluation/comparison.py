@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from oasisgen.data.feed import Feed, Stored
-from oasisgen.evaluation.ssim import ssim
+from oasisgen.evaluation.ssim import ssim_to
 
 HELD_OUT = 16  # R: real slices that `ssim_real` is the mean over
 CANDIDATES = 8  # training slices, nearest as thumbnails, among which SSIM finds the nearest
@@ -32,55 +32,66 @@ def thumbnails(images: np.ndarray) -> torch.Tensor:
     return torch.stack(pieces)  # (N, 1024)
 
 
+class Split:
+    """Real slices, in the shape that makes comparing cheap: only those of a level are looked at."""
+
+    def __init__(self, slices: Feed) -> None:
+        self.slices = slices
+        self.thumbnails = torch.cat([thumbnails(block["image"]) for block in slices.blocks])  # (N, 1024)
+        self.levels, self.cases = (
+            np.concatenate([block[name] for block in slices.blocks]) for name in ("level", "case")
+        )
+        self.rows = {int(level): np.flatnonzero(self.levels == level) for level in np.unique(self.levels)}
+
+    def of_level(self, level: int, without: str | None = None) -> np.ndarray:
+        """Rows of a level, those of a case left out; of any level where the split has none of this one."""
+        for rows in (self.rows.get(level, np.zeros(0, int)), np.arange(len(self.levels))):
+            rows = rows[self.cases[rows] != without]
+            if len(rows):
+                break
+        return rows
+
+    def nearest(self, thumbnail: torch.Tensor, rows: np.ndarray, count: int) -> np.ndarray:
+        """Up to `count` of `rows`, nearest to a thumbnail (1, 1024) first."""
+        distance = (self.thumbnails[rows] - thumbnail).pow(2).sum(1)  # (len(rows),)
+        return rows[distance.argsort()[:count].numpy()]
+
+    def ssim_to(self, image: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        """SSIM of an image, (256, 256) uint8, to some rows: (len(rows),)."""
+        return ssim_to(image, torch.from_numpy(self.slices.rows(rows, "image")))
+
+
 class References:
-    """The real slices, in the shape that makes comparing cheap."""
+    """The real slices that synthetic ones are compared with."""
 
     def __init__(self, train: Feed, held_out: Feed) -> None:
-        self.train, self.held_out = train, held_out
-        self.thumbnails = torch.cat([thumbnails(block["image"]) for block in train.blocks])  # (N, 1024)
-        self.train_levels = np.concatenate([block["level"] for block in train.blocks])
-        self.train_cases = np.concatenate([block["case"] for block in train.blocks])
-        self.held_out_thumbnails = torch.cat([thumbnails(block["image"]) for block in held_out.blocks])  # (M, 1024)
-        self.held_out_levels = np.concatenate([block["level"] for block in held_out.blocks])
-        self.held_out_cases = np.concatenate([block["case"] for block in held_out.blocks])
+        self.train, self.held_out = Split(train), Split(held_out)
 
     def compare(self, image: np.ndarray, level: int, seed: list[int], case: str | None = None) -> Comparison:
         """Compare a slice, (256, 256) uint8. `seed` draws the held-out slices; a level below 0 is to be found.
 
         A held-out slice itself gives its `case`, which is then left out: so it is that the floor is measured.
         """
+        train, held_out = self.train, self.held_out
         pixels = torch.from_numpy(np.array(image))
         thumbnail = thumbnails(image[None])  # (1, 1024)
-        distance = (self.thumbnails - thumbnail).pow(2).sum(1)  # (N,)
         if level < 0:
-            level = int(self.train_levels[int(distance.argmin())])
-        same_level = np.flatnonzero(self.train_levels == level)
-        if len(same_level) == 0:  # this training set lacks the level: any slice may be the nearest
-            same_level = np.arange(len(self.train_levels))
-        candidates = same_level[distance[same_level].argsort()[:CANDIDATES].numpy()]
-        to_train = _ssim_to(pixels, self.train, candidates)
+            level = int(train.levels[train.nearest(thumbnail, np.arange(len(train.levels)), 1)[0]])
+        candidates = train.nearest(thumbnail, train.of_level(level), CANDIDATES)
+        to_train = train.ssim_to(pixels, candidates)
         nearest = candidates[int(to_train.argmax())]
 
-        others = np.flatnonzero((self.held_out_levels == level) & (self.held_out_cases != case))
-        if len(others) == 0:
-            others = np.flatnonzero(self.held_out_cases != case)
-        drawn = np.random.default_rng(seed).permutation(others)[:HELD_OUT]
-        to_real = _ssim_to(pixels, self.held_out, drawn)
-        distance = (self.held_out_thumbnails[others] - thumbnail).pow(2).sum(1)  # (others,)
-        to_held_out = _ssim_to(pixels, self.held_out, others[distance.argsort()[:CANDIDATES].numpy()])
+        others = held_out.of_level(level, without=case)
+        to_real = held_out.ssim_to(pixels, np.random.default_rng(seed).permutation(others)[:HELD_OUT])
+        to_held_out = held_out.ssim_to(pixels, held_out.nearest(thumbnail, others, CANDIDATES))
         return Comparison(
             level,
             float(to_real.mean()),
             float(to_train.max()),
-            str(self.train_cases[nearest]),
-            int(self.train_levels[nearest]),
+            str(train.cases[nearest]),
+            int(train.levels[nearest]),
             float((1 - to_train.max()) / (1 - to_held_out.max()).clamp(min=1e-6)),
         )
-
-
-def _ssim_to(image: torch.Tensor, slices: Feed, rows: np.ndarray) -> torch.Tensor:
-    """SSIM of (256, 256) uint8 to some rows of a feed: (len(rows),)."""
-    return ssim(image.expand(len(rows), -1, -1), torch.from_numpy(slices.rows(rows, "image")))
 
 
 class Comparer:

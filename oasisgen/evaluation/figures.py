@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 STYLE: Any = {
@@ -29,29 +30,33 @@ def _svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def curves(history: list[dict[str, Any]], panels: dict[str, list[str]]) -> str:
-    """Metrics over epochs: one panel for each title in `panels`, one line for each metric under it."""
+def curves(history: list[dict[str, Any]], panels: dict[str, list[str]], over: str = "epoch") -> str:
+    """Metrics over epochs, or whatever: one panel for each title in `panels`, one line for each metric under it."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.3 * len(panels), 2.5), layout="constrained")
         for axis, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for name in names:
-                axis.plot([line["epoch"] for line in history], [line[name] for line in history], label=name, marker=".")
-            axis.set(title=title, xlabel="epoch")
+                axis.plot([line[over] for line in history], [line[name] for line in history], label=name, marker=".")
+            axis.set(title=title, xlabel=over)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(frameon=False)
         return _svg(figure)
 
 
 def distributions(synthetic: pa.Table, real: pa.Table, names: dict[str, str]) -> str:
-    """Histograms of measures of synthetic slices over those of held-out real ones; `names` maps measure -> title."""
+    """Histograms of measures of synthetic slices over those of held-out real ones, as far as these have them; `names`
+    maps measure -> title."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * len(names), 2.6), layout="constrained")
+        figure = Figure(figsize=(3.3 * len(names), 2.6), layout="constrained")
         for axis, (name, title) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
-            a, b = real[name].to_numpy(), synthetic[name].to_numpy()
-            bins = np.linspace(min(a.min(), b.min()), max(a.max(), b.max()) + 1e-6, 30)
-            axis.hist(a, bins, density=True, alpha=0.6, color=REAL, label="held-out real (floor)")
-            axis.hist(b, bins, density=True, alpha=0.6, color=SYNTHETIC, label="synthetic")
+            sets = {"synthetic": (synthetic, SYNTHETIC), "held-out real (floor)": (real, REAL)}
+            values = {label: t[name].to_numpy() for label, (t, _) in sets.items() if name in t.column_names}
+            everything = np.concatenate(list(values.values()))
+            bins = np.linspace(everything.min(), everything.max() + 1e-6, 30)
+            for label, its in values.items():
+                axis.hist(its, bins, density=True, alpha=0.6, color=sets[label][1], label=label)
             axis.set(title=title, yticks=[])
-            axis.legend(frameon=False)
+        figure.axes[0].legend(frameon=False)
         return _svg(figure)
 
 

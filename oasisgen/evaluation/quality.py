@@ -12,7 +12,7 @@ import torch
 
 from oasisgen import cluster
 from oasisgen.data.feed import Feed, Stored, chunks
-from oasisgen.data.slices import to_unit
+from oasisgen.data.pixels import to_unit
 from oasisgen.evaluation.comparison import Comparer, rows_of_levels
 from oasisgen.evaluation.fidelity import fidelity
 from oasisgen.evaluation.variety import variety

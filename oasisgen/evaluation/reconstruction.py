@@ -11,7 +11,8 @@ import torch
 
 from oasisgen import cluster, storage
 from oasisgen.claim import claim
-from oasisgen.data.slices import PIECES, DataSet, read_slices, to_uint8, to_unit
+from oasisgen.data.pixels import to_uint8, to_unit
+from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.evaluation.ssim import psnr, ssim
 from oasisgen.evaluation.statistics import mean_with_interval
 from oasisgen.models.bundle import read_bundle, read_vqvae

@@ -1,14 +1,25 @@
 """Per-image similarity of 8-bit slices."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
+import cv2
 import torch
 import torch.nn.functional as F
 
 DATA_RANGE = 255.0
 WINDOW = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))  # 11 taps, sigma 1.5
 WINDOW /= WINDOW.sum()
+TAPS = WINDOW.numpy(), WINDOW.numpy()
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of MS-SSIM, from the finest down
+
+
+class Moments(NamedTuple):
+    """Images with what their windows look like, (…, H, W) float32 each."""
+
+    pixels: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
 
 
 @torch.no_grad()
@@ -16,15 +27,23 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """SSIM of each pair: (N, H, W) uint8 twice -> (N,) float32 (Wang et al. 2004, IEEE TIP 13:600-612).
 
     11 x 11 Gaussian window, data range 255, reflected borders: the definition and the value of torchmetrics, whose
-    121-tap convolution is replaced by a product with a banded matrix from each side (`make bench` compares them).
+    121-tap convolution is OpenCV's separable one here (`make bench` compares them).
     """
-    return _similarity(a.float(), b.float())[0]
+    return torch.stack([_similarity(_moments(x), _moments(y))[0] for x, y in zip(a.float(), b.float(), strict=True)])
+
+
+@torch.no_grad()
+def ssim_to(a: torch.Tensor, many: torch.Tensor) -> torch.Tensor:
+    """SSIM of one image, (H, W) uint8, to each of (N, H, W) uint8: (N,) float32. What `ssim` says of each, sooner."""
+    x = _moments(a.float())
+    return torch.stack([_similarity(x, _moments(y))[0] for y in many.float()])
 
 
 def ssim_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """1 - mean SSIM, with a gradient: (B, 1, H, W) in [-1, 1] twice -> () (Zhao et al. 2017, IEEE TCI 3:47-57)."""
     grey = DATA_RANGE / 2.0
-    return 1.0 - _similarity(((x + 1.0) * grey).squeeze(1), ((y + 1.0) * grey).squeeze(1))[0].mean()
+    a, b = ((image.squeeze(1) + 1.0) * grey for image in (x, y))  # (B, H, W) each
+    return 1.0 - _similarity(_moments(a), _moments(b))[0].mean()
 
 
 @torch.no_grad()
@@ -37,25 +56,32 @@ def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, y = a.float(), b.float()
     product = torch.ones(len(x))
     for scale, weight in enumerate(SCALES):
-        whole, contrast = _similarity(x, y)  # (N,) each
+        whole, contrast = _similarity(_moments(x), _moments(y))  # (N,) each
         product = product * (whole if scale == len(SCALES) - 1 else contrast).clamp(min=0) ** weight
         x, y = (F.avg_pool2d(each[:, None], 2).squeeze(1) for each in (x, y))  # (N, H/2, W/2)
     return product
 
 
-def _similarity(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """SSIM, and its part without luminance, of each pair: (N, H, W) float32 twice -> (N,) twice."""
+def _moments(x: torch.Tensor) -> Moments:
+    mean = _blur(x)
+    return Moments(x, mean, (_blur(x * x) - mean**2).clamp(min=0))
+
+
+def _similarity(x: Moments, y: Moments) -> tuple[torch.Tensor, torch.Tensor]:
+    """SSIM, and its part without luminance, of images or pairs of them: (…) each."""
     c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
-    mean_x, mean_y, xx, yy, xy = _blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)  # (N, H, W) each
-    variances = (xx - mean_x**2).clamp_(min=0) + (yy - mean_y**2).clamp_(min=0)
-    contrast = (2 * (xy - mean_x * mean_y) + c2) / (variances + c2)
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return (luminance * contrast).mean((1, 2)), contrast[:, 5:-5, 5:-5].mean((1, 2))  # whole windows, as torchmetrics
+    means = x.mean * y.mean
+    contrast = (2 * (_blur(x.pixels * y.pixels) - means) + c2) / (x.variance + y.variance + c2)
+    luminance = (2 * means + c1) / (x.mean**2 + y.mean**2 + c1)
+    inner = contrast[..., 5:-5, 5:-5]  # whole windows, as torchmetrics
+    return (luminance * contrast).mean((-2, -1)), inner.mean((-2, -1))
 
 
 def _blur(x: torch.Tensor) -> torch.Tensor:
-    """Gaussian means, (N, H, W) -> (N, H, W), along one axis and then the other."""
-    _, H, W = x.shape
+    """Gaussian means of windows, borders reflected: (…, H, W) -> (…, H, W)."""
+    if x.dim() == 2 and x.device.type == "cpu":  # one image fits into a core's cache: OpenCV is soonest done with it
+        return torch.from_numpy(cv2.sepFilter2D(x.numpy(), -1, *TAPS, borderType=cv2.BORDER_REFLECT_101))
+    H, W = x.shape[-2:]
     return _window(H, x.device).t() @ (x @ _window(W, x.device))
 
 

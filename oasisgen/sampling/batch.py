@@ -1,38 +1,39 @@
-"""The batch job: ids -> PNGs and a summary, part by part, the manifest last."""
+"""The batch job: ids -> slices and a summary, part by part; then the whole is measured, judged, and sealed."""
 
+import datetime
 import hashlib
-import io
 import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray.data
-from PIL import Image
-from ray.data import ActorPoolStrategy
 
 from oasisgen import __version__, cluster, storage
 from oasisgen.claim import claim, held_first, hold, require_free, require_same
-from oasisgen.config import LEVELS, GenerateConfig, level_range
+from oasisgen.config import LEVELS, MOST_IDS, Format, GateConfig, GenerateConfig, number_ranges
 from oasisgen.data.feed import Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
-from oasisgen.evaluation import quality, report
+from oasisgen.evaluation import batch_report, nights, quality, release
 from oasisgen.evaluation.comparison import Comparer
 from oasisgen.models.bundle import Bundle, read_bundle, read_features
 from oasisgen.progress import Progress, say, size
-from oasisgen.sampling.png import PngWriter
-from oasisgen.sampling.sample import GROUP, Sampler
+from oasisgen.sampling import formats
+from oasisgen.sampling.ids import GROUP, groups, ids_of_levels, level_of
+from oasisgen.sampling.png import PngEncoder, decode
+from oasisgen.sampling.sample import Sampler
 
-IDS_PER_PART = 1000
 PNG_BYTES = 19_000  # of a slice, about
-PIECES_PER_BLOCK = 4  # groups that one task samples: few, so that little is in memory at once
+GROUPS_PER_BLOCK = 4  # that one task samples: few, so that little is in memory at once
 FLOOR_SLICES = 64, 1120  # fewest and most held-out slices measured as if they were synthetic; between: the count
+MOST_TRIED = 2  # times the count: a model whose slices are refused more often than not is no use
 SUMMARY = pa.schema(
     [
         ("id", pa.int64()),
@@ -45,8 +46,19 @@ SUMMARY = pa.schema(
         ("nearest_level", pa.int16()),
         ("copy_ratio", pa.float32()),
         ("codes_in_use", pa.int32()),
+        ("device", pa.string()),
     ]
 )
+
+
+@dataclass(frozen=True)
+class References:
+    """The real slices that a batch is measured against."""
+
+    data: DataSet
+    train: Stored
+    held_out: Stored
+    floor: pa.Table  # held-out slices, as if they were synthetic: level and quality.PER_SLICE
 
 
 def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
@@ -69,161 +81,243 @@ def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
     return reference
 
 
+def seed_of(name: str) -> int:
+    """The base seed that a batch's name stands for: two nights differ."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
+
+
 def generate(config: GenerateConfig) -> dict[str, Any] | None:
-    """Make slices 0 … count-1 and everything that belongs to a batch; returns what `summary.json` says.
+    """Make the slices that are asked for and everything that belongs to a batch; returns what `summary.json` says.
 
     Complete parts are left as they are, and so is a complete batch. A dry run says what it would do and returns None.
     Needs a connected Ray. Raises UserError, before anything long has started, for storage that may not be used, an
     unusable bundle or data set, too few free CPUs, and a batch of that name with another request or still being made.
     """
-    out, levels = storage.absolute(config.out), level_range(config.levels)
+    out, levels = storage.absolute(config.out), number_ranges("levels", config.levels, LEVELS)
     storage.check(out, write=True)
     bundle = read_bundle(config.model)
     if levels != list(range(LEVELS)) and not bundle.prior.conditional:
         raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
-    reference = open_reference_data(bundle, config.data)
+    reference = open_reference_data(bundle, config.data) if config.measure else None
+    if config.ids:
+        levels = np.unique(level_of(np.array(number_ranges("ids", config.ids, MOST_IDS)))).tolist()
     request = {
         "model": bundle.digest,
-        "base_seed": config.base_seed,
-        "count": config.count,
+        "base_seed": seed_of(out.rpartition("/")[2]) if config.base_seed is None else config.base_seed,
+        "count": len(number_ranges("ids", config.ids, MOST_IDS)) if config.ids else config.count,
         "levels": levels,
-        "data_fingerprint": reference.fingerprint,
+        "ids": config.ids,
+        "format": config.format,
+        "reject": config.reject,
+        "part_size": config.part_size,
+        "data_fingerprint": reference.fingerprint if reference else None,
+        "gate": asdict(config.gate),
     }
     require_same(out, request)
     finished = storage.exists(storage.join(out, "manifest.json"))
-    parts = {start: min(start + IDS_PER_PART, config.count) for start in range(0, config.count, IDS_PER_PART)}
     if not finished:
         need = 2 * cluster.TASK_CPUS + cluster.ACTOR_CPUS
         with held_first(out):
             cluster.require_free("CPU", need, "sampler, comparer and writer", "add a node")
-        cluster.require_store(reference.pixels("train", "validate"), cluster.ACTOR_CPUS)
+        if reference:
+            cluster.require_store(reference.pixels("train", "validate"), cluster.ACTOR_CPUS)
     if config.dry_run:
         require_free(out)
-        done = "finished" if finished else f"{sum(storage.exists(part_uri(out, start)) for start in parts)} made"
-        say("plan", f"model {bundle.digest}")
-        say("plan", f"{config.count} slices in {len(parts)} parts, {done}, about {size(config.count * PNG_BYTES)}")
-        say("plan", f"measured against {reference.uri}, {reference.count('train')} training slices")
+        planned = list(first_parts(request))
+        done = "finished" if finished else f"{sum(storage.exists(part_uri(out, n)) for n in range(len(planned)))} made"
+        weight = size(sum(map(len, planned)) * PNG_BYTES)
+        say("plan", f"model {bundle.digest}, base seed {request['base_seed']}")
+        say("plan", f"{sum(map(len, planned))} slices in {len(planned)} parts, {done}, about {weight}")
+        if reference:
+            say("plan", f"measured against {reference.uri}, {reference.count('train')} training slices")
         say("plan", f"to {out}; {cluster.free()['CPU']:g} CPUs are free")
         return None
     claim(out, request)
     if finished:
         return storage.read_json(storage.join(out, "summary.json"))
     with hold(out):
-        return make_batch(bundle, reference, request, parts, out)
+        return make_batch(bundle, reference, request, out)
 
 
-def make_batch(
-    bundle: Bundle, reference: DataSet, request: dict[str, Any], parts: dict[int, int], out: str
-) -> dict[str, Any]:
-    """Make the `parts` {start: end} that are missing, then summary, report and, last, the manifest."""
+def make_batch(bundle: Bundle, data: DataSet | None, request: dict[str, Any], out: str) -> dict[str, Any]:
+    """Make the parts that are missing; then summary, report, the page of all nights and, last, the manifest."""
     started = time.monotonic()
-    base_seed, levels, count = request["base_seed"], request["levels"], request["count"]
-    train, held_out = (store(read_slices(reference, split)) for split in ("train", "validate"))
-    missing = {start: end for start, end in parts.items() if not storage.exists(part_uri(out, start))}
-    with Progress("generate", sum(end - start for start, end in missing.items()), "slices") as progress:
-        for part in make_parts(bundle, base_seed, levels, out, missing, train, held_out, progress):
-            storage.write_table(part_uri(out, part["id"][0].as_py()), part, IDS_PER_PART)
-    floor = measure_floor(train, held_out, base_seed, np.resize(levels, np.clip(count, *FLOOR_SLICES)))
+    references = read_references(data, request) if data else None
+    least = release.limits(references.floor, request["reject"]) if references else {}
+    measured = time.monotonic()
+    parts = make_slices(bundle, request, references, least, out)
+    made = time.monotonic()
 
-    digests = {start: hashlib.sha256(storage.read_bytes(part_uri(out, start))).hexdigest() for start in parts}
-    slices = storage.read_table(storage.join(out, "summary"))
-    load = partial(read_features, bundle.uri)
-    measures = quality.mean_measures(slices, floor)
-    measures |= quality.measure(load, written_slices(out, slices), levels, train.load(), held_out.load())
+    slices = storage.read_table(storage.join(out, "summary"), [name for name in SUMMARY.names if name != "sha256"])
+    measures = measure(bundle, request, references, slices, out) if references else {}
+    root = nights.root_of(out)
+    last = nights.last_released(root, request) if root else None
+    reasons = release.judge(measures, GateConfig(**request["gate"]), last and last["measures"])
+    if len(slices) < request["count"]:
+        reasons.insert(0, f"only {len(slices)} slices were left of {MOST_TRIED * request['count']} tried")
     summary = {
+        "verdict": "quarantined" if reasons else "released",
+        "reasons": reasons,
+        "compared_with": last and last["name"],
         "measures": measures,
+        "slices": len(slices),
+        "rejected": sum(part["rejected"] for part in parts),
         **counts(slices),
         **request,
-        "data": reference.uri,
+        "data": data and data.uri,
         "features": bundle.config["files"]["features.safetensors"],
-        "seconds": round(time.monotonic() - started),
+        "devices": sorted(pc.unique(slices["device"]).to_pylist()),
+        "version": __version__,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": {  # of the last of the jobs that made the batch
+            "floor": round(measured - started),
+            "slices": round(made - measured),
+            "measures": round(time.monotonic() - made),
+        },
     }
     storage.write_text(storage.join(out, "summary.json"), json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    report.write_batch_report(out, summary, slices, floor, train.load())
-    manifest = {
-        **request,
-        "ids": [0, count],
-        "version": __version__,
-        "parts": [
-            {"name": part_uri("", start), "ids": [start, end], "sha256": digests[start]} for start, end in parts.items()
-        ],
-    }
+    floor, train = (references.floor, references.train.load()) if references else (None, None)
+    batch_report.write(out, summary, slices, floor, train)
+    if root:
+        nights.write_index(root)
+    manifest = {"verdict": summary["verdict"], **request, "version": __version__, "parts": parts}
     storage.write_text(storage.join(out, "manifest.json"), json.dumps(manifest, indent=2) + "\n")
     return summary
 
 
-def part_uri(out: str, start: int) -> str:
-    """The summary of the part that starts at an id."""
-    return storage.join(out, "summary", f"part-{start // IDS_PER_PART:05d}.parquet")
+def read_references(data: DataSet, request: dict[str, Any]) -> References:
+    """Read the real slices, and measure the floor: what held-out slices score in the place of synthetic ones."""
+    train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+    # What is refused must not depend on how many are asked for.
+    fewest, most = FLOOR_SLICES
+    count = most if request["reject"] != "none" else int(np.clip(request["count"], fewest, most))
+    real = quality.chosen(held_out.load(), np.resize(request["levels"], count))
+    with Progress("floor", len(real.levels), "held-out slices") as progress:
+        floor = quality.compare(real, train, held_out, request["base_seed"], progress)
+    return References(data, train, held_out, floor)
+
+
+def first_parts(request: dict[str, Any]) -> Iterator[np.ndarray]:
+    """The ids of each part, as far as none is refused."""
+    if request["ids"]:
+        ids = np.array(number_ranges("ids", request["ids"], MOST_IDS))
+        yield from (ids[first : first + request["part_size"]] for first in range(0, len(ids), request["part_size"]))
+    else:
+        yield from parts_between(request, 0, request["count"])
+
+
+def parts_between(request: dict[str, Any], first: int, end: int) -> Iterator[np.ndarray]:
+    """The ids of parts of the `first` to before `end` of the ids that may be asked for."""
+    for start in range(first, end, request["part_size"]):
+        yield ids_of_levels(request["levels"], start, min(start + request["part_size"], end))
+
+
+def make_slices(
+    bundle: Bundle, request: dict[str, Any], references: References | None, least: dict[str, float], out: str
+) -> list[dict[str, Any]]:
+    """Make what is missing of all parts, until as many slices as asked for are left; returns the manifest's `parts`."""
+    count, tried = request["count"], 0
+    entries: list[dict[str, Any]] = []
+    planned = list(first_parts(request))
+    while planned:
+        numbered = dict(enumerate(planned, len(entries)))
+        missing = {number: ids for number, ids in numbered.items() if not storage.exists(part_uri(out, number))}
+        with Progress("generate", sum(map(len, missing.values())), "slices") as progress:
+            for number, slices in make_parts(bundle, request, references, least, out, missing, progress):
+                write_part(out, number, request["format"], slices)
+        entries += [entry_of(out, number, len(ids)) for number, ids in numbered.items()]
+        tried += sum(map(len, planned))
+        left = sum(entry["slices"] for entry in entries)
+        more = 0 if request["ids"] else min(count - left, MOST_TRIED * count - tried)
+        planned = list(parts_between(request, tried, tried + more))
+    return entries
 
 
 def make_parts(
     bundle: Bundle,
-    base_seed: int,
-    levels: list[int],
+    request: dict[str, Any],
+    references: References | None,
+    least: dict[str, float],
     out: str,
-    missing: dict[int, int],
-    train: Stored,
-    held_out: Stored,
+    missing: dict[int, np.ndarray],
     progress: Progress,
-) -> Iterator[pa.Table]:
-    """Sample, compare and write the slices of parts {start: end}; yields a part's summary once its PNGs are written."""
-    pieces = [
-        {"first": first, "end": min(first // GROUP * GROUP + GROUP, end)}
-        for start, end in missing.items()
-        for first in [start, *range(start // GROUP * GROUP + GROUP, end, GROUP)]
-    ]
+) -> Iterator[tuple[int, pa.Table]]:
+    """Sample, compare and write the slices of some parts {number: ids}; yields a part once its PNGs are written."""
+    pieces = [{"part": number, "group": group} for number, ids in missing.items() for group in groups(ids).tolist()]
     if not pieces:
         return
-    rows = (
-        ray.data.from_items(pieces, override_num_blocks=1 + len(pieces) // PIECES_PER_BLOCK)
-        .map_batches(
-            Sampler,
-            fn_constructor_args=(bundle.uri, base_seed, levels),
-            batch_size=1,
-            num_cpus=cluster.TASK_CPUS,
-            num_gpus=1 if cluster.gpus() else 0,
-            compute=ActorPoolStrategy(size=1),
-            runtime_env={"env_vars": cluster.MALLOC},
-        )
-        .map_batches(
-            Comparer,
-            fn_constructor_args=(train, held_out, base_seed),
-            batch_size=GROUP,
-            **cluster.pool(),
-        )
-        .map_batches(PngWriter(out, bundle.digest, base_seed), batch_size=GROUP, **cluster.tasks())
+    rows = ray.data.from_items(pieces, override_num_blocks=1 + len(pieces) // GROUPS_PER_BLOCK).map_batches(
+        Sampler,
+        fn_constructor_args=(bundle.uri, request["base_seed"]),
+        batch_size=1,
+        **cluster.pool(use_gpu=cluster.gpus() > 0, pools=2),
     )
-    pending: dict[int, list[pa.Table]] = {start: [] for start in missing}
+    if references:
+        rows = rows.map_batches(
+            Comparer,
+            fn_constructor_args=(references.train, references.held_out, request["base_seed"]),
+            batch_size=GROUP,
+            **cluster.pool(pools=2),
+        )
+    for step in (
+        release.Refuser(least),
+        PngEncoder(bundle.digest, request["base_seed"]),
+        formats.SliceWriter(out, request["format"]),
+    ):
+        rows = rows.map_batches(step, batch_size=GROUP, **cluster.tasks())
+    pending: dict[int, list[pa.Table]] = {number: [] for number in missing}
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(batch, pa.Table)
-        table = batch.select(SUMMARY.names).cast(SUMMARY)
-        progress.advance(len(table))
-        starts = table["id"].to_numpy() // IDS_PER_PART * IDS_PER_PART
-        for start in np.unique(starts):
-            pending[start].append(table.filter(starts == start))
-            if sum(map(len, pending[start])) == missing[start] - start:
-                yield pa.concat_tables(pending.pop(start)).sort_by("id").combine_chunks()
+        progress.advance(len(batch))
+        for number in pc.unique(batch["part"]).to_pylist():
+            pending[number].append(batch.filter(pc.equal(batch["part"], number)))
+            if sum(map(len, pending[number])) == len(missing[number]):
+                yield number, pa.concat_tables(pending.pop(number), promote_options="default").sort_by("id")
     assert not pending, f"parts without all their slices: {list(pending)}"
 
 
-def measure_floor(train: Stored, held_out: Stored, base_seed: int, wanted: np.ndarray) -> pa.Table:
-    """Held-out slices of the levels `wanted` (M,), as if they were synthetic: level and quality.PER_SLICE."""
-    real = quality.chosen(held_out.load(), wanted)
-    with Progress("floor", len(real.levels), "held-out slices") as progress:
-        return quality.compare(real, train, held_out, base_seed, progress)
+def write_part(out: str, number: int, kind: Format, slices: pa.Table) -> None:
+    """Write what belongs to a part whose PNGs are written, its summary last."""
+    for name in SUMMARY.names:
+        if name not in slices.column_names:  # not measured
+            slices = slices.append_column(SUMMARY.field(name), pa.nulls(len(slices), SUMMARY.field(name).type))
+    was_refused = pc.not_equal(slices["refused"], "")
+    rejected, kept = slices.filter(was_refused), slices.filter(pc.invert(was_refused))
+    formats.write_part(out, number, kind, kept)
+    if len(rejected):
+        reasons = rejected.select([*SUMMARY.names, "refused"]).drop_columns(["file", "sha256"])
+        storage.write_table(storage.join(out, "rejected", f"part-{number:05d}.parquet"), reasons, len(rejected))
+    storage.write_table(part_uri(out, number), kept.select(SUMMARY.names).cast(SUMMARY), max(1, len(kept)))
 
 
-def written_slices(out: str, slices: pa.Table) -> quality.Slices:
-    """Up to quality.MOST slices of a batch, evenly spaced, as they were written."""
+def part_uri(out: str, number: int) -> str:
+    """A part's summary: where it is, the part is complete."""
+    return storage.join(out, "summary", f"part-{number:05d}.parquet")
+
+
+def entry_of(out: str, number: int, tried: int) -> dict[str, Any]:
+    """What the manifest says of a part of `tried` ids."""
+    data = storage.read_bytes(part_uri(out, number))
+    kept = len(pq.read_table(pa.BufferReader(data), columns=["id"]))
+    digest = hashlib.sha256(data).hexdigest()
+    return {"name": part_uri("", number), "slices": kept, "rejected": tried - kept, "sha256": digest}
+
+
+def measure(
+    bundle: Bundle, request: dict[str, Any], references: References, slices: pa.Table, out: str
+) -> release.Measures:
+    """The batch in numbers, each beside its floor."""
+    if not len(slices):
+        return {}
     chosen = slices.take(evenly_spaced(len(slices), quality.MOST))
-
-    def read(file: str) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(storage.read_bytes(storage.join(out, file)))))
-
-    with ThreadPoolExecutor(16) as pool:  # S3 answers many at a time
-        images = np.stack(list(pool.map(read, chosen["file"].to_pylist())))
-    return quality.Slices(images, chosen["level"].to_numpy())
+    pngs = formats.read_pngs(out, request["format"], chosen)
+    images = np.stack([decode(png) for _, png in pngs if png])
+    train, held_out = (split.load() for split in (references.train, references.held_out))
+    written = quality.Slices(images, chosen["level"].to_numpy())
+    load = partial(read_features, bundle.uri)
+    return quality.mean_measures(slices, references.floor) | quality.measure(
+        load, written, request["levels"], train, held_out
+    )
 
 
 def counts(slices: pa.Table) -> dict[str, Any]:

@@ -5,17 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasisgen.data.slices import to_uint8
+from oasisgen.data.pixels import to_uint8
 from oasisgen.models.bundle import read_bundle
-
-# Ids are computed in aligned groups of this many, whole even where few of them are wanted: convolutions of another
-# batch size may differ in the last bit; so a slice always passes the model in the same place of the same shape.
-GROUP = 16
-
-
-def level_of(number: int, levels: list[int]) -> int:
-    """The level of a sample id: the wanted levels in turn."""
-    return levels[number % len(levels)]
+from oasisgen.sampling.ids import level_of
 
 
 def latent(base_seed: int, number: int, size: int) -> np.ndarray:
@@ -26,37 +18,38 @@ def latent(base_seed: int, number: int, size: int) -> np.ndarray:
 class Sampler:
     """A Ray actor that samples groups of slices."""
 
-    def __init__(self, bundle_uri: str, base_seed: int, levels: list[int]) -> None:
+    def __init__(self, bundle_uri: str, base_seed: int) -> None:
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device_name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         bundle = read_bundle(bundle_uri)
         self.vqvae, self.prior = bundle.vqvae.to(self.device), bundle.prior.to(self.device)
-        self.base_seed, self.levels = base_seed, levels
+        self.base_seed = base_seed
 
     @torch.no_grad()
-    def sample(self, group: int) -> dict[str, np.ndarray]:
-        """The ids of one group: `id` (16,), `level` (16,), `image` (16, 256, 256) uint8, `codes_in_use` (16,).
-
-        The level is -1 where the model does not know levels.
+    def sample(self, group: np.ndarray) -> dict[str, np.ndarray]:
+        """The N ids of one group (see `ids.groups`): `id`, `level`, `codes_in_use`, `device` (N,), `image`
+        (N, 256, 256) uint8. The level is -1 where the model does not know levels.
         """
-        ids = np.arange(group * GROUP, (group + 1) * GROUP)
-        size = self.prior.noise_size
-        z = torch.from_numpy(np.stack([latent(self.base_seed, number, size) for number in ids.tolist()]))
-        levels = torch.tensor([level_of(number, self.levels) for number in ids.tolist()])  # (16,)
-        codes = self.prior(z.to(self.device), levels.to(self.device)).codes  # (16, 64, 64)
+        taken = group >= 0  # (16,)
+        z = np.zeros((len(group), self.prior.noise_size), np.float32)  # an empty place is computed, too
+        for place in np.flatnonzero(taken):
+            z[place] = latent(self.base_seed, int(group[place]), self.prior.noise_size)
+        levels = torch.from_numpy(level_of(group))  # (16,)
+        codes = self.prior(torch.from_numpy(z).to(self.device), levels.to(self.device)).codes  # (16, 64, 64)
         images = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (16, 256, 256)
         return {
-            "id": ids,
-            "level": levels.numpy() if self.prior.conditional else np.full(GROUP, -1),
-            "image": images.cpu().numpy(),
-            "codes_in_use": np.array([len(torch.unique(c)) for c in codes]),
+            "id": group[taken],
+            "level": levels.numpy()[taken] if self.prior.conditional else np.full(taken.sum(), -1),
+            "image": images.cpu().numpy()[taken],
+            "codes_in_use": np.array([len(torch.unique(c)) for c in codes])[taken],
+            "device": np.full(taken.sum(), self.device_name),
         }
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Pieces of groups, ids `first` to before `end` -> their slices."""
+        """`group` (G, 16) of parts `part` (G,) -> their slices, with `part`."""
         pieces = []
-        for first, end in zip(batch["first"].tolist(), batch["end"].tolist(), strict=True):
-            group = first // GROUP
-            wanted = slice(first - group * GROUP, end - group * GROUP)
-            pieces.append({name: values[wanted] for name, values in self.sample(group).items()})
+        for group, part in zip(batch["group"], batch["part"], strict=True):
+            slices = self.sample(np.asarray(group))
+            pieces.append(slices | {"part": np.full(len(slices["id"]), part)})
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -12,7 +12,8 @@ import torch
 
 from oasisgen import cluster, storage
 from oasisgen.config import CODE_SIZE
-from oasisgen.data.slices import PIECES, DataSet, read_slices, to_unit
+from oasisgen.data.pixels import to_unit
+from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import Progress
 

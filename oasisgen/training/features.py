@@ -10,7 +10,7 @@ from torch import nn
 
 from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Stored, epoch_batches, steps_per_epoch
-from oasisgen.data.slices import to_unit
+from oasisgen.data.pixels import to_unit
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.training import checkpoint
 from oasisgen.training.worker import Pace, Worker, raw

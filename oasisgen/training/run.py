@@ -11,14 +11,16 @@ from oasisgen import cluster, storage
 from oasisgen.claim import claim, held_first, hold, require_free, require_same
 from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
-from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
+from oasisgen.data.pixels import to_uint8, to_unit
+from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 from oasisgen.evaluation import report
 from oasisgen.evaluation.reconstruction import evaluate
 from oasisgen.models.bundle import is_whole, make_prior, write_bundle
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import say
-from oasisgen.sampling.sample import GROUP, Sampler
+from oasisgen.sampling.ids import groups
+from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint, history
 from oasisgen.training.codes import encode_split, read_codes
 from oasisgen.training.dcgan import train_dcgan
@@ -127,10 +129,10 @@ def reconstructions(vqvae: VQVAE, held_out: Feed) -> list[tuple[np.ndarray, np.n
 
 def samples(bundle_uri: str, config: TrainConfig, held_out: Feed) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first 32 sample ids, each with a held-out slice of its level."""
-    sampler = Sampler(bundle_uri, config.seed, list(range(LEVELS)))
+    sampler = Sampler(bundle_uri, config.seed)
     levels = np.concatenate([block["level"] for block in held_out.blocks])
     chosen: list[tuple[np.ndarray, np.ndarray]] = []
-    for group in range(LEVELS // GROUP):
+    for group in groups(np.arange(LEVELS)):
         made: dict[str, Any] = sampler.sample(group)
         for number, image in zip(made["id"], made["image"], strict=True):
             same = np.flatnonzero(levels == number % LEVELS)

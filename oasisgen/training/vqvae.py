@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from oasisgen.config import IMAGE_SIZE, TrainConfig, VQVAEConfig
 from oasisgen.data.feed import Feed, Stored, chunks, epoch_batches, evenly_spaced, steps_per_epoch
-from oasisgen.data.slices import to_uint8, to_unit
+from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.evaluation.ssim import ssim, ssim_loss
 from oasisgen.models.quantizer import perplexity
 from oasisgen.models.vqvae import VQVAE

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from oasisgen.data.slices import DataSet, open_data_set, read_slices, to_uint8, to_unit
+from oasisgen.data.pixels import to_uint8, to_unit
+from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 
 

@@ -7,7 +7,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from oasisgen.data.phantom import subject
-from oasisgen.data.slices import to_unit
+from oasisgen.data.pixels import to_unit
 from oasisgen.evaluation.ssim import psnr, ssim, ssim_loss
 
 

@@ -1,16 +1,19 @@
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from oasisgen.sampling.png import encode, slice_path
-from oasisgen.sampling.sample import GROUP, Sampler, latent, level_of
+from oasisgen.sampling.ids import groups
+from oasisgen.sampling.png import PngEncoder, decode, encode
+from oasisgen.sampling.sample import Sampler, latent
 
 
 @pytest.fixture(scope="module")
 def sampler(trained: Path) -> Sampler:
-    return Sampler(str(trained), base_seed=7, levels=[3, 4, 5])
+    return Sampler(str(trained), base_seed=7)
 
 
 def test_noise_is_a_pure_function_of_seed_and_id() -> None:
@@ -21,22 +24,23 @@ def test_noise_is_a_pure_function_of_seed_and_id() -> None:
     assert abs(many.std() - 1) < 0.02
 
 
-def test_levels_take_turns() -> None:
-    assert [level_of(number, [3, 9]) for number in range(4)] == [3, 9, 3, 9]
-
-
 def test_a_slice_does_not_depend_on_how_the_work_is_cut(sampler: Sampler) -> None:
-    whole = sampler({"first": np.array([0, GROUP]), "end": np.array([GROUP, 2 * GROUP])})
-    cut = sampler({"first": np.array([3, 9, 30]), "end": np.array([4, 16, 32])})
-    ids = [3, *range(9, 16), 30, 31]
-    assert cut["id"].tolist() == ids
-    assert np.array_equal(cut["image"], whole["image"][ids])
-    assert cut["level"].tolist() == [level_of(number, [3, 4, 5]) for number in ids]
+    def made(ids: list[int]) -> dict[str, np.ndarray]:
+        table = groups(np.array(ids))
+        return sampler({"group": table, "part": np.zeros(len(table), int)})
+
+    whole, some = made(list(range(40))), made([3, 9, 14, 25, 30, 35])
+    assert sorted(some["id"]) == [3, 9, 14, 25, 30, 35]
+    assert some["level"].tolist() == (some["id"] % 32).tolist()
+    where = {number: row for row, number in enumerate(whole["id"].tolist())}
+    for number, image in zip(some["id"].tolist(), some["image"], strict=True):
+        assert np.array_equal(image, whole["image"][where[number]])
 
 
 def test_another_base_seed_makes_other_slices(sampler: Sampler, trained: Path) -> None:
-    other = Sampler(str(trained), base_seed=8, levels=[3, 4, 5])
-    assert not np.array_equal(sampler.sample(0)["image"], other.sample(0)["image"])
+    other = Sampler(str(trained), base_seed=8)
+    (group,) = groups(np.arange(16))
+    assert not np.array_equal(sampler.sample(group)["image"], other.sample(group)["image"])
 
 
 def test_a_png_says_what_it_is(tmp_path: Path) -> None:
@@ -50,6 +54,11 @@ def test_a_png_says_what_it_is(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(read), image)
 
 
-def test_slices_lie_ten_thousand_to_a_folder() -> None:
-    assert slice_path(9_999) == "slices/0/0000009999.png"
-    assert slice_path(10_000) == "slices/1/0000010000.png"
+def test_an_encoder_puts_png_and_digest_in_the_place_of_the_image() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 256, 256), np.uint8)
+    rows = PngEncoder("abc", 5)({"id": np.array([4, 9]), "level": np.array([4, 9]), "image": images})
+    assert sorted(rows) == ["id", "level", "png", "sha256"]
+    for row, image in enumerate(images):
+        assert np.array_equal(decode(rows["png"][row]), image)
+        assert hashlib.sha256(rows["png"][row]).hexdigest() == rows["sha256"][row]
+    assert Image.open(io.BytesIO(rows["png"][1])).text["id"] == "9"  # type: ignore[attr-defined]

@@ -1,0 +1,13 @@
+"""uint8 <-> [-1, 1]. Apart from `slices`: processes that only read and write start sooner without torch."""
+
+import torch
+
+
+def to_unit(image: torch.Tensor) -> torch.Tensor:
+    """uint8 in [0, 255] -> float32 in [-1, 1], any shape."""
+    return image.float() / 127.5 - 1.0
+
+
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
+    """float in [-1, 1] (clipped) -> uint8 in [0, 255], any shape; undoes `to_unit` exactly."""
+    return ((x.float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,84 @@
+"""The batches of one root beside each other: the last one that was released, and a page of all nights."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from oasisgen import storage
+from oasisgen.evaluation import figures, report
+
+FOLDER = "batches"  # <root>/batches/<name>: nothing is read or written beside a batch that lies elsewhere
+SAME = ("count", "levels", "ids", "reject", "data_fingerprint")  # of requests whose measures can be compared
+ABOUT = "batch", "verdict", "finished, UTC", "slices", "refused"
+WORK = "slices/s", "hours", "model", "base seed", "why quarantined"
+COLUMNS = {  # heading -> measure
+    "FID": "fid",
+    "MS-SSIM": "ms_ssim",
+    "ssim_real": "ssim_real",
+    "precision": "precision",
+    "recall": "recall",
+    "suspected copies": "suspected_copies",
+}
+
+
+def root_of(batch: str) -> str | None:
+    """The folder of all nights, if the batch at `batch` lies in one."""
+    folder, _, _ = batch.rpartition("/")
+    return folder if folder.rpartition("/")[2] == FOLDER else None
+
+
+def read_nights(root: str) -> list[dict[str, Any]]:
+    """What `summary.json` says of each measured batch, with its `name`, the oldest first."""
+
+    def read(name: str) -> dict[str, Any] | None:
+        with suppress(FileNotFoundError):
+            summary = storage.read_json(storage.join(root, name, "summary.json"))
+            return summary | {"name": name} if "verdict" in summary else None  # another version's
+        return None
+
+    with ThreadPoolExecutor(16) as pool:
+        nights = [night for night in pool.map(read, storage.list_folders(root)) if night]
+    return sorted(nights, key=lambda night: night["finished"])
+
+
+def last_released(root: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    """What the last released batch of the same size, levels and real slices says; None where there is none."""
+    alike = [
+        night
+        for night in read_nights(root)
+        if night["verdict"] == "released" and all(night[name] == request[name] for name in SAME)
+    ]
+    return alike[-1] if alike else None
+
+
+def write_index(root: str) -> None:
+    """`<root>/index.html`: every batch in a table, the newest first, with trends."""
+    nights = read_nights(root)
+    rows, history = [], []
+    for number, night in enumerate(nights, 1):
+        values = {heading: night["measures"].get(name) for heading, name in COLUMNS.items()}
+        seconds = night["seconds"]
+        speed = night["slices"] / max(1, seconds["slices"])
+        cells = [f"{each['value']:.3f} ({each['floor']:.3f})" if each else "" for each in values.values()]
+        about = [night["finished"].replace("T", " ").partition("+")[0], night["slices"], night["rejected"]]
+        work = [f"{speed:.1f}", f"{sum(seconds.values()) / 3600:.2f}", night["model"][:12], night["base_seed"]]
+        rows.append({**night, "cells": about + cells + work, "reasons": "; ".join(night["reasons"])})
+        line = {"night": number, "slices/s": speed}
+        line |= {heading: each["value"] if each else float("nan") for heading, each in values.items()}
+        line |= {f"{heading}, real": each["floor"] if each else float("nan") for heading, each in values.items()}
+        history.append(line)
+    panels = {
+        "quality": ["FID", "FID, real"],
+        "variety": ["MS-SSIM", "MS-SSIM, real"],
+        "copies": ["suspected copies", "suspected copies, real"],
+        "speed": ["slices/s"],
+    }
+    report.render(
+        storage.join(root, "index.html"),
+        "nights.html",
+        title="All batches",
+        subtitle="The newest first; in brackets what real slices score. Only a released batch is for use.",
+        figure=figures.curves(history, panels, "night") if history else "",
+        columns=[*ABOUT, *COLUMNS, *WORK],
+        nights=rows[::-1],
+    )

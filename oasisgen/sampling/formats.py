@@ -1,0 +1,113 @@
+"""How the slices of a batch lie in storage: a PNG each, or the PNGs of a part in one Parquet file or tar archive."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from oasisgen import storage
+from oasisgen.config import Format
+
+SLICES_PER_FOLDER = 10_000
+UPLOADS = 16  # at once, of one task: S3 answers many at a time
+ENDINGS = {"parquet": "parquet", "webdataset": "tar"}  # of a part's file
+
+
+def slice_path(number: int) -> str:
+    """Where a slice lies below its batch, as a PNG of its own."""
+    return f"slices/{number // SLICES_PER_FOLDER}/{number:010d}.png"
+
+
+def part_path(part: int, kind: Format) -> str:
+    """Where the slices of a part lie below their batch, in one file."""
+    return f"slices/part-{part:05d}.{ENDINGS[kind]}"
+
+
+@dataclass(frozen=True)
+class SliceWriter:
+    """Says in `file` where each slice lies; `png` format: writes it there, and drops it."""
+
+    uri: str
+    kind: Format
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """`id`, `part`, `png`, `refused` and more -> the same rows; a slice with a reason in `refused` is not kept."""
+        if self.kind != "png":
+            files = [part_path(part, self.kind) for part in batch["part"].tolist()]
+            return batch | {"file": np.array(files)}
+        files = [slice_path(number) for number in batch["id"].tolist()]
+        kept = [(file, png) for file, png, why in zip(files, batch["png"], batch["refused"], strict=True) if not why]
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            list(pool.map(lambda one: storage.write_bytes(storage.join(self.uri, one[0]), one[1]), kept))
+        return {name: values for name, values in batch.items() if name != "png"} | {"file": np.array(files)}
+
+
+def write_part(uri: str, part: int, kind: Format, slices: pa.Table) -> None:
+    """The file of a part's slices: `id`, `level`, `png`. Equal slices give equal bytes. Nothing for format `png`."""
+    if kind == "parquet":
+        storage.write_table(
+            storage.join(uri, part_path(part, kind)), slices.select(["id", "level", "png"]), len(slices)
+        )
+    elif kind == "webdataset":
+        storage.write_bytes(storage.join(uri, part_path(part, kind)), _tar(slices))
+
+
+def _tar(slices: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for row in slices.select(["id", "level", "png"]).to_pylist():
+            about = json.dumps({"id": row["id"], "level": row["level"]}).encode()
+            for ending, data in (("png", row["png"]), ("json", about)):
+                entry = tarfile.TarInfo(f"{row['id']:010d}.{ending}")  # of 1970, of nobody: the same at every writing
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def read_pngs(uri: str, kind: Format, slices: pa.Table) -> Iterator[tuple[int, bytes | None]]:
+    """(id, PNG) of some rows of a summary, `id` and `file`; None for a PNG that is not there or cannot be read."""
+    if kind == "png":
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            pngs = pool.map(_read, [storage.join(uri, file) for file in slices["file"].to_pylist()])
+            yield from zip(slices["id"].to_pylist(), pngs, strict=True)
+        return
+    for file in slices["file"].unique().to_pylist():
+        wanted = slices.filter(pc.equal(slices["file"], file))["id"].to_pylist()
+        data, there = _read(storage.join(uri, file)), {}
+        with suppress(pa.ArrowInvalid, tarfile.TarError):  # what cannot be read is as good as missing
+            there = dict(_unpack(data or b"", kind))
+        yield from ((number, there.get(number)) for number in wanted)
+
+
+def _read(uri: str) -> bytes | None:
+    try:
+        return storage.read_bytes(uri)
+    except FileNotFoundError:
+        return None
+
+
+def _unpack(data: bytes, kind: Format) -> Iterator[tuple[int, bytes]]:
+    if kind == "parquet":
+        table = pq.read_table(io.BytesIO(data), columns=["id", "png"])
+        yield from zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True)
+        return
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for entry in archive:
+            name, _, ending = entry.name.partition(".")
+            if ending == "png" and (stream := archive.extractfile(entry)):
+                yield int(name), stream.read()
+
+
+def digest(png: bytes) -> str:
+    """What a summary calls `sha256`."""
+    return hashlib.sha256(png).hexdigest()

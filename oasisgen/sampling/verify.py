@@ -1,0 +1,70 @@
+"""Prove that a batch is complete and untouched."""
+
+import hashlib
+import io
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray.data
+
+from oasisgen import cluster, storage
+from oasisgen.config import Format
+from oasisgen.errors import UserError
+from oasisgen.sampling import formats
+
+SHOWN = 3  # faults that the message names
+
+
+def verify(uri: str) -> dict[str, Any]:
+    """Read every byte of the batch at `uri` against its digests; returns its manifest. Needs a connected Ray.
+
+    Raises UserError for a batch that is not finished, and for one with a part or a slice missing, changed, or there
+    although no part knows of it.
+    """
+    uri = storage.absolute(uri)
+    try:
+        manifest = storage.read_json(storage.join(uri, "manifest.json"))
+    except FileNotFoundError:
+        storage.check(uri, write=False)
+        raise UserError(
+            f"no finished batch at {uri} (manifest.json is missing): run the command that makes it"
+        ) from None
+    parts = ray.data.from_items(manifest["parts"], override_num_blocks=len(manifest["parts"]))
+    checked = parts.map(partial(_check, uri=uri, kind=manifest["format"]), **cluster.tasks()).take_all()
+    faults = [fault for part in checked for fault in part["faults"]]
+    if all(part["files"] for part in checked):
+        known = {file for part in checked for file in part["files"]}
+        faults += [f"{name} belongs to no part" for name in _there(uri) if name not in known]
+    if faults:
+        more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise UserError(f"batch {uri} is not what was made: {'; '.join(faults[:SHOWN])}{more}: make it anew elsewhere")
+    return manifest
+
+
+def _there(uri: str) -> list[str]:
+    found = []
+    for folder in ("slices", "summary"):
+        with suppress(FileNotFoundError):  # where all slices were refused
+            found += [storage.join(folder, name) for name, _ in storage.list_files(storage.join(uri, folder))]
+    return found
+
+
+def _check(part: dict[str, Any], uri: str, kind: Format) -> dict[str, Any]:
+    """What is wrong with a part, and the files that belong to it; none where that cannot be known."""
+    name = part["name"]
+    try:
+        data = storage.read_bytes(storage.join(uri, name))
+    except FileNotFoundError:
+        return {"faults": [f"{name} is missing"], "files": []}
+    if hashlib.sha256(data).hexdigest() != part["sha256"]:
+        return {"faults": [f"{name} is changed"], "files": []}
+    slices = pq.read_table(io.BytesIO(data), columns=["id", "file", "sha256"])
+    faults = []
+    for row, (number, png) in zip(slices.to_pylist(), formats.read_pngs(uri, kind, slices), strict=True):
+        if png is None:
+            faults.append(f"slice {number} is missing from {row['file']}")
+        elif formats.digest(png) != row["sha256"]:
+            faults.append(f"slice {number} in {row['file']} is changed")
+    return {"faults": faults, "files": [name, *slices["file"].unique().to_pylist()]}

@@ -1,0 +1,49 @@
+import json
+from typing import Any
+
+from oasisgen import storage
+from oasisgen.evaluation.nights import last_released, read_nights, root_of, write_index
+
+REQUEST = {"count": 10, "levels": [1, 2], "ids": None, "reject": "none", "data_fingerprint": "f"}
+
+
+def night(root: str, name: str, hour: int, **changed: Any) -> None:
+    """A batch's summary."""
+    measures = {name: {"value": 1.0 + hour, "floor": 1.0} for name in ("fid", "ms_ssim", "suspected_copies")}
+    summary = {
+        "verdict": "released",
+        "reasons": [],
+        "measures": measures,
+        "slices": 10,
+        "rejected": 0,
+        "model": "abcdef" * 8,
+        "base_seed": 3,
+        "finished": f"2026-11-24T{hour:02d}:00:00+00:00",
+        "seconds": {"slices": 5},
+        **REQUEST,
+    }
+    storage.write_text(f"{root}/{name}/summary.json", json.dumps(summary | changed))
+
+
+def test_the_nights_of_a_root_are_found_and_shown(place: str) -> None:
+    root = f"{place}/batches"
+    assert root_of(f"{root}/first") == root
+    assert root_of(f"{place}/elsewhere/first") is None
+    assert last_released(root, REQUEST) is None
+    night(root, "b-first", 1)
+    night(root, "a-second", 2)
+    night(root, "third", 3, verdict="quarantined", reasons=["too <little> variety"], measures={})
+    night(root, "other", 4, count=11)
+    storage.write_text(f"{root}/unfinished/config.json", "{}")
+    storage.write_text(f"{root}/older/summary.json", "{}")
+    assert [each["name"] for each in read_nights(root)] == ["b-first", "a-second", "third", "other"]
+    last = last_released(root, REQUEST)
+    assert last
+    assert last["name"] == "a-second"
+
+    write_index(root)
+    page = storage.read_bytes(f"{root}/index.html").decode()
+    rows = page.split("<tbody")[1].split("<tr")[1:]
+    assert [row.split("/report/")[0].rpartition('"')[2] for row in rows] == ["other", "third", "a-second", "b-first"]
+    assert "too &lt;little&gt; variety" in rows[1]
+    assert "3.000 (1.000)" in rows[2]
