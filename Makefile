@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export RAY_ADDRESS ?= local
 
-.PHONY: demo test test-slow lint bench ablation instruments lock
+.PHONY: demo test test-slow test-infra lint bench ablation instruments lock
 
 demo: $(READY)  ## the main job on the embedded data set
 	$(BIN)/python jobs/phantom.py  --out $(DEMO)/raw
@@ -20,6 +20,9 @@ test: $(READY)
 test-slow: $(READY)  ## real faults
 	$(BIN)/pytest -q -m slow
 
+test-infra: $(READY)  ## an image and three nights as pods would run them; needs root, buildah, kubectl
+	$(BIN)/pytest -q -m infra tests/infra
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,6 +32,7 @@ bench: $(READY)  ## speed; on the real slices of OASISGEN_OASIS_DIR, else on vir
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_models
+	$(BIN)/python -m tests.bench_generate
 
 ablation: $(READY)  ## recipes of stage 1 beside each other; needs OASISGEN_OASIS_DIR
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'

@@ -144,15 +144,15 @@ def tasks() -> dict[str, Any]:
     return {"num_cpus": TASK_CPUS, "concurrency": max(1, int(cpus()))}
 
 
-def pool(use_gpu: bool = False, pools: int = 1) -> dict[str, Any]:
+def pool(use_gpu: bool = False) -> dict[str, Any]:
     """`map_batches` arguments for a pool of model actors, as many as fit beside a reading and a writing task.
 
-    On two CPUs these are two actors, in each of as many `pools` as a pipeline has; all of them and both tasks fit at
-    once, or the pipeline would wait for itself. An actor on a GPU has one of its own.
+    On two CPUs these are two actors; all of them and both tasks fit at once, or the pipeline would wait for itself. An
+    actor on a GPU has one of its own.
     """
     most = int(gpus()) if use_gpu else int((cpus() - 2 * TASK_CPUS) / ACTOR_CPUS)
     return {
-        "num_cpus": ACTOR_CPUS / pools,
+        "num_cpus": ACTOR_CPUS,
         "num_gpus": 1 if use_gpu else 0,
         "compute": ActorPoolStrategy(min_size=1, max_size=max(1, most)),
         "runtime_env": {"env_vars": MALLOC},

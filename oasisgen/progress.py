@@ -48,6 +48,11 @@ class Progress:
                 f"done: {self.done} {self.unit} in {duration(seconds)}, {self.done / seconds:.0f} {self.unit}/s",
             )
 
+    @property
+    def rate(self) -> float:
+        """Units per second so far."""
+        return self.done / max(1e-3, time.monotonic() - self.started)
+
     def advance(self, units: int) -> None:
         """Count `units` more."""
         self.done += units
@@ -55,6 +60,6 @@ class Progress:
         if now - self.spoken < SECONDS_BETWEEN_LINES or self.done >= self.total:
             return
         self.spoken = now
-        rate = self.done / (now - self.started)
+        rate = self.rate
         left = duration((self.total - self.done) / rate) if rate else "?"
         say(self.stage, f"{self.done}/{self.total} {self.unit}, {rate:.0f} {self.unit}/s, {left} left")

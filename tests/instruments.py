@@ -117,7 +117,7 @@ def read_scores(
     """Every measure of a batch, as jobs/generate.py takes them."""
     held_out = as_feed(reference)
     some = evenly_spaced(len(batch.levels), COMPARED)
-    stored = Stored([ray.put(block) for block in held_out.blocks])
+    stored = Stored(tuple(ray.put(block) for block in held_out.blocks))
     compared = quality.compare(Slices(batch.images[some], batch.levels[some]), train, stored, 0)
     real = quality.compare(chosen(held_out, levels_of(COMPARED)), train, stored, 0)
     measures = quality.mean_measures(compared, real) | quality.measure(

@@ -18,16 +18,16 @@ import ray.data
 class Stored:
     """References to a data set's blocks in the object store, each a dict of column -> array."""
 
-    blocks: list[Any]
+    blocks: tuple[Any, ...]
 
     def load(self) -> "Feed":
         """Map the blocks into this process."""
-        return Feed(ray.get(self.blocks))
+        return Feed(ray.get(list(self.blocks)))
 
 
 def store(data: ray.data.Dataset) -> Stored:
     """Run a Ray data set to its end, its rows kept in the object store."""
-    return Stored(data.to_numpy_refs())
+    return Stored(tuple(data.to_numpy_refs()))
 
 
 class Feed:

@@ -1,5 +1,7 @@
 """A slice against real ones: held-out slices of its level, and the training slice nearest to it."""
 
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,20 +96,28 @@ class References:
         )
 
 
-class Comparer:
-    """A Ray actor that compares batches of slices. Adds the fields of `Comparison` and keeps the other columns."""
+@cache
+def _references(train: Stored, held_out: Stored) -> References:
+    """What all tasks in a process share: it takes seconds to prepare."""
+    torch.set_num_threads(1)
+    return References(train.load(), held_out.load())
 
-    def __init__(self, train: Stored, held_out: Stored, base_seed: int) -> None:
-        torch.set_num_threads(1)
-        self.references = References(train.load(), held_out.load())
-        self.base_seed = base_seed
+
+@dataclass(frozen=True)
+class Comparer:
+    """Compares batches of slices. Adds the fields of `Comparison` and keeps the other columns."""
+
+    train: Stored
+    held_out: Stored
+    base_seed: int
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`image` (B, 256, 256) uint8, `level`, `id`; a batch with `case` is of held-out slices."""
+        references = _references(self.train, self.held_out)
         cases = batch.get("case", [None] * len(batch["id"]))
         compared = [
             # The 1 keeps this stream apart from the one that z is drawn from.
-            self.references.compare(image, int(level), [self.base_seed, int(number), 1], case)
+            references.compare(image, int(level), [self.base_seed, int(number), 1], case)
             for image, level, number, case in zip(batch["image"], batch["level"], batch["id"], cases, strict=True)
         ]
         columns = {

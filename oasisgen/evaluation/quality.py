@@ -65,11 +65,8 @@ def compare(
         name: column for name, column in zip(("image", "level", "case"), slices, strict=True) if column is not None
     }
     rows = [{"id": i, **{name: column[i] for name, column in columns.items()}} for i in range(len(slices.levels))]
-    compared = ray.data.from_items(rows).map_batches(
-        Comparer,
-        fn_constructor_args=(train, held_out, base_seed),
-        batch_size=COMPARED_AT_ONCE,
-        **cluster.pool(),
+    compared = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // COMPARED_AT_ONCE)).map_batches(
+        Comparer(train, held_out, base_seed), batch_size=COMPARED_AT_ONCE, **cluster.tasks()
     )
     tables = []
     for batch in compared.select_columns(["level", *PER_SLICE]).iter_batches(

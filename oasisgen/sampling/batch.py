@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
-from oasisgen import __version__, cluster, storage
+from oasisgen import __version__, cluster, meters, storage
 from oasisgen.claim import claim, held_first, hold, require_free, require_same
 from oasisgen.config import LEVELS, MOST_IDS, Format, GateConfig, GenerateConfig, number_ranges
 from oasisgen.data.feed import Stored, evenly_spaced, store
@@ -155,8 +155,10 @@ def make_batch(bundle: Bundle, data: DataSet | None, request: dict[str, Any], ou
     reasons = release.judge(measures, GateConfig(**request["gate"]), last and last["measures"])
     if len(slices) < request["count"]:
         reasons.insert(0, f"only {len(slices)} slices were left of {MOST_TRIED * request['count']} tried")
+    verdict = "quarantined" if reasons else "released"
+    meters.count_batch(verdict)
     summary = {
-        "verdict": "quarantined" if reasons else "released",
+        "verdict": verdict,
         "reasons": reasons,
         "compared_with": last and last["name"],
         "measures": measures,
@@ -180,7 +182,7 @@ def make_batch(bundle: Bundle, data: DataSet | None, request: dict[str, Any], ou
     batch_report.write(out, summary, slices, floor, train)
     if root:
         nights.write_index(root)
-    manifest = {"verdict": summary["verdict"], **request, "version": __version__, "parts": parts}
+    manifest = {"verdict": verdict, **request, "version": __version__, "parts": parts}
     storage.write_text(storage.join(out, "manifest.json"), json.dumps(manifest, indent=2) + "\n")
     return summary
 
@@ -250,16 +252,11 @@ def make_parts(
         Sampler,
         fn_constructor_args=(bundle.uri, request["base_seed"]),
         batch_size=1,
-        **cluster.pool(use_gpu=cluster.gpus() > 0, pools=2),
+        **cluster.pool(use_gpu=cluster.gpus() > 0),
     )
-    if references:
-        rows = rows.map_batches(
-            Comparer,
-            fn_constructor_args=(references.train, references.held_out, request["base_seed"]),
-            batch_size=GROUP,
-            **cluster.pool(pools=2),
-        )
+    compare: list[Any] = [Comparer(references.train, references.held_out, request["base_seed"])] if references else []
     for step in (
+        *compare,
         release.Refuser(least),
         PngEncoder(bundle.digest, request["base_seed"]),
         formats.SliceWriter(out, request["format"]),
@@ -269,6 +266,7 @@ def make_parts(
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(batch, pa.Table)
         progress.advance(len(batch))
+        meters.show("generate", slices_per_second=progress.rate)
         for number in pc.unique(batch["part"]).to_pylist():
             pending[number].append(batch.filter(pc.equal(batch["part"], number)))
             if sum(map(len, pending[number])) == len(missing[number]):

@@ -18,7 +18,7 @@ import ray.train
 import ray.train.collective
 import torch
 
-from oasisgen import storage
+from oasisgen import meters, storage
 from oasisgen.config import TrainConfig, VQVAEConfig
 from oasisgen.errors import UserError
 from oasisgen.models.vqvae import VQVAE
@@ -118,6 +118,8 @@ class Course:
         self.good = copy.deepcopy(self._state())
         if self.worker.rank == 0:
             history.write(self.metrics_uri, self.stage, self.past)
+            shown = {"epoch": "epoch", "slices_per_s": "slices_per_second", "ssim": "ssim"}
+            meters.show(self.stage, **{meter: metrics[name] for name, meter in shown.items() if name in metrics})
         self._report(metrics, self.good)
 
     def undo_epoch(self, reason: str) -> None:

@@ -3,6 +3,8 @@
 The real slices are those that a model paints: so it is as good as can be, and worse ones are made of it by hand.
 """
 
+import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.sampling.batch import generate, make_slices, read_references
 from oasisgen.sampling.ids import groups, ids_of_levels
 from oasisgen.sampling.sample import Sampler
-from tests.conftest import png
+from tests.conftest import digests, png, run_job, start_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -109,10 +111,26 @@ def judged(model: Path, painted: DataSet, out: Path, **changed: object) -> tuple
     return summary["verdict"], "; ".join(summary["reasons"])
 
 
-def test_a_good_model_is_released(good: Path, painted: DataSet, tmp_path: Path) -> None:
-    assert judged(good, painted, tmp_path / "batches" / "b") == ("released", "")
+def test_two_nights_of_a_good_model_are_released(good: Path, painted: DataSet, tmp_path: Path) -> None:
+    """The second one is killed on the way, and started again by the same command."""
+    nights = [tmp_path / "batches" / name for name in ("2026-11-23", "2026-11-24")]
+    flags = ["--model", str(good), "--data", painted.uri, "--count", str(COUNT), "--levels", "8,16,24"]
+    flags += ["--gate.copies", str(GATE.copies), "--part-size", "32", "--out"]
+    assert run_job("generate", *flags, str(nights[0])).returncode == 0
+    job = start_job("generate", *flags, str(nights[1]))
+    while not list(nights[1].glob("summary/*")):
+        assert job.poll() is None
+        time.sleep(0.1)
+    job.kill()
+    job.communicate()
+    done = run_job("generate", *flags, str(nights[1]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((nights[1] / "summary.json").read_text())["compared_with"] == "2026-11-23"
+    first, second = (set(digests(night, "*.png").values()) for night in nights)
+    assert len(first | second) == 2 * COUNT  # their names are their seeds
     page = (tmp_path / "batches" / "index.html").read_text()
-    assert '<td class="released">' in page
+    assert page.index("2026-11-24/report/index.html") < page.index("2026-11-23/report/index.html")
+    assert page.count('<td class="released">') == 2
 
 
 def test_a_collapsed_model_is_not(parts: Bundle, painted: DataSet, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) ->
     maps = {"codes": random.integers(0, 512, (96, 64, 64)).astype("uint16"), "level": np.arange(96) % 32}
     config = tiny(data, tmp_path)
     blind = replace(config.dcgan, template=False, components=0, learning_rate=1e4)
-    inputs = {"codes": Stored([ray.put(maps)]), "codebook": torch.randn(512, 4)}
+    inputs = {"codes": Stored((ray.put(maps),)), "codebook": torch.randn(512, 4)}
     with pytest.raises(UserError, match=r"stage dcgan, epoch 1: \w+ of painted maps is .*, after 3 new starts"):
         fit("dcgan", train_dcgan, replace(config, dcgan=blind), inputs)
 

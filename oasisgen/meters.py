@@ -1,0 +1,32 @@
+"""What Prometheus sees of a job, through the port that Ray has for metrics, with Ray's prefix `ray_`."""
+
+from functools import cache
+
+from ray.util.metrics import Counter, Gauge
+
+GAUGES = {
+    "slices_per_second": "Slices that a stage trains on or makes per second",
+    "epoch": "Epochs of a stage that are over",
+    "ssim": "Mean SSIM of reconstructed validate slices",
+}
+
+
+@cache
+def _gauge(name: str) -> Gauge:
+    return Gauge(f"oasisgen_{name}", GAUGES[name], tag_keys=("stage",))
+
+
+@cache
+def _counter(verdict: str) -> Counter:
+    return Counter(f"oasisgen_batches_{verdict}_total", f"Batches that were {verdict}")
+
+
+def show(stage: str, **values: float) -> None:
+    """Set gauges (see GAUGES) of a stage."""
+    for name, value in values.items():
+        _gauge(name).set(value, {"stage": stage})
+
+
+def count_batch(verdict: str) -> None:
+    """Count a batch that was `released` or `quarantined`."""
+    _counter(verdict).inc()
