@@ -49,6 +49,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "oasisgen needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock uv
+	$(BIN)/uv pip install --quiet --python .venv -r requirements.lock || \
+	  $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock  # a mirror that only pip knows
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@

@@ -80,6 +80,8 @@ def connected(s3: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for what all processes of these tests use, and one of them makes (see `once`)."""
+    if folder := os.environ.get("OASISGEN_TESTS_FOLDER"):
+        return Path(folder)
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 

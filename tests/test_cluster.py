@@ -18,17 +18,15 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from oasisgen import cluster, storage
-from oasisgen.config import GenerateConfig
 from oasisgen.data.slices import DataSet
-from oasisgen.sampling.batch import generate
 from oasisgen.training import history
 from tests.conftest import ROOT, digests, tiny_flags
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BIN = Path(sys.executable).parent
 ONE_PER_NODE = ["--workers", "2", "--cpus-per-worker", "1.25"]  # two of these do not fit on a node of 2 CPUs
-LONG_EPOCHS = ["--vqvae.channels", "64", "--vqvae.batch-size", "2", "--vqvae.epochs", "8"]  # 48 steps, some seconds
+LONG_EPOCHS = ["--vqvae.channels", "64", "--vqvae.batch-size", "2", "--vqvae.epochs", "6"]  # 48 steps, some seconds
 
 
 def free_ports(count: int) -> list[int]:
@@ -145,7 +143,7 @@ def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str)
     said = ""
     for line in process.stdout:
         said += line
-        if "vqvae] epoch 1/8" in line:
+        if "vqvae] epoch 1/6" in line:
             break
     found = re.search(r"raysubmit_\w+", said)
     assert found, said
@@ -153,18 +151,18 @@ def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str)
     process.communicate()
 
     process = nodes.submit("train", *flags, "1000")
-    wait_for_epoch(run, 3)
+    wait_for_epoch(run, 2)
     time.sleep(1)
     nodes.cluster.remove_node(nodes.workers.pop(), allow_graceful=False)  # SIGKILL
     successor = nodes.join()
-    wait_for_epoch(run, 5)
+    wait_for_epoch(run, 4)
     successor.terminate()
     wait_for_checkpoint_inside_an_epoch(run)  # by the clock, none is due
     successor.wait()
     nodes.workers.append(nodes.add())
     finish(process)
     steps = {stage: [line["step"] for line in history.read(f"{run}/metrics", stage)] for stage in ("vqvae", "dcgan")}
-    assert steps == {"vqvae": [48 * epoch for epoch in range(1, 9)], "dcgan": [6, 12]}
+    assert steps == {"vqvae": [48 * epoch for epoch in range(1, 7)], "dcgan": [6, 12]}
 
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
     written = [storage.join(run, name) for name, _ in storage.list_files(run)]
@@ -176,17 +174,18 @@ def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str)
 
 
 def test_slices_from_the_same_bundle_are_the_same_bytes(
-    nodes: Nodes, data_on_s3: str, s3: str, trained: Path, tmp_path: Path
+    nodes: Nodes, data_on_s3: str, s3: str, trained: Path, batch: Path, tmp_path: Path
 ) -> None:
     system, path = storage.resolve(s3)
     pyarrow.fs.copy_files(str(trained / "model"), f"{path}/model", destination_filesystem=system)
-    flags = ["--model", f"{s3}/model", "--data", data_on_s3, "--count", "40"]
-    batch = f"{s3}/batches/night"
-    said = finish(nodes.submit("generate", *flags, "--out", batch, "--link-hours", "1"))
+    flags = ["--model", f"{s3}/model", "--data", data_on_s3, "--count", "40", "--base-seed", "5"]
+    for name, bound in {"ssim-real": 1, "ms-ssim": 1, "fid": 1e9, "precision": 0, "recall": 0, "copies": 1}.items():
+        flags += [f"--gate.{name}", str(bound)]  # the model was hardly trained
+    out = f"{s3}/batches/night"
+    said = finish(nodes.submit("generate", *flags, "--out", out, "--link-hours", "1"))
     assert re.search(r"report/index\.html\?\S*X-Amz-Signature=", said)
-    generate(GenerateConfig(str(trained), str(tmp_path / "night"), count=40))
     pyarrow.fs.copy_files(f"{path}/batches/night", str(tmp_path / "copy"), source_filesystem=system)
-    assert digests(tmp_path / "copy", "*.png") == digests(tmp_path / "night", "*.png")
+    assert digests(tmp_path / "copy", "*.png") == digests(batch, "*.png")
     assert len(digests(tmp_path / "copy", "*.png")) == 40
 
 
@@ -207,7 +206,7 @@ def wait_for_checkpoint_inside_an_epoch(run: str) -> None:
 
 def wait_until(happened: Callable[[], bool], otherwise: str) -> None:
     """Look until it has happened; files that are not there yet count as not."""
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
             if happened():

@@ -1,9 +1,9 @@
 """A batch that is killed on the way, in every way, ends as if it had not been."""
 
-import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -26,8 +26,12 @@ def wait_until(happened: Callable[[], bool], job: subprocess.Popen[str]) -> None
 
 def workers(driver: int, stage: str) -> list[psutil.Process]:
     """Ray's processes that run a stage of the pipeline of a job with a Ray of its own."""
-    family = psutil.Process(driver).children(recursive=True)
-    return [each for each in family if f"({stage}" in " ".join(each.cmdline()) and "ray::" in each.cmdline()[0]]
+    found = []
+    for process in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if stage in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_a_batch_survives_kills_and_two_submissions(trained: Path, tmp_path: Path) -> None:
@@ -42,7 +46,7 @@ def test_a_batch_survives_kills_and_two_submissions(trained: Path, tmp_path: Pat
         return len(list(out.glob("slices/*/*.png")))
 
     job = start_job("generate", *flags, RAY_ADDRESS="local")
-    for stage in ("MapBatches(Sampler", "MapBatches(Refuser"):
+    for stage in ("MapBatches(Sampler", "MapBatches(SliceWriter"):
         before = made()
         wait_until(lambda: made() > before and bool(workers(job.pid, stage)), job)
         for worker in workers(job.pid, stage):
@@ -52,7 +56,7 @@ def test_a_batch_survives_kills_and_two_submissions(trained: Path, tmp_path: Pat
     job.kill()
     job.communicate()
     for each in family:  # what the driver's death leaves behind ends by itself, but not at once
-        if each.is_running():
+        with suppress(psutil.Error):
             each.kill()
     assert not (out / "manifest.json").exists()
 
@@ -66,20 +70,3 @@ def test_a_batch_survives_kills_and_two_submissions(trained: Path, tmp_path: Pat
     for pattern in ("*.png", "part-*.parquet"):
         assert digests(out, pattern) == digests(tmp_path / "calm", pattern)
     assert sum(part["slices"] for part in verify(str(out))["parts"]) == 160
-
-
-def test_a_batch_that_was_stopped_is_completed(batch: Path, trained: Path, tmp_path: Path) -> None:
-    """SIGTERM, as from `ray job stop`, while slices are made; the same command ends with the same bytes."""
-    config = GenerateConfig(str(trained), str(tmp_path / "b"), count=40, base_seed=5)
-    process = start_job("generate", "--model", str(trained), "--out", config.out, "--count", "40", "--base-seed", "5")
-    assert process.stdout
-    for line in process.stdout:
-        if "generate] 40 slices" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    _, stderr = process.communicate()
-    assert process.returncode == 130
-    assert "generate.py: interrupted; the same command continues where it was" in stderr
-    assert not (tmp_path / "b" / "manifest.json").exists()
-    generate(config)
-    assert digests(tmp_path / "b", "*.png") == digests(batch, "*.png")
