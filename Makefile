@@ -50,7 +50,7 @@ $(READY): requirements.lock pyproject.toml
 	  { echo "oasisgen needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock uv
-	$(BIN)/uv pip install --quiet --python .venv -r requirements.lock || \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv -r requirements.lock || \
 	  $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock  # a mirror that only pip knows
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
