@@ -394,7 +394,7 @@ def test_rights_on_storage_are_no_more_than_the_jobs_use() -> None:
     assert may["s3:ListBucket"] == {"arn:aws:s3:::bucket"}
     assert "arn:aws:s3:::bucket/datasets/*" in may["s3:GetObject"]
     for action in ("s3:PutObject", "s3:DeleteObject"):
-        assert may[action] == {"arn:aws:s3:::bucket/runs/*", "arn:aws:s3:::bucket/batches/*"}
+        assert may[action] == {f"arn:aws:s3:::bucket/{folder}/*" for folder in ("runs", "batches", "evaluations")}
 
 
 def test_a_wrong_manifest_is_caught_by_its_schema(overlay: list[Manifest]) -> None:
