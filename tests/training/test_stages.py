@@ -43,6 +43,7 @@ def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
     return complete("vqvae", in_float32, config, inputs, best="ssim")
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, tmp_path: Path) -> None:
     one, two = (stage_one(data, tmp_path / str(workers), workers) for workers in (1, 2))
     assert one["history"][-1]["step"] == two["history"][-1]["step"] == 12
