@@ -38,7 +38,7 @@ def curves(history: list[dict[str, Any]], panels: dict[str, list[str]], over: st
             for name in names:
                 axis.plot([line[over] for line in history], [line[name] for line in history], label=name, marker=".")
             axis.set(title=title, xlabel=over)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axis.legend(frameon=False)
         return _svg(figure)
 

@@ -9,8 +9,8 @@ from oasisgen.evaluation import figures, report
 
 FOLDER = "batches"  # <root>/batches/<name>: nothing is read or written beside a batch that lies elsewhere
 SAME = ("count", "levels", "ids", "reject", "data_fingerprint")  # of requests whose measures can be compared
-ABOUT = "batch", "verdict", "finished, UTC", "slices", "refused"
-WORK = "slices/s", "hours", "model", "base seed", "why quarantined"
+ABOUT = "batch", "verdict", "why quarantined", "finished, UTC", "slices", "refused"
+WORK = "slices/s", "hours", "model", "base seed"
 COLUMNS = {  # heading -> measure
     "FID": "fid",
     "MS-SSIM": "ms_ssim",
