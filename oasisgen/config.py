@@ -25,6 +25,12 @@ def check(name: str, value: Any, ok: bool, allowed: str) -> None:
         raise ValueError(f"{name} is {value}: must be {allowed}")
 
 
+def check_least(settings: Any, group: str, least: int, *names: str) -> None:
+    """Raise ValueError for the first of some fields of `settings` that is below `least`."""
+    for name in names:
+        check(f"{group}.{name}", getattr(settings, name), getattr(settings, name) >= least, f"at least {least}")
+
+
 @dataclass(frozen=True)
 class VQVAEConfig:
     """Stage 1: the VQ-VAE that turns a slice into a 64 x 64 map of codes and back."""
@@ -73,15 +79,13 @@ class VQVAEConfig:
     """Slices of the validate split, evenly spaced, that are scored after every epoch; 0 scores all of them."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "residual_channels", "code_dim", "epochs", "batch_size"):
-            check(f"vqvae.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check_least(self, "vqvae", 1, "channels", "residual_channels", "code_dim", "epochs", "batch_size")
         check("vqvae.residual_blocks", self.residual_blocks, self.residual_blocks >= 0, "at least 0")
         check("vqvae.channels", self.channels, self.channels % 2 == 0, "even")
         check("vqvae.codebook_size", self.codebook_size, 2 <= self.codebook_size <= 65536, "from 2 to 65536")
         check("vqvae.ema_decay", self.ema_decay, 0 < self.ema_decay < 1, "between 0 and 1")
         check("vqvae.dead_below", self.dead_below, 0 <= self.dead_below < 1, "from 0 to below 1")
-        for name in ("commitment", "ssim_weight", "gradient_norm"):
-            check(f"vqvae.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        check_least(self, "vqvae", 0, "commitment", "ssim_weight", "gradient_norm")
         check("vqvae.most_fall", self.most_fall, 0 < self.most_fall <= 1, "above 0, at most 1")
         check("vqvae.average_decay", self.average_decay, 0 <= self.average_decay < 1, "from 0 to below 1")
         averages = self.average_decay == 0 or self.norm == "none"  # BatchNorm's statistics are of the last weights
@@ -134,14 +138,12 @@ class DCGANConfig:
     """Share of the real maps' perplexity and variety below which the generator counts as collapsed; 0: never."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "channels", "epochs", "batch_size"):
-            check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check_least(self, "dcgan", 1, "latent_dim", "channels", "epochs", "batch_size")
         drawable = not self.template or (self.conditional and self.palette == "vector")
         check("dcgan.template", self.template, drawable, "off unless conditional is on and palette is vector")
         fits = 0 <= self.components <= self.latent_dim
         check("dcgan.components", self.components, fits, f"from 0 to latent_dim ({self.latent_dim})")
-        for name in ("commitment", "gradient_penalty"):
-            check(f"dcgan.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        check_least(self, "dcgan", 0, "commitment", "gradient_penalty")
         check("dcgan.noise", self.noise, self.noise >= 0, "at least 0")
         check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
@@ -176,8 +178,7 @@ class MaskedConfig:
     """Share of the real maps' perplexity and variety below which the prior counts as collapsed; 0: never."""
 
     def __post_init__(self) -> None:
-        for name in ("components", "channels", "rounds", "epochs", "batch_size"):
-            check(f"masked.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check_least(self, "masked", 1, "components", "channels", "rounds", "epochs", "batch_size")
         check("masked.places", self.places, 1 <= self.places <= CODE_SIZE**2, f"from 1 to {CODE_SIZE**2}")
         for name in ("learning_rate", "gradient_norm"):
             check(f"masked.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
@@ -197,8 +198,7 @@ class FeaturesConfig:
     """Learning rate of Adam at the start; it falls to zero along a line."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            check(f"features.{name}", getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check_least(self, "features", 1, "epochs", "batch_size")
         check("features.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
 
 
@@ -365,8 +365,7 @@ class GateConfig:
     """Most by which the share of suspected copies may be higher."""
 
     def __post_init__(self) -> None:
-        for name in ("ssim_real", "ms_ssim", "fid", "precision", "recall", "copies"):
-            check(f"gate.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        check_least(self, "gate", 0, "ssim_real", "ms_ssim", "fid", "precision", "recall", "copies")
 
 
 @dataclass(frozen=True)

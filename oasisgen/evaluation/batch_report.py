@@ -9,7 +9,7 @@ from oasisgen import storage
 from oasisgen.config import Format
 from oasisgen.data.feed import Feed
 from oasisgen.evaluation import figures, quality
-from oasisgen.evaluation.report import Picture, Section, render
+from oasisgen.evaluation.report import Picture, Section, render, speed
 from oasisgen.sampling import formats
 from oasisgen.sampling.png import decode
 
@@ -37,7 +37,6 @@ def write(out: str, summary: dict[str, Any], slices: pa.Table, floor: pa.Table |
     """`<out>/report/index.html`. `slices` are the batch's summary; without `floor` and `train` it was not measured."""
     pictures = Pictures(out, summary["format"], train)
     seconds = summary["seconds"]
-    speed = f"{summary['slices'] / max(1, seconds['slices']):.1f} slices/s"
     by_level = np.argsort(slices["level"].to_numpy(), kind="stable")
     levels = slices["level"].to_numpy()[by_level]
     some = [by_level[levels == level][:PER_LEVEL] for level in np.unique(levels)]
@@ -92,7 +91,11 @@ def write(out: str, summary: dict[str, Any], slices: pa.Table, floor: pa.Table |
                 ("devices", ", ".join(summary["devices"])),
                 ("oasisgen", summary["version"]),
                 ("finished", summary["finished"]),
-                ("seconds", ", ".join(f"{name} {value}" for name, value in seconds.items()) + f"; {speed}"),
+                (
+                    "seconds",
+                    ", ".join(f"{name} {value}" for name, value in seconds.items())
+                    + f"; {speed(summary):.1f} slices/s",
+                ),
             ),
         ),
     ]

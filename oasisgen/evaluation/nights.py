@@ -58,7 +58,7 @@ def write_index(root: str) -> None:
     for number, night in enumerate(nights, 1):
         values = {heading: night["measures"].get(name) for heading, name in COLUMNS.items()}
         seconds = night["seconds"]
-        speed = night["slices"] / max(1, seconds["slices"])
+        speed = report.speed(night)
         cells = [f"{each['value']:.3f} ({each['floor']:.3f})" if each else "" for each in values.values()]
         about = [night["finished"].replace("T", " ").partition("+")[0], night["slices"], night["rejected"]]
         work = [f"{speed:.1f}", f"{sum(seconds.values()) / 3600:.2f}", night["model"][:12], night["base_seed"]]

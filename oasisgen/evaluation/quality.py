@@ -13,6 +13,7 @@ import torch
 from oasisgen import cluster
 from oasisgen.data.feed import Feed, Stored, chunks
 from oasisgen.data.pixels import to_unit
+from oasisgen.evaluation import release
 from oasisgen.evaluation.comparison import Comparer, rows_of_levels
 from oasisgen.evaluation.fidelity import fidelity
 from oasisgen.evaluation.variety import variety
@@ -84,7 +85,7 @@ def mean_measures(slices: pa.Table, floor: pa.Table) -> dict[str, dict[str, floa
 
     A slice is suspected where it is nearer to a training slice, by its copy_ratio, than 99 % of held-out slices are.
     """
-    rare = np.percentile(floor["copy_ratio"].to_numpy(), 1)
+    rare = release.limits(floor, "copies")["copy_ratio"]
     measures = {}
     for name in (*PER_SLICE, "suspected_copies"):
         value, real = (

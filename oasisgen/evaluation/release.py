@@ -11,17 +11,18 @@ from oasisgen.config import GateConfig, Reject
 
 Measures = dict[str, dict[str, float]]  # name -> value, floor, distance
 PERCENTILE = 1  # of what held-out slices score: one of them in a hundred would be refused too
-REFUSALS: dict[Reject, dict[str, str]] = {  # measure of a slice -> what it is that has too low a one
-    "none": {},
-    "copies": {"copy_ratio": "suspected copy"},
-    "outliers": {"ssim_real": "unlike real slices"},
-    "both": {"copy_ratio": "suspected copy", "ssim_real": "unlike real slices"},
+SAYS = {"copy_ratio": "suspected copy", "ssim_real": "unlike real slices"}  # of a slice with too low a measure
+REFUSED_BY: dict[Reject, tuple[str, ...]] = {
+    "none": (),
+    "copies": ("copy_ratio",),
+    "outliers": ("ssim_real",),
+    "both": tuple(SAYS),
 }
 
 
 def limits(floor: pa.Table, reject: Reject) -> dict[str, float]:
     """The least that a slice must have of each measure, from those of held-out slices, not to be refused."""
-    return {name: float(np.percentile(floor[name].to_numpy(), PERCENTILE)) for name in REFUSALS[reject]}
+    return {name: float(np.percentile(floor[name].to_numpy(), PERCENTILE)) for name in REFUSED_BY[reject]}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Refuser:
         for name, least in self.least.items():
             for row in np.flatnonzero((batch[name] < least) & (reasons == "")):
                 value = batch[name][row]
-                reasons[row] = f"{REFUSALS['both'][name]}: {name} {value:.4f} is below {least:.4f}"
+                reasons[row] = f"{SAYS[name]}: {name} {value:.4f} is below {least:.4f}"
         return batch | {"refused": reasons.astype(str)}
 
 

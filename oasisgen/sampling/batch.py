@@ -55,7 +55,6 @@ SUMMARY = pa.schema(
 class References:
     """The real slices that a batch is measured against."""
 
-    data: DataSet
     train: Stored
     held_out: Stored
     floor: pa.Table  # held-out slices, as if they were synthetic: level and quality.PER_SLICE
@@ -99,12 +98,13 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     if levels != list(range(LEVELS)) and not bundle.prior.conditional:
         raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
     reference = open_reference_data(bundle, config.data) if config.measure else None
-    if config.ids:
-        levels = np.unique(level_of(np.array(number_ranges("ids", config.ids, MOST_IDS)))).tolist()
+    ids = number_ranges("ids", config.ids, MOST_IDS) if config.ids else []
+    if ids:
+        levels = np.unique(level_of(np.array(ids))).tolist()
     request = {
         "model": bundle.digest,
         "base_seed": seed_of(out.rpartition("/")[2]) if config.base_seed is None else config.base_seed,
-        "count": len(number_ranges("ids", config.ids, MOST_IDS)) if config.ids else config.count,
+        "count": len(ids) or config.count,
         "levels": levels,
         "ids": config.ids,
         "format": config.format,
@@ -196,7 +196,7 @@ def read_references(data: DataSet, request: dict[str, Any]) -> References:
     real = quality.chosen(held_out.load(), np.resize(request["levels"], count))
     with Progress("floor", len(real.levels), "held-out slices") as progress:
         floor = quality.compare(real, train, held_out, request["base_seed"], progress)
-    return References(data, train, held_out, floor)
+    return References(train, held_out, floor)
 
 
 def first_parts(request: dict[str, Any]) -> Iterator[np.ndarray]:

@@ -1,6 +1,5 @@
 """How the slices of a batch lie in storage: a PNG each, or the PNGs of a part in one Parquet file or tar archive."""
 
-import hashlib
 import io
 import json
 import tarfile
@@ -106,8 +105,3 @@ def _unpack(data: bytes, kind: Format) -> Iterator[tuple[int, bytes]]:
             name, _, ending = entry.name.partition(".")
             if ending == "png" and (stream := archive.extractfile(entry)):
                 yield int(name), stream.read()
-
-
-def digest(png: bytes) -> str:
-    """What a summary calls `sha256`."""
-    return hashlib.sha256(png).hexdigest()
