@@ -171,18 +171,21 @@ def require(workers: int, cpus_per_worker: float, gpus_per_worker: float) -> Non
 
 
 def require_store(count: int, cpus: float, gpus: float = 0) -> None:
-    """Raise UserError where a node that may hold a worker of `cpus` and `gpus` cannot keep `count` bytes in memory.
+    """Raise UserError where the driver's node, or one that may hold a worker of `cpus` and `gpus`, cannot keep `count`
+    bytes in memory.
 
     Ray would push them out to disk and read them back, over and over, without an end.
     """
-    for node in ray.nodes():
+    here = ray.get_runtime_context().get_node_id()
+    for node in filter(lambda node: node["Alive"], ray.nodes()):
         has = node["Resources"]
         store = has.get("object_store_memory", 0)
-        may_work = node["Alive"] and has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
-        if may_work and store < count:
+        may_work = has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
+        if (may_work or node["NodeID"] == here) and store < count:
             raise UserError(
-                f"the data set takes {size(count)} of the object store of each node that works on it, node "
-                f"{node['NodeManagerAddress']} has {size(store)}: start its Ray with a larger --object-store-memory"
+                f"the data set takes {size(count)} of the object store of the driver's node and of each that works on "
+                f"it, node {node['NodeManagerAddress']} has {size(store)}: start its Ray with a larger "
+                "--object-store-memory"
             )
 
 

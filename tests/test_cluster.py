@@ -28,6 +28,28 @@ BIN = Path(sys.executable).parent
 ONE_PER_NODE = ["--workers", "2", "--cpus-per-worker", "1.25"]  # two of these do not fit on a node of 2 CPUs
 LONG_EPOCHS = ["--vqvae.channels", "64", "--vqvae.batch-size", "2", "--vqvae.epochs", "6"]  # 48 steps, some seconds
 
+READ_AND_LOAD = """
+import sys, ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from oasisgen import cluster
+from oasisgen.data.feed import store
+from oasisgen.data.slices import open_data_set, read_slices
+
+@ray.remote(num_cpus=1.25)
+class Trainer:
+    def load(self, stored):
+        return len(stored.load())
+
+with cluster.connection():
+    stored = store(read_slices(open_data_set(sys.argv[1]), "train"))
+    print("read", flush=True)
+    input()
+    group = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 1.25}] * 2))
+    trainers = [Trainer.options(scheduling_strategy=group).remote() for _ in range(2)]
+    print(ray.get([trainer.load.remote(stored) for trainer in trainers], timeout=90))
+"""
+
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on."""
@@ -151,13 +173,13 @@ def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str)
     process.communicate()
 
     process = nodes.submit("train", *flags, "1000")
-    wait_for_epoch(run, 2)
+    wait_for_epoch(process, run, 2)
     time.sleep(1)
     nodes.cluster.remove_node(nodes.workers.pop(), allow_graceful=False)  # SIGKILL
     successor = nodes.join()
-    wait_for_epoch(run, 4)
+    wait_for_epoch(process, run, 4)
     successor.terminate()
-    wait_for_checkpoint_inside_an_epoch(run)  # by the clock, none is due
+    wait_for_checkpoint_inside_an_epoch(process, run)  # by the clock, none is due
     successor.wait()
     nodes.workers.append(nodes.add())
     finish(process)
@@ -171,6 +193,20 @@ def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str)
         files = [file for file in Path(folder).rglob("logs/**/*") if file.is_file()]
         assert files
         assert not [file for file in files if secret in file.read_bytes()]
+
+
+def test_what_a_job_has_read_outlives_the_node_that_read_it(nodes: Nodes, data_on_s3: str) -> None:
+    """Trainers hold most of all CPUs, so that nothing could be read again; Ray would wait for a whole one."""
+    program = [sys.executable, "-c", READ_AND_LOAD, data_on_s3]
+    variables = os.environ | {"RAY_ADDRESS": nodes.cluster.address}
+    driver = subprocess.Popen(program, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout
+    assert driver.stdout.readline() == "read\n"
+    for node in nodes.workers:  # whichever read it
+        nodes.cluster.remove_node(node, allow_graceful=False)
+    nodes.workers = [nodes.add(), nodes.add()]
+    said, _ = driver.communicate("go on\n", timeout=120)
+    assert "[96, 96]\n" in said, said  # Ray puts in a word about the nodes
 
 
 def test_slices_from_the_same_bundle_are_the_same_bytes(
@@ -189,27 +225,28 @@ def test_slices_from_the_same_bundle_are_the_same_bytes(
     assert len(digests(tmp_path / "copy", "*.png")) == 40
 
 
-def wait_for_epoch(run: str, epoch: int) -> None:
+def wait_for_epoch(job: subprocess.Popen[str], run: str, epoch: int) -> None:
     """Wait until an epoch of stage 1 is over."""
-    wait_until(lambda: len(history.read(f"{run}/metrics", "vqvae")) >= epoch, f"epoch {epoch} did not end")
+    wait_until(lambda: len(history.read(f"{run}/metrics", "vqvae")) >= epoch, job, f"epoch {epoch} did not end")
 
 
-def wait_for_checkpoint_inside_an_epoch(run: str) -> None:
+def wait_for_checkpoint_inside_an_epoch(job: subprocess.Popen[str], run: str) -> None:
     """Wait until Ray Train's newest checkpoint of stage 1 is not of an epoch's end."""
 
     def inside() -> bool:
         snapshot = storage.read_json(f"{run}/vqvae/checkpoint_manager_snapshot.json")
         return snapshot["latest_checkpoint_result"]["metrics"]["step"] % 48 != 0
 
-    wait_until(inside, "nothing was saved inside an epoch")
+    wait_until(inside, job, "nothing was saved inside an epoch")
 
 
-def wait_until(happened: Callable[[], bool], otherwise: str) -> None:
-    """Look until it has happened; files that are not there yet count as not."""
-    deadline = time.monotonic() + 900
-    while time.monotonic() < deadline:
+def wait_until(happened: Callable[[], bool], job: subprocess.Popen[str], otherwise: str) -> None:
+    """Look until it has happened while the job runs; files that are not there yet count as not."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and job.poll() is None:
         with suppress(FileNotFoundError):
             if happened():
                 return
         time.sleep(0.2)
-    raise AssertionError(otherwise)
+    job.terminate()
+    raise AssertionError(f"{otherwise}; the job said:\n{job.communicate()[0]}")
