@@ -398,6 +398,8 @@ class GenerateConfig:
     """Sample ids in a part, which is made, or made again, as a whole."""
     data: str | None = None
     """URI of the data set to measure against; by default the one the model was trained on."""
+    inception: str | None = None
+    """URI of torchvision's weights of Inception v3, whose features then tell fidelity instead of the run's own."""
     dry_run: bool = False
     """Check storage, model, data set, room on the cluster and the batch's name, print the plan, and stop."""
     link_hours: float = 0.0
@@ -413,6 +415,7 @@ class GenerateConfig:
             check("ids", self.ids, asked == (1000, f"0-{LEVELS - 1}", "none"), "without count, levels and reject")
         if self.base_seed is not None:
             check("base_seed", self.base_seed, self.base_seed >= 0, "at least 0")
+        check("inception", self.inception, self.measure or not self.inception, "left out where nothing is measured")
         check("reject", self.reject, self.measure or self.reject == "none", "none where nothing is measured")
         check("part_size", self.part_size, 1 <= self.part_size <= 100_000, "from 1 to 100000")
         check("link_hours", self.link_hours, 0 <= self.link_hours <= 168, "from 0 to 168, a week")

@@ -61,9 +61,11 @@ class OneHotQuantizer(EMAQuantizer):
         return Quantized(straight_through(z, vectors), codes.view(B, H, W), loss)
 
 
-def losses(model: VQVAE, x: torch.Tensor, c: VQVAEConfig, scale: float, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a step and what it is without the quantizer's part."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(x.device)):
+def losses(
+    model: VQVAE, x: torch.Tensor, c: VQVAEConfig, scale: float, step: int, mixed: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a step and what it is without the quantizer's part; in bfloat16 where `mixed` and the CPU has it."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed and has_bfloat16(x.device)):
         y = model(x, torch.Generator().manual_seed(step))
     error = F.mse_loss(y.image.float(), x) / scale
     if c.ssim_weight:
@@ -99,7 +101,7 @@ def loop(kind: str, folder: str) -> float:
             x = to_unit(torch.from_numpy(next(batches)).unsqueeze(1))
         else:
             x = torch.from_numpy(next(batches).astype("float64") / 127.5 - 1).float().unsqueeze(1)
-        loss, error = losses(model, x, c, 0.1, step)
+        loss, error = losses(model, x, c, 0.1, step, mixed=kind == "ours")
         optimizer.zero_grad(set_to_none=kind == "ours")
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)

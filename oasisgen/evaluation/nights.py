@@ -8,7 +8,14 @@ from oasisgen import storage
 from oasisgen.evaluation import figures, report
 
 FOLDER = "batches"  # <root>/batches/<name>: nothing is read or written beside a batch that lies elsewhere
-SAME = ("count", "levels", "ids", "reject", "data_fingerprint")  # of requests whose measures can be compared
+SAME = (
+    "count",
+    "levels",
+    "ids",
+    "reject",
+    "data_fingerprint",
+    "inception",
+)  # of requests whose measures can be compared
 ABOUT = "batch", "verdict", "why quarantined", "finished, UTC", "slices", "refused"
 WORK = "slices/s", "hours", "model", "base seed"
 COLUMNS = {  # heading -> measure
@@ -42,11 +49,11 @@ def read_nights(root: str) -> list[dict[str, Any]]:
 
 
 def last_released(root: str, request: dict[str, Any]) -> dict[str, Any] | None:
-    """What the last released batch of the same size, levels and real slices says; None where there is none."""
+    """What the last released batch that was asked for and measured alike says; None where there is none."""
     alike = [
         night
         for night in read_nights(root)
-        if night["verdict"] == "released" and all(night[name] == request[name] for name in SAME)
+        if night["verdict"] == "released" and all(night.get(name) == request[name] for name in SAME)
     ]
     return alike[-1] if alike else None
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 import torch
+from torch import nn
 
 from oasisgen import cluster
 from oasisgen.data.feed import Feed, Stored, chunks
@@ -17,7 +18,6 @@ from oasisgen.evaluation import release
 from oasisgen.evaluation.comparison import Comparer, rows_of_levels
 from oasisgen.evaluation.fidelity import fidelity
 from oasisgen.evaluation.variety import variety
-from oasisgen.models.features import FeatureNetwork
 from oasisgen.progress import Progress
 
 BATCH = 32
@@ -37,9 +37,9 @@ class Slices(NamedTuple):
 
 
 class Describer:
-    """A Ray actor that turns batches of `data` (B, 256, 256) uint8 into `features` (B, 192)."""
+    """A Ray actor that turns batches of `data` (B, 256, 256) uint8 into `features` (B, F)."""
 
-    def __init__(self, load: Callable[[], FeatureNetwork]) -> None:
+    def __init__(self, load: Callable[[], nn.Module]) -> None:
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = load().to(self.device)
@@ -47,11 +47,11 @@ class Describer:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = torch.from_numpy(np.array(batch["data"])).to(self.device)  # (B, 256, 256)
-        return {"features": self.network(to_unit(images.unsqueeze(1))).float().cpu().numpy()}  # (B, 192)
+        return {"features": self.network(to_unit(images.unsqueeze(1))).float().cpu().numpy()}  # (B, F)
 
 
-def describe(load: Callable[[], FeatureNetwork], images: np.ndarray) -> torch.Tensor:
-    """(N, 256, 256) uint8 -> features (N, 192), with the network that `load` reads. Needs a connected Ray."""
+def describe(load: Callable[[], nn.Module], images: np.ndarray) -> torch.Tensor:
+    """(N, 256, 256) uint8 -> features (N, F), with the network that `load` reads. Needs a connected Ray."""
     described = ray.data.from_numpy(list(chunks(images, BATCH))).map_batches(
         Describer, fn_constructor_args=(load,), batch_size=BATCH, **cluster.pool(use_gpu=cluster.gpus() > 0)
     )
@@ -106,7 +106,7 @@ def chosen(feed: Feed, wanted: np.ndarray) -> Slices:
 
 
 def measure(
-    load: Callable[[], FeatureNetwork], synthetic: Slices, levels: list[int], train: Feed, held_out: Feed
+    load: Callable[[], nn.Module], synthetic: Slices, levels: list[int], train: Feed, held_out: Feed
 ) -> dict[str, dict[str, float]]:
     """Each measure of `synthetic` against all held-out slices of the `levels` asked for: `value`, `floor`, `distance`.
 

@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -34,9 +35,25 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def ssim_to(a: torch.Tensor, many: torch.Tensor) -> torch.Tensor:
-    """SSIM of one image, (H, W) uint8, to each of (N, H, W) uint8: (N,) float32. What `ssim` says of each, sooner."""
-    x = _moments(a.float())
-    return torch.stack([_similarity(x, _moments(y))[0] for y in many.float()])
+    """SSIM of one image, (H, W) uint8, to each of (N, H, W) uint8: (N,) float32. What `ssim` says of each, sooner.
+
+    Where both are black they are alike: only the rest is looked at, and as far around as a window reaches.
+    """
+    x, scores = _moments(a.float()), torch.ones(len(many))
+    for number, image in enumerate(many):
+        seen = (a | image).numpy()
+        if seen.any():
+            box = _reach(seen.max(1)), _reach(seen.max(0))
+            y = _moments(image[box].float())
+            unlike = 1 - _similarity(Moments(*(each[box] for each in x)), y)[0]
+            scores[number] -= unlike * (y.pixels.numel() / image.numel())
+    return scores
+
+
+def _reach(seen: np.ndarray) -> slice:
+    """From the first to the last of (H,) that is not 0, and what windows around them see, its reflection too."""
+    numbers = np.flatnonzero(seen)
+    return slice(max(0, int(numbers[0]) - 6), int(numbers[-1]) + 7)
 
 
 def ssim_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import datetime
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
+from torch import nn
 
 from oasisgen import __version__, cluster, meters, storage
 from oasisgen.claim import claim, held_first, hold, require_free, require_same
@@ -21,7 +22,7 @@ from oasisgen.config import LEVELS, MOST_IDS, Format, GateConfig, GenerateConfig
 from oasisgen.data.feed import Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
-from oasisgen.evaluation import batch_report, nights, quality, release
+from oasisgen.evaluation import batch_report, inception, nights, quality, release
 from oasisgen.evaluation.comparison import Comparer
 from oasisgen.models.bundle import Bundle, read_bundle, read_features
 from oasisgen.progress import Progress, say, size
@@ -98,6 +99,8 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     if levels != list(range(LEVELS)) and not bundle.prior.conditional:
         raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
     reference = open_reference_data(bundle, config.data) if config.measure else None
+    weights = storage.absolute(config.inception) if config.inception else None
+    load = partial(inception.read_inception, weights) if weights else partial(read_features, bundle.uri)
     ids = number_ranges("ids", config.ids, MOST_IDS) if config.ids else []
     if ids:
         levels = np.unique(level_of(np.array(ids))).tolist()
@@ -111,6 +114,7 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
         "reject": config.reject,
         "part_size": config.part_size,
         "data_fingerprint": reference.fingerprint if reference else None,
+        "inception": inception.digest(weights) if weights else None,
         "gate": asdict(config.gate),
     }
     require_same(out, request)
@@ -136,11 +140,16 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     if finished:
         return storage.read_json(storage.join(out, "summary.json"))
     with hold(out):
-        return make_batch(bundle, reference, request, out)
+        return make_batch(bundle, reference, load, request, out)
 
 
-def make_batch(bundle: Bundle, data: DataSet | None, request: dict[str, Any], out: str) -> dict[str, Any]:
-    """Make the parts that are missing; then summary, report, the page of all nights and, last, the manifest."""
+def make_batch(
+    bundle: Bundle, data: DataSet | None, load: Callable[[], nn.Module], request: dict[str, Any], out: str
+) -> dict[str, Any]:
+    """Make the parts that are missing; then summary, report, the page of all nights and, last, the manifest.
+
+    `load` reads the network whose features fidelity is measured by.
+    """
     started = time.monotonic()
     references = read_references(data, request) if data else None
     least = release.limits(references.floor, request["reject"]) if references else {}
@@ -149,7 +158,7 @@ def make_batch(bundle: Bundle, data: DataSet | None, request: dict[str, Any], ou
     made = time.monotonic()
 
     slices = storage.read_table(storage.join(out, "summary"), [name for name in SUMMARY.names if name != "sha256"])
-    measures = measure(bundle, request, references, slices, out) if references else {}
+    measures = measure(load, request, references, slices, out) if references else {}
     root = nights.root_of(out)
     last = nights.last_released(root, request) if root else None
     reasons = release.judge(measures, GateConfig(**request["gate"]), last and last["measures"])
@@ -167,7 +176,7 @@ def make_batch(bundle: Bundle, data: DataSet | None, request: dict[str, Any], ou
         **counts(slices),
         **request,
         "data": data and data.uri,
-        "features": bundle.config["files"]["features.safetensors"],
+        "features": request["inception"] or bundle.config["files"]["features.safetensors"],
         "devices": sorted(pc.unique(slices["device"]).to_pylist()),
         "version": __version__,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -302,7 +311,7 @@ def entry_of(out: str, number: int, tried: int) -> dict[str, Any]:
 
 
 def measure(
-    bundle: Bundle, request: dict[str, Any], references: References, slices: pa.Table, out: str
+    load: Callable[[], nn.Module], request: dict[str, Any], references: References, slices: pa.Table, out: str
 ) -> release.Measures:
     """The batch in numbers, each beside its floor."""
     if not len(slices):
@@ -312,7 +321,6 @@ def measure(
     images = np.stack([decode(png) for _, png in pngs if png])
     train, held_out = (split.load() for split in (references.train, references.held_out))
     written = quality.Slices(images, chosen["level"].to_numpy())
-    load = partial(read_features, bundle.uri)
     return quality.mean_measures(slices, references.floor) | quality.measure(
         load, written, request["levels"], train, held_out
     )

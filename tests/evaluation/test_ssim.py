@@ -8,7 +8,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from oasisgen.data.phantom import subject
 from oasisgen.data.pixels import to_unit
-from oasisgen.evaluation.ssim import psnr, ssim, ssim_loss
+from oasisgen.evaluation.ssim import psnr, ssim, ssim_loss, ssim_to
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,15 @@ def test_ssim_agrees_with_scikit_image(pairs: tuple[torch.Tensor, torch.Tensor])
             x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
         )
         assert float(mine) == pytest.approx(theirs.mean(), abs=1e-3)
+
+
+def test_what_both_have_black_changes_nothing(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    black = torch.zeros(256, 256, dtype=torch.uint8)
+    corner, middle = black.clone(), black.clone()
+    corner[0, :3], middle[100:120, 90:150] = 200, 50
+    many = torch.stack([*pairs[0], *pairs[1], black, corner, middle])
+    for image in (pairs[0][0], black, corner, middle):
+        assert torch.allclose(ssim_to(image, many), ssim(image.expand_as(many), many), atol=1e-6)
 
 
 def test_the_loss_is_one_minus_ssim_and_following_its_gradient_raises_it(

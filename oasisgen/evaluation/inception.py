@@ -1,0 +1,51 @@
+"""Inception's features, for who has its weights: FID and KID as others report them, from a network of photographs."""
+
+import hashlib
+import io
+import pickle
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from oasisgen import storage
+from oasisgen.errors import UserError
+
+SIDE = 299  # pixels that it was trained on
+
+
+class Inception(nn.Module):
+    """A slice -> what Inception v3 (Szegedy et al. 2015, arXiv:1512.00567) knows of it before it names a thing."""
+
+    num_features = 2048
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import inception_v3  # here: it takes seconds to import
+
+        self.network = inception_v3(weights=None, init_weights=False, transform_input=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 1, 256, 256) in [-1, 1] -> (B, 2048)."""
+        x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)  # (B, 1, 299, 299)
+        return self.network(x.expand(-1, 3, -1, -1))  # (B, 2048)
+
+
+def digest(uri: str) -> str:
+    """Of the weights at `uri`. Raises UserError where nothing is there, or not torchvision's `inception_v3`."""
+    read_inception(uri)
+    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+
+
+def read_inception(uri: str) -> Inception:
+    """The network with the weights at `uri`, a file of torchvision's for `inception_v3`, in evaluation mode."""
+    try:
+        weights = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
+        inception = Inception()
+        inception.network.load_state_dict(weights)
+    except FileNotFoundError:
+        raise UserError(f"no weights at {uri}: name a file with --inception, or leave it out") from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError, ValueError, KeyError, AttributeError):
+        raise UserError(f"{uri} does not hold the weights of torchvision's inception_v3: name another file") from None
+    inception.network.fc = nn.Identity()
+    return inception.eval().requires_grad_(False)
