@@ -15,10 +15,11 @@ from typing import Any
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from oasisgen import storage
 from oasisgen.errors import UserError
-from oasisgen.progress import size
+from oasisgen.progress import duration, say, size
 
 # glibc gives large blocks back to the kernel at every step, which costs a CPU trainer 30-40 %; keep them.
 MALLOC = {
@@ -44,6 +45,7 @@ ALONE = {
     "LOG_NAME_UPDATE_INTERVAL_S": "10",  # of 0.5
 }
 PATIENCE_SECONDS = 10  # for resources that a job that has just ended still holds
+LOOK_SECONDS = 30  # between two words about waiting
 
 
 @contextmanager
@@ -159,15 +161,43 @@ def pool(use_gpu: bool = False) -> dict[str, Any]:
     }
 
 
-def require(workers: int, cpus_per_worker: float, gpus_per_worker: float) -> None:
-    """Raise UserError unless the trainers, and one CPU for data tasks beside them, are free on the cluster."""
-    needs = {"CPU": workers * cpus_per_worker + 1, "GPU": workers * gpus_per_worker}
-    because = {
-        "CPU": f"{workers} workers x {cpus_per_worker:g} CPUs and 1 CPU for data tasks",
-        "GPU": f"{workers} workers x {gpus_per_worker:g} GPUs",
-    }
+def require_workers(workers: int, cpus_per_worker: float, gpus_per_worker: float, wait_minutes: float = 0.0) -> None:
+    """As `require`, for the trainers and one CPU for data tasks beside them."""
+    each = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+    shape = " + ".join(f"{count:g} {kind}s" for kind, count in each.items())
+    require(
+        [each] * workers + [{"CPU": TASK_CPUS}] * round(1 / TASK_CPUS),
+        f"{workers} workers x {shape} and 1 CPU for data tasks",
+        "lower --workers or " + " or ".join(f"--{kind.lower()}s-per-worker" for kind in each),
+        wait_minutes,
+    )
+
+
+def require(bundles: list[dict[str, float]], what: str, fix: str, wait_minutes: float = 0.0) -> None:
+    """Raise UserError unless the cluster has room for all `bundles` of CPUs and GPUs at once, or will in time.
+
+    A placement group asks for it: an autoscaler sees that it waits, and starts nodes. One that is full for the moment
+    has some seconds anyway.
+    """
+    needs = {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
+    has = ray.cluster_resources()
     for kind, need in needs.items():
-        require_free(kind, need, because[kind], f"lower --workers or --{kind.lower()}s-per-worker")
+        if need > has.get(kind, 0) and not wait_minutes:
+            more = f"{fix}, or let an autoscaler add nodes (--wait-minutes)"
+            raise UserError(f"{what} need {need:g} {kind}s, the cluster has {has.get(kind, 0):g}: {more}")
+    left = max(PATIENCE_SECONDS, 60 * wait_minutes)
+    deadline = time.monotonic() + left
+    group = placement_group(bundles)
+    try:
+        while not group.wait(min(LOOK_SECONDS, left)):
+            left, has, are_free = deadline - time.monotonic(), ray.cluster_resources(), ray.available_resources()
+            kinds = [kind for kind, need in needs.items() if need]
+            room = ", ".join(f"{are_free.get(kind, 0):g} of {has.get(kind, 0):g} {kind}s" for kind in kinds)
+            if left < 1:
+                raise UserError(f"{what} do not fit, {room} are free: wait for other jobs (--wait-minutes), or {fix}")
+            say("wait", f"for {what}, {room} are free, {duration(left)} left")
+    finally:
+        remove_placement_group(group)
 
 
 def require_store(count: int, cpus: float, gpus: float = 0) -> None:
@@ -187,21 +217,6 @@ def require_store(count: int, cpus: float, gpus: float = 0) -> None:
                 f"it, node {node['NodeManagerAddress']} has {size(store)}: start its Ray with a larger "
                 "--object-store-memory"
             )
-
-
-def require_free(kind: str, need: float, because: str, fix: str) -> None:
-    """Raise UserError unless `need` CPUs or GPUs (`kind`) of the cluster are free, or will be at once."""
-    has = ray.cluster_resources().get(kind, 0)
-    if need > has:
-        raise UserError(f"{because} need {need:g} {kind}s, the cluster has {has:g}: {fix}")
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while need > (free := ray.available_resources().get(kind, 0)):
-        if time.monotonic() > deadline:
-            raise UserError(
-                f"{because} need {need:g} {kind}s, {free:g} of the cluster's {has:g} are free: "
-                f"wait for its other jobs, or {fix}"
-            )
-        time.sleep(0.5)
 
 
 def gpus() -> float:

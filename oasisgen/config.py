@@ -222,6 +222,8 @@ class TrainConfig:
     """Go on with as few as these when nodes are lost, and with more as they come back; 0 waits for all workers."""
     checkpoint_seconds: float = 30.0
     """Save at least this often, in seconds: the most work that a lost node costs. An epoch's end always saves."""
+    wait_minutes: float = 0.0
+    """Minutes to wait for room on the cluster, which an autoscaler sees and starts nodes for; 0: some seconds."""
     dry_run: bool = False
     """Check storage, data set, room on the cluster and the run's name, print the plan, and stop."""
     prior: PriorName = "dcgan"
@@ -238,6 +240,7 @@ class TrainConfig:
         fits = 0 <= self.min_workers <= self.workers
         check("min_workers", self.min_workers, fits, f"from 0 to workers ({self.workers})")
         check("checkpoint_seconds", self.checkpoint_seconds, self.checkpoint_seconds > 0, "above 0")
+        check("wait_minutes", self.wait_minutes, self.wait_minutes >= 0, "at least 0")
         check("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
         for stage in self.stages:
             batch = getattr(self, stage).batch_size
@@ -309,6 +312,7 @@ _PLACEMENT = (
     "gpus_per_worker",
     "min_workers",
     "checkpoint_seconds",
+    "wait_minutes",
     "dry_run",
 )
 
@@ -400,6 +404,8 @@ class GenerateConfig:
     """URI of the data set to measure against; by default the one the model was trained on."""
     inception: str | None = None
     """URI of torchvision's weights of Inception v3, whose features then tell fidelity instead of the run's own."""
+    wait_minutes: float = 0.0
+    """Minutes to wait for room on the cluster, which an autoscaler sees and starts nodes for; 0: some seconds."""
     dry_run: bool = False
     """Check storage, model, data set, room on the cluster and the batch's name, print the plan, and stop."""
     link_hours: float = 0.0
@@ -418,4 +424,5 @@ class GenerateConfig:
         check("inception", self.inception, self.measure or not self.inception, "left out where nothing is measured")
         check("reject", self.reject, self.measure or self.reject == "none", "none where nothing is measured")
         check("part_size", self.part_size, 1 <= self.part_size <= 100_000, "from 1 to 100000")
+        check("wait_minutes", self.wait_minutes, self.wait_minutes >= 0, "at least 0")
         check("link_hours", self.link_hours, 0 <= self.link_hours <= 168, "from 0 to 168, a week")

@@ -120,9 +120,10 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     require_same(out, request)
     finished = storage.exists(storage.join(out, "manifest.json"))
     if not finished:
-        need = 2 * cluster.TASK_CPUS + cluster.ACTOR_CPUS
+        bundles = [{"CPU": cluster.ACTOR_CPUS}, {"CPU": cluster.TASK_CPUS}, {"CPU": cluster.TASK_CPUS}]
         with held_first(out):
-            cluster.require_free("CPU", need, "sampler, comparer and writer", "add a node")
+            minutes = 0 if config.dry_run else config.wait_minutes
+            cluster.require(bundles, "sampler, comparer and writer", "add a node", minutes)
         if reference:
             cluster.require_store(reference.pixels("train", "validate"), cluster.ACTOR_CPUS)
     if config.dry_run:

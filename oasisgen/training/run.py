@@ -48,7 +48,8 @@ def train(config: TrainConfig) -> str | None:
     finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
     if not finished:
         with held_first(config.out):
-            cluster.require(config.workers, config.cpus_per_worker, config.gpus_per_worker)
+            minutes = 0 if config.dry_run else config.wait_minutes
+            cluster.require_workers(config.workers, config.cpus_per_worker, config.gpus_per_worker, minutes)
         cluster.require_store(data.pixels("train", "validate"), config.cpus_per_worker, config.gpus_per_worker)
     if config.dry_run:
         require_free(config.out)

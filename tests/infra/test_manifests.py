@@ -248,7 +248,7 @@ def derived(spec: Manifest) -> dict[str, Any]:
 
 
 def has_room(spec: Manifest, config: TrainConfig | GenerateConfig) -> bool:
-    """Do the workers that a job starts with have what it asks for before it begins (oasisgen.cluster.require)?"""
+    """Do the workers that a job starts with have what it asks for (oasisgen.cluster.require_workers)?"""
     nodes = derived(spec)
     [group] = spec["rayClusterSpec"]["workerGroupSpecs"]
     node = nodes[group["groupName"]]["resources"]
