@@ -8,14 +8,8 @@ from oasisgen import storage
 from oasisgen.evaluation import figures, report
 
 FOLDER = "batches"  # <root>/batches/<name>: nothing is read or written beside a batch that lies elsewhere
-SAME = (
-    "count",
-    "levels",
-    "ids",
-    "reject",
-    "data_fingerprint",
-    "inception",
-)  # of requests whose measures can be compared
+# What requests have in common whose measures can be compared.
+SAME = ("count", "levels", "ids", "reject", "data_fingerprint", "inception")
 ABOUT = "batch", "verdict", "why quarantined", "finished, UTC", "slices", "refused"
 WORK = "slices/s", "hours", "model", "base seed"
 COLUMNS = {  # heading -> measure
