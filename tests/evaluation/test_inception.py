@@ -44,6 +44,7 @@ def test_what_is_no_such_file_is_named(tmp_path: Path) -> None:
             digest(str(tmp_path / name))
 
 
+@pytest.mark.slow
 def test_a_batch_is_measured_by_them(trained: Path, batch: Path, weights: Path, tmp_path: Path) -> None:
     flags = ["--model", str(trained), "--out", str(tmp_path / "b"), "--count", "40", "--base-seed", "5"]
     done = run_job("generate", *flags, "--inception", str(weights))

@@ -4,7 +4,7 @@ from typing import Any
 from oasisgen import storage
 from oasisgen.evaluation.nights import last_released, read_nights, root_of, write_index
 
-REQUEST = {"count": 10, "levels": [1, 2], "ids": None, "reject": "none", "data_fingerprint": "f"}
+REQUEST = {"count": 10, "levels": [1, 2], "ids": None, "reject": "none", "data_fingerprint": "f", "inception": None}
 
 
 def night(root: str, name: str, hour: int, **changed: Any) -> None:
@@ -34,9 +34,10 @@ def test_the_nights_of_a_root_are_found_and_shown(place: str) -> None:
     night(root, "a-second", 2)
     night(root, "third", 3, verdict="quarantined", reasons=["too <little> variety"], measures={})
     night(root, "other", 4, count=11)
+    night(root, "by-inception", 5, inception="weights")
     storage.write_text(f"{root}/unfinished/config.json", "{}")
     storage.write_text(f"{root}/older/summary.json", "{}")
-    assert [each["name"] for each in read_nights(root)] == ["b-first", "a-second", "third", "other"]
+    assert [each["name"] for each in read_nights(root)] == ["b-first", "a-second", "third", "other", "by-inception"]
     last = last_released(root, REQUEST)
     assert last
     assert last["name"] == "a-second"
@@ -44,6 +45,7 @@ def test_the_nights_of_a_root_are_found_and_shown(place: str) -> None:
     write_index(root)
     page = storage.read_bytes(f"{root}/index.html").decode()
     rows = page.split("<tbody")[1].split("<tr")[1:]
-    assert [row.split("/report/")[0].rpartition('"')[2] for row in rows] == ["other", "third", "a-second", "b-first"]
-    assert "too &lt;little&gt; variety" in rows[1]
-    assert "3.000 (1.000)" in rows[2]
+    names = [row.split("/report/")[0].rpartition('"')[2] for row in rows]
+    assert names == ["by-inception", "other", "third", "a-second", "b-first"]
+    assert "too &lt;little&gt; variety" in rows[2]
+    assert "3.000 (1.000)" in rows[3]
