@@ -129,8 +129,10 @@ def read_bytes(uri: str) -> bytes:
 
 def read_json(uri: str) -> Any:
     """The JSON file at `uri`. Raises FileNotFoundError, and UserError where it is not JSON."""
-    try:
+    with suppress(ValueError):
         return json.loads(read_bytes(uri))
+    try:
+        return json.loads(read_bytes(uri))  # one that was replaced while it was read is whole now
     except ValueError:
         raise UserError(f"{uri} is not valid JSON: it is damaged; remove it and run the command again") from None
 

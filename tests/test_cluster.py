@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 
 from oasisgen import cluster, storage
 from oasisgen.data.slices import DataSet
+from oasisgen.errors import UserError
 from oasisgen.training import history
 from tests.conftest import ROOT, digests, tiny_flags
 
@@ -241,10 +242,10 @@ def wait_for_checkpoint_inside_an_epoch(job: subprocess.Popen[str], run: str) ->
 
 
 def wait_until(happened: Callable[[], bool], job: subprocess.Popen[str], otherwise: str) -> None:
-    """Look until it has happened while the job runs; files that are not there yet count as not."""
+    """Look until it has happened while the job runs; files that are not there yet, or being replaced, count as not."""
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and job.poll() is None:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError, UserError):
             if happened():
                 return
         time.sleep(0.2)
