@@ -190,9 +190,9 @@ def require(bundles: list[dict[str, float]], what: str, fix: str, wait_minutes: 
     group = placement_group(bundles)
     try:
         while not group.wait(min(LOOK_SECONDS, left)):
-            left, has, are_free = deadline - time.monotonic(), ray.cluster_resources(), ray.available_resources()
+            left, has, are_free = deadline - time.monotonic(), ray.cluster_resources(), free()
             kinds = [kind for kind, need in needs.items() if need]
-            room = ", ".join(f"{are_free.get(kind, 0):g} of {has.get(kind, 0):g} {kind}s" for kind in kinds)
+            room = ", ".join(f"{are_free[kind]:g} of {has.get(kind, 0):g} {kind}s" for kind in kinds)
             if left < 1:
                 raise UserError(f"{what} do not fit, {room} are free: wait for other jobs (--wait-minutes), or {fix}")
             say("wait", f"for {what}, {room} are free, {duration(left)} left")

@@ -33,18 +33,27 @@ class Inception(nn.Module):
 
 def digest(uri: str) -> str:
     """Of the weights at `uri`. Raises UserError where nothing is there, or not torchvision's `inception_v3`."""
-    read_inception(uri)
-    return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    data = _read(uri)
+    _build(data, uri)
+    return hashlib.sha256(data).hexdigest()
 
 
 def read_inception(uri: str) -> Inception:
     """The network with the weights at `uri`, a file of torchvision's for `inception_v3`, in evaluation mode."""
+    return _build(_read(uri), uri)
+
+
+def _read(uri: str) -> bytes:
     try:
-        weights = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
-        inception = Inception()
-        inception.network.load_state_dict(weights)
+        return storage.read_bytes(uri)
     except FileNotFoundError:
         raise UserError(f"no weights at {uri}: name a file with --inception, or leave it out") from None
+
+
+def _build(data: bytes, uri: str) -> Inception:
+    inception = Inception()
+    try:
+        inception.network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError, ValueError, KeyError, AttributeError):
         raise UserError(f"{uri} does not hold the weights of torchvision's inception_v3: name another file") from None
     inception.network.fc = nn.Identity()
