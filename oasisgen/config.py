@@ -162,6 +162,8 @@ class MaskedConfig:
     """Channels at 64 x 64; the first two halvings of the size double them."""
     rounds: int = 12
     """Rounds in which a map is filled in."""
+    temperature: float = 0.9
+    """What logits are divided by before a code is drawn: below 1 rare codes become rarer, and frayed rims with them."""
     places: int = 384
     """Masked places of a map that a step of training asks about."""
     average_decay: float = 0.998
@@ -180,7 +182,7 @@ class MaskedConfig:
     def __post_init__(self) -> None:
         check_least(self, "masked", 1, "components", "channels", "rounds", "epochs", "batch_size")
         check("masked.places", self.places, 1 <= self.places <= CODE_SIZE**2, f"from 1 to {CODE_SIZE**2}")
-        for name in ("learning_rate", "gradient_norm"):
+        for name in ("learning_rate", "gradient_norm", "temperature"):
             check(f"masked.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
         check("masked.average_decay", self.average_decay, 0 <= self.average_decay < 1, "from 0 to below 1")
         check("masked.least_variety", self.least_variety, 0 <= self.least_variety < 1, "from 0 to below 1")
@@ -227,7 +229,7 @@ class TrainConfig:
     dry_run: bool = False
     """Check storage, data set, room on the cluster and the run's name, print the plan, and stop."""
     prior: PriorName = "dcgan"
-    """What paints new code maps: the DCGAN, or a network that fills in masked ones, slower and more like real ones."""
+    """What paints new code maps: a DCGAN, or a network that fills in masked ones, slower and more like real ones."""
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     dcgan: DCGANConfig = field(default_factory=DCGANConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
@@ -290,7 +292,11 @@ SEED = TrainConfig(
     ),
 )
 FULL = TrainConfig(
-    data=tyro.MISSING, out=tyro.MISSING, vqvae=VQVAEConfig(epochs=40), dcgan=DCGANConfig(channels=64, epochs=200)
+    data=tyro.MISSING,
+    out=tyro.MISSING,
+    prior="masked",
+    vqvae=VQVAEConfig(epochs=40),
+    dcgan=DCGANConfig(channels=64, epochs=200),
 )
 DEMO = TrainConfig(
     data=tyro.MISSING,

@@ -1,6 +1,7 @@
 """Generation beside the bare model and beside a script without Ray; memory; what a slice's measures cost: `make bench`.
 
-The models have the sizes of `full` and are not trained: that changes nothing in how long they take.
+The models have the sizes of `full`. They are hardly trained, which changes nothing in how long they take; but heads on
+black, as trained ones paint, are compared sooner than noise.
 """
 
 import os
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,30 +20,49 @@ import psutil
 import torch
 
 from oasisgen.config import FULL, GenerateConfig, PriorName, TrainConfig
-from oasisgen.data.pixels import to_uint8
-from oasisgen.models.bundle import make_prior, read_bundle, write_bundle
+from oasisgen.data.feed import chunks
+from oasisgen.data.pixels import to_uint8, to_unit
+from oasisgen.models.bundle import Prior, read_bundle, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.sampling.ids import GROUP
 from oasisgen.sampling.sample import latent
+from oasisgen.training import dcgan, masked
 from tests.bench import packed
+from tests.bench_models import training
 
 if TYPE_CHECKING:
     from oasisgen.data.slices import DataSet
 
 COUNTS: dict[PriorName, tuple[int, int]] = {"dcgan": (256, 1536), "masked": (64, 192)}  # a short batch, and a long one
 SIZES = (1_000, 10_000)  # of batches whose memory is compared
+SHOWN, STEPS = 1024, 250  # training slices that a model has seen, and how often
 SMALL = {"channels": 16, "residual_channels": 8, "residual_blocks": 1}
 
 
-def write_untrained(folder: str, config: TrainConfig, data: "DataSet") -> str:
-    """A bundle of a configuration's models."""
+def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
+    """A bundle that paints heads on black: some steps of stage 1, and a prior that knows only its template."""
+    from oasisgen.data.feed import Feed, evenly_spaced, store
+    from oasisgen.data.slices import read_slices
+
     torch.manual_seed(0)
-    vqvae, kind = VQVAE(config.vqvae), config.prior
-    described: dict[str, Any] = {"seed": 0, "data": {"uri": data.uri, "fingerprint": data.fingerprint}, "prior": kind}
-    for stage in config.stages:
-        described[stage] = asdict(getattr(config, stage))
-    prior = make_prior(kind, described[kind], vqvae.quantizer.codebook.detach())
+    train = store(read_slices(data, "train")).load()
+    some = evenly_spaced(len(train), SHOWN)
+    images = train.rows(some, "image")
+    last, vqvae = VQVAE(config.vqvae), VQVAE(config.vqvae).requires_grad_(False)
+    for _ in islice(training(last, vqvae, Feed([{"image": images}]), config.vqvae, STEPS), STEPS):
+        pass
+    with torch.no_grad():
+        codes = [vqvae.eval().encode(to_unit(torch.from_numpy(piece).unsqueeze(1))) for piece in chunks(images, GROUP)]
+    maps = Feed([{"codes": torch.cat(codes).numpy(), "level": train.rows(some, "level")}])
+    codebook = vqvae.quantizer.codebook.detach()
+    if config.prior == "masked":
+        prior: Prior = masked.untrained(config, maps, codebook)[0]
+    else:
+        prior = dcgan.untrained(config, maps, codebook)
+
+    described: dict[str, Any] = {"seed": 0, "data": {"uri": data.uri, "fingerprint": data.fingerprint}}
+    described |= {"prior": config.prior, **{stage: asdict(getattr(config, stage)) for stage in config.stages}}
     nothing = {"reconstruction": {"ssim": {"mean": 0.0, "low": 0.0, "high": 0.0}, "codes_in_use": 0}}
     write_bundle(folder, described, vqvae, prior, FeatureNetwork(), nothing)
     return folder
@@ -141,7 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
         _, data = packed(folder, validate=6)
         for prior, counts in COUNTS.items():
-            model = write_untrained(f"{folder}/{prior}", replace(FULL, prior=prior), data)
+            model = write_model(f"{folder}/{prior}", replace(FULL, prior=prior), data)
             bare, script = (without_ray(kind, model, counts[1]) for kind in ("bare", "script"))
             for measure in (True, False):
                 rate, says = job_rate(model, counts, measure), "with" if measure else "without"
@@ -151,7 +172,7 @@ def main() -> None:
                     flush=True,
                 )
         small = replace(FULL, vqvae=replace(FULL.vqvae, **SMALL), dcgan=replace(FULL.dcgan, channels=8, components=8))
-        model = write_untrained(f"{folder}/small", small, data)
+        model = write_model(f"{folder}/small", small, data)
         for count in SIZES:
             config = GenerateConfig(model, f"{folder}/memory-{count}", count=count, measure=False)
             print(

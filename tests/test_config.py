@@ -2,7 +2,17 @@ import dataclasses
 
 import pytest
 
-from oasisgen.config import DEMO, FULL, SEED, DCGANConfig, TrainConfig, VQVAEConfig, differences, number_ranges
+from oasisgen.config import (
+    DEMO,
+    FULL,
+    SEED,
+    DCGANConfig,
+    MaskedConfig,
+    TrainConfig,
+    VQVAEConfig,
+    differences,
+    number_ranges,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +38,12 @@ def test_an_impossible_value_is_named_with_what_is_allowed(field: str, value: fl
 def test_stage_two_is_checked_too(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"dcgan\.{field} is {value}: must be "):
         DCGANConfig(**{field: value})
+
+
+@pytest.mark.parametrize(("field", "value"), [("places", 4097), ("rounds", 0), ("temperature", 0.0)])
+def test_the_masked_prior_too(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"masked\.{field} is {value}: must be "):
+        MaskedConfig(**{field: value})
 
 
 def test_a_batch_must_divide_among_the_workers() -> None:

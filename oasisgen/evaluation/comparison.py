@@ -84,8 +84,10 @@ class References:
         nearest = candidates[int(to_train.argmax())]
 
         others = held_out.of_level(level, without=case)
-        to_real = held_out.ssim_to(pixels, np.random.default_rng(seed).permutation(others)[:HELD_OUT])
-        to_held_out = held_out.ssim_to(pixels, held_out.nearest(thumbnail, others, CANDIDATES))
+        drawn = np.random.default_rng(seed).permutation(others)[:HELD_OUT]
+        near = held_out.nearest(thumbnail, others, CANDIDATES)
+        rows, places = np.unique(np.concatenate([drawn, near]), return_inverse=True)  # many are both
+        to_real, to_held_out = held_out.ssim_to(pixels, rows)[places].split([len(drawn), len(near)])
         return Comparison(
             level,
             float(to_real.mean()),

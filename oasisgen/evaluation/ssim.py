@@ -1,7 +1,7 @@
 """Per-image similarity of 8-bit slices."""
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,11 +16,12 @@ SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of MS-SSIM, from th
 
 
 class Moments(NamedTuple):
-    """Images with what their windows look like, (…, H, W) float32 each."""
+    """Images (…, H, W) float32 with what their windows look like: torch's, with gradients, or one of NumPy's."""
 
-    pixels: torch.Tensor
-    mean: torch.Tensor
-    variance: torch.Tensor
+    pixels: Any
+    mean: Any
+    power: Any  # the square of the mean
+    variance: Any
 
 
 @torch.no_grad()
@@ -30,23 +31,24 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     11 x 11 Gaussian window, data range 255, reflected borders: the definition and the value of torchmetrics, whose
     121-tap convolution is OpenCV's separable one here (`make bench` compares them).
     """
-    return torch.stack([_similarity(_moments(x), _moments(y))[0] for x, y in zip(a.float(), b.float(), strict=True)])
+    return torch.cat([ssim_to(x, y[None]) for x, y in zip(a.cpu(), b.cpu(), strict=True)])
 
 
-@torch.no_grad()
 def ssim_to(a: torch.Tensor, many: torch.Tensor) -> torch.Tensor:
-    """SSIM of one image, (H, W) uint8, to each of (N, H, W) uint8: (N,) float32. What `ssim` says of each, sooner.
+    """SSIM of one image, (H, W) uint8, to each of (N, H, W) uint8: (N,) float32.
 
     Where both are black they are alike: only the rest is looked at, and as far around as a window reaches.
     """
-    x, scores = _moments(a.float()), torch.ones(len(many))
-    for number, image in enumerate(many):
-        seen = (a | image).numpy()
+    image, others = a.numpy(), many.numpy()
+    x, scores = _moments(image.astype(np.float32)), torch.ones(len(others))
+    for number, other in enumerate(others):
+        seen = image | other
         if seen.any():
             box = _reach(seen.max(1)), _reach(seen.max(0))
-            y = _moments(image[box].float())
-            unlike = 1 - _similarity(Moments(*(each[box] for each in x)), y)[0]
-            scores[number] -= unlike * (y.pixels.numel() / image.numel())
+            y = _moments(other[box].astype(np.float32))
+            luminance, contrast = _similarity(Moments(*(each[box] for each in x)), y)
+            luminance *= contrast
+            scores[number] -= (1 - luminance.mean()) * (luminance.size / image.size)
     return scores
 
 
@@ -60,7 +62,8 @@ def ssim_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """1 - mean SSIM, with a gradient: (B, 1, H, W) in [-1, 1] twice -> () (Zhao et al. 2017, IEEE TCI 3:47-57)."""
     grey = DATA_RANGE / 2.0
     a, b = ((image.squeeze(1) + 1.0) * grey for image in (x, y))  # (B, H, W) each
-    return 1.0 - _similarity(_moments(a), _moments(b))[0].mean()
+    luminance, contrast = _similarity(_moments(a), _moments(b))
+    return 1.0 - (luminance * contrast).mean()
 
 
 @torch.no_grad()
@@ -73,31 +76,39 @@ def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     x, y = a.float(), b.float()
     product = torch.ones(len(x))
     for scale, weight in enumerate(SCALES):
-        whole, contrast = _similarity(_moments(x), _moments(y))  # (N,) each
-        product = product * (whole if scale == len(SCALES) - 1 else contrast).clamp(min=0) ** weight
+        luminance, contrast = _similarity(_moments(x), _moments(y))  # (N, H, W) each
+        last = scale == len(SCALES) - 1
+        value = (luminance * contrast if last else contrast[..., 5:-5, 5:-5]).mean((1, 2))  # (N,): whole windows
+        product = product * value.clamp(min=0) ** weight
         x, y = (F.avg_pool2d(each[:, None], 2).squeeze(1) for each in (x, y))  # (N, H/2, W/2)
     return product
 
 
-def _moments(x: torch.Tensor) -> Moments:
+def _moments(x: Any) -> Moments:
     mean = _blur(x)
-    return Moments(x, mean, (_blur(x * x) - mean**2).clamp(min=0))
+    power, variance = mean * mean, _blur(x * x)
+    variance -= power
+    return Moments(x, mean, power, variance.clip(0))
 
 
-def _similarity(x: Moments, y: Moments) -> tuple[torch.Tensor, torch.Tensor]:
-    """SSIM, and its part without luminance, of images or pairs of them: (…) each."""
+def _similarity(x: Moments, y: Moments) -> tuple[Any, Any]:
+    """Luminance, and contrast with structure, whose product is SSIM: maps (…, H, W). In place where it can be."""
     c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
-    means = x.mean * y.mean
-    contrast = (2 * (_blur(x.pixels * y.pixels) - means) + c2) / (x.variance + y.variance + c2)
-    luminance = (2 * means + c1) / (x.mean**2 + y.mean**2 + c1)
-    inner = contrast[..., 5:-5, 5:-5]  # whole windows, as torchmetrics
-    return (luminance * contrast).mean((-2, -1)), inner.mean((-2, -1))
+    luminance, levels = x.mean * y.mean, x.power + y.power
+    contrast, spread = _blur(x.pixels * y.pixels), x.variance + y.variance
+    contrast -= luminance
+    for upper, lower, constant in ((luminance, levels, c1), (contrast, spread, c2)):
+        upper *= 2
+        upper += constant
+        lower += constant
+        upper /= lower
+    return luminance, contrast
 
 
-def _blur(x: torch.Tensor) -> torch.Tensor:
+def _blur(x: Any) -> Any:
     """Gaussian means of windows, borders reflected: (…, H, W) -> (…, H, W)."""
-    if x.dim() == 2 and x.device.type == "cpu":  # one image fits into a core's cache: OpenCV is soonest done with it
-        return torch.from_numpy(cv2.sepFilter2D(x.numpy(), -1, *TAPS, borderType=cv2.BORDER_REFLECT_101))
+    if isinstance(x, np.ndarray):  # one image fits into a core's cache: OpenCV is soonest done with it
+        return cv2.sepFilter2D(x, -1, *TAPS, borderType=cv2.BORDER_REFLECT_101)
     H, W = x.shape[-2:]
     return _window(H, x.device).t() @ (x @ _window(W, x.device))
 

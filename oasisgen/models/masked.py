@@ -127,7 +127,7 @@ class MaskedPrior(nn.Module):
             places = order[:, first:end]  # (B, N)
             image = self.palette.paint(codes.view(-1, CODE_SIZE, CODE_SIZE))  # (B, D, 64, 64)
             logits = self.guesser(image, masked.view(-1, 1, CODE_SIZE, CODE_SIZE), sketch, levels, places)  # (B, N, K)
-            reached = logits.float().softmax(2).cumsum(2)  # (B, N, K)
+            reached = (logits.float() / self.config.temperature).softmax(2).cumsum(2)  # (B, N, K)
             drawn = (reached < chance.gather(1, places)[:, :, None]).sum(2).clamp(max=logits.shape[2] - 1)  # (B, N)
             codes.scatter_(1, places, drawn)
             masked.scatter_(1, places, False)

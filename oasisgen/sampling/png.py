@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ def encode(image: np.ndarray, text: dict[str, str]) -> bytes:
     for name, value in text.items():
         chunks.add_text(name, value)
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
+    # Z_RLE: filtered rows seldom repeat, so that looking for repeats takes longer and saves nothing.
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 

@@ -35,12 +35,18 @@ def test_every_map_is_a_valid_one_and_a_function_of_its_own_noise(prior: MaskedP
     assert not torch.equal(alone[1], codes[1])
 
 
-def test_codes_are_drawn_as_often_as_the_guesser_expects_them(prior: MaskedPrior) -> None:
-    expected = torch.softmax(torch.linspace(-3, 1, K), 0)
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_codes_are_drawn_as_often_as_the_guesser_expects_them(prior: MaskedPrior, temperature: float) -> None:
+    """At temperature 1; below it the frequent ones more often."""
+    prior.config = replace(SMALL, temperature=temperature)
+    logits = torch.linspace(-3, 1, K)
     torch.nn.init.zeros_(prior.guesser.head.weight)
-    prior.guesser.head.bias.data.copy_(expected.log())
+    prior.guesser.head.bias.data.copy_(logits)
     codes = prior(noise(prior, 4), torch.zeros(4, dtype=torch.int64)).codes
-    shares = torch.bincount(codes.flatten(), minlength=K) / codes.numel()
+    shares, expected = (
+        torch.bincount(codes.flatten(), minlength=K) / codes.numel(),
+        torch.softmax(logits / temperature, 0),
+    )
     assert torch.allclose(shares, expected, atol=0.01)
 
 

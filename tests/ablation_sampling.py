@@ -1,0 +1,62 @@
+"""How a masked prior is sampled, each way measured beside the others: `python -m tests.ablation_sampling RUN`."""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+import numpy as np
+import torch
+
+from oasisgen import cluster
+from oasisgen.config import LEVELS
+from oasisgen.data.feed import chunks, store
+from oasisgen.data.pixels import to_uint8
+from oasisgen.data.slices import read_slices
+from oasisgen.evaluation import quality
+from oasisgen.models.bundle import Bundle, read_bundle, read_features
+from oasisgen.sampling.batch import open_reference_data
+from oasisgen.sampling.ids import GROUP, level_of
+from oasisgen.sampling.sample import latent
+
+SHOWN = ("fid", "kid", "precision", "recall", "density", "coverage", "ms_ssim")
+
+
+@torch.no_grad()
+def slices(bundle: Bundle, count: int) -> quality.Slices:
+    """The first so many sample ids of base seed 0."""
+    ids, images = np.arange(count), []
+    for group in chunks(ids, GROUP):
+        z = torch.from_numpy(np.stack([latent(0, number, bundle.prior.noise_size) for number in group.tolist()]))
+        codes = bundle.prior(z, torch.from_numpy(level_of(group))).codes  # (16, 64, 64)
+        images.append(to_uint8(bundle.vqvae.decode(codes)).squeeze(1).numpy())
+    return quality.Slices(np.concatenate(images), level_of(ids))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="URI of a run or bundle of `--prior masked`")
+    parser.add_argument("--count", type=int, default=512, help="slices of each way")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.9, 0.8, 0.7])
+    parser.add_argument("--rounds", type=int, nargs="+", default=[8, 12])
+    arguments = parser.parse_args()
+    bundle = read_bundle(arguments.run)
+    trained_with = bundle.prior.config
+    with cluster.connection():
+        data = open_reference_data(bundle, None)
+        train, held_out = (store(read_slices(data, split)).load() for split in ("train", "validate"))
+        load = partial(read_features, bundle.uri)
+        print(f"\n| temperature | rounds | {' | '.join(SHOWN)} |\n| --- | --- |{' --- |' * len(SHOWN)}")
+        for number, (rounds, temperature) in enumerate(product(arguments.rounds, arguments.temperatures)):
+            bundle.prior.config = replace(trained_with, rounds=rounds, temperature=temperature)
+            made = slices(bundle, arguments.count)
+            measures = quality.measure(load, made, list(range(LEVELS)), train, held_out)
+            rows = {"value": (f"| {temperature}", f"{rounds}")}
+            if not number:
+                rows = {"floor": ("| *real slices*", "")} | rows
+            for what, cells in rows.items():
+                print(" | ".join([*cells, *(f"{measures[name][what]:.3f}" for name in SHOWN)]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
