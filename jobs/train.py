@@ -1,4 +1,4 @@
-"""Train a VQ-VAE on a packed data set, then a DCGAN on its code maps."""
+"""Train a VQ-VAE on a packed data set, then a prior over its code maps."""
 
 import tyro
 
