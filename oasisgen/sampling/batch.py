@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 from torch import nn
 
 from oasisgen import __version__, cluster, meters, storage
 from oasisgen.claim import claim, held_first, hold, require_free, require_same
-from oasisgen.config import LEVELS, MOST_IDS, Format, GateConfig, GenerateConfig, number_ranges
+from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, number_ranges
 from oasisgen.data.feed import Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
@@ -27,7 +26,8 @@ from oasisgen.evaluation.comparison import Comparer
 from oasisgen.models.bundle import Bundle, read_bundle, read_features
 from oasisgen.progress import Progress, say, size
 from oasisgen.sampling import formats
-from oasisgen.sampling.ids import GROUP, groups, ids_of_levels, level_of
+from oasisgen.sampling.ids import GROUP, groups, level_of
+from oasisgen.sampling.parts import SUMMARY, entry_of, first_parts, part_uri, parts_between, write_part
 from oasisgen.sampling.png import PngEncoder, decode
 from oasisgen.sampling.sample import Sampler
 
@@ -35,21 +35,6 @@ PNG_BYTES = 19_000  # of a slice, about
 GROUPS_PER_BLOCK = 4  # that one task samples: few, so that little is in memory at once
 FLOOR_SLICES = 64, 1120  # fewest and most held-out slices measured as if they were synthetic; between: the count
 MOST_TRIED = 2  # times the count: a model whose slices are refused more often than not is no use
-SUMMARY = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("level", pa.int16()),
-        ("file", pa.string()),
-        ("sha256", pa.string()),
-        ("ssim_real", pa.float32()),
-        ("ssim_train_max", pa.float32()),
-        ("nearest_case", pa.string()),
-        ("nearest_level", pa.int16()),
-        ("copy_ratio", pa.float32()),
-        ("codes_in_use", pa.int32()),
-        ("device", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -209,21 +194,6 @@ def read_references(data: DataSet, request: dict[str, Any]) -> References:
     return References(train, held_out, floor)
 
 
-def first_parts(request: dict[str, Any]) -> Iterator[np.ndarray]:
-    """The ids of each part, as far as none is refused."""
-    if request["ids"]:
-        ids = np.array(number_ranges("ids", request["ids"], MOST_IDS))
-        yield from (ids[first : first + request["part_size"]] for first in range(0, len(ids), request["part_size"]))
-    else:
-        yield from parts_between(request, 0, request["count"])
-
-
-def parts_between(request: dict[str, Any], first: int, end: int) -> Iterator[np.ndarray]:
-    """The ids of parts of the `first` to before `end` of the ids that may be asked for."""
-    for start in range(first, end, request["part_size"]):
-        yield ids_of_levels(request["levels"], start, min(start + request["part_size"], end))
-
-
 def make_slices(
     bundle: Bundle, request: dict[str, Any], references: References | None, least: dict[str, float], out: str
 ) -> list[dict[str, Any]]:
@@ -282,33 +252,6 @@ def make_parts(
             if sum(map(len, pending[number])) == len(missing[number]):
                 yield number, pa.concat_tables(pending.pop(number), promote_options="default").sort_by("id")
     assert not pending, f"parts without all their slices: {list(pending)}"
-
-
-def write_part(out: str, number: int, kind: Format, slices: pa.Table) -> None:
-    """Write what belongs to a part whose PNGs are written, its summary last."""
-    for name in SUMMARY.names:
-        if name not in slices.column_names:  # not measured
-            slices = slices.append_column(SUMMARY.field(name), pa.nulls(len(slices), SUMMARY.field(name).type))
-    was_refused = pc.not_equal(slices["refused"], "")
-    rejected, kept = slices.filter(was_refused), slices.filter(pc.invert(was_refused))
-    formats.write_part(out, number, kind, kept)
-    if len(rejected):
-        reasons = rejected.select([*SUMMARY.names, "refused"]).drop_columns(["file", "sha256"])
-        storage.write_table(storage.join(out, "rejected", f"part-{number:05d}.parquet"), reasons, len(rejected))
-    storage.write_table(part_uri(out, number), kept.select(SUMMARY.names).cast(SUMMARY), max(1, len(kept)))
-
-
-def part_uri(out: str, number: int) -> str:
-    """A part's summary: where it is, the part is complete."""
-    return storage.join(out, "summary", f"part-{number:05d}.parquet")
-
-
-def entry_of(out: str, number: int, tried: int) -> dict[str, Any]:
-    """What the manifest says of a part of `tried` ids."""
-    data = storage.read_bytes(part_uri(out, number))
-    kept = len(pq.read_table(pa.BufferReader(data), columns=["id"]))
-    digest = hashlib.sha256(data).hexdigest()
-    return {"name": part_uri("", number), "slices": kept, "rejected": tried - kept, "sha256": digest}
 
 
 def measure(

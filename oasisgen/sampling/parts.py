@@ -1,0 +1,73 @@
+"""The parts of a batch: the ids of each, and what is written of one. Its summary comes last: then it is complete."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from oasisgen import storage
+from oasisgen.config import MOST_IDS, Format, number_ranges
+from oasisgen.sampling import formats
+from oasisgen.sampling.ids import ids_of_levels
+
+SUMMARY = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("level", pa.int16()),
+        ("file", pa.string()),
+        ("sha256", pa.string()),
+        ("ssim_real", pa.float32()),
+        ("ssim_train_max", pa.float32()),
+        ("nearest_case", pa.string()),
+        ("nearest_level", pa.int16()),
+        ("copy_ratio", pa.float32()),
+        ("codes_in_use", pa.int32()),
+        ("device", pa.string()),
+    ]
+)
+
+
+def first_parts(request: dict[str, Any]) -> Iterator[np.ndarray]:
+    """The ids of each part, as far as none is refused."""
+    if request["ids"]:
+        ids = np.array(number_ranges("ids", request["ids"], MOST_IDS))
+        yield from (ids[first : first + request["part_size"]] for first in range(0, len(ids), request["part_size"]))
+    else:
+        yield from parts_between(request, 0, request["count"])
+
+
+def parts_between(request: dict[str, Any], first: int, end: int) -> Iterator[np.ndarray]:
+    """The ids of parts of the `first` to before `end` of the ids that may be asked for."""
+    for start in range(first, end, request["part_size"]):
+        yield ids_of_levels(request["levels"], start, min(start + request["part_size"], end))
+
+
+def write_part(out: str, number: int, kind: Format, slices: pa.Table) -> None:
+    """Write what belongs to a part whose PNGs are written, its summary last."""
+    for name in SUMMARY.names:
+        if name not in slices.column_names:  # not measured
+            slices = slices.append_column(SUMMARY.field(name), pa.nulls(len(slices), SUMMARY.field(name).type))
+    was_refused = pc.not_equal(slices["refused"], "")
+    rejected, kept = slices.filter(was_refused), slices.filter(pc.invert(was_refused))
+    formats.write_part(out, number, kind, kept)
+    if len(rejected):
+        reasons = rejected.select([*SUMMARY.names, "refused"]).drop_columns(["file", "sha256"])
+        storage.write_table(storage.join(out, "rejected", f"part-{number:05d}.parquet"), reasons, len(rejected))
+    storage.write_table(part_uri(out, number), kept.select(SUMMARY.names).cast(SUMMARY), max(1, len(kept)))
+
+
+def part_uri(out: str, number: int) -> str:
+    """A part's summary: where it is, the part is complete."""
+    return storage.join(out, "summary", f"part-{number:05d}.parquet")
+
+
+def entry_of(out: str, number: int, tried: int) -> dict[str, Any]:
+    """What the manifest says of a part of `tried` ids."""
+    data = storage.read_bytes(part_uri(out, number))
+    kept = len(pq.read_table(pa.BufferReader(data), columns=["id"]))
+    digest = hashlib.sha256(data).hexdigest()
+    return {"name": part_uri("", number), "slices": kept, "rejected": tried - kept, "sha256": digest}
