@@ -64,7 +64,8 @@ def fit(
     Keeps the latest checkpoint, and those with the highest metric `best`. Raises UserError where the loop
     diverged, and where workers keep failing.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # other nodes may go
+    # Other nodes may go. Not `soft`: Ray then puts an actor without CPUs elsewhere more often than not.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     arguments = {"config": config, "mailbox": mailbox, **inputs}
 
