@@ -84,7 +84,7 @@ class VQVAEConfig:
         check("vqvae.channels", self.channels, self.channels % 2 == 0, "even")
         check("vqvae.codebook_size", self.codebook_size, 2 <= self.codebook_size <= 65536, "from 2 to 65536")
         check("vqvae.ema_decay", self.ema_decay, 0 < self.ema_decay < 1, "between 0 and 1")
-        check("vqvae.dead_below", self.dead_below, 0 <= self.dead_below < 1, "from 0 to below 1")
+        check("vqvae.dead_below", self.dead_below, 0 < self.dead_below < 1, "above 0, below 1")  # all start dead
         check_least(self, "vqvae", 0, "commitment", "ssim_weight", "gradient_norm")
         check("vqvae.most_fall", self.most_fall, 0 < self.most_fall <= 1, "above 0, at most 1")
         check("vqvae.average_decay", self.average_decay, 0 <= self.average_decay < 1, "from 0 to below 1")

@@ -39,7 +39,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "code dimension 64": {"code_dim": 64},
     "EMA decay 0.95": {"ema_decay": 0.95},
     "EMA decay 0.999": {"ema_decay": 0.999},
-    "no revival": {"dead_below": 0.0},
+    "no revival": {"dead_below": 1e-9},
     "commitment 1": {"commitment": 1.0},
     "2 residual blocks": {"residual_blocks": 2},
     "8 residual blocks": {"residual_blocks": 8},

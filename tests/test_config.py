@@ -23,6 +23,7 @@ from oasisgen.config import (
         ("channels", 7),
         ("codebook_size", 1),
         ("ema_decay", 1.0),
+        ("dead_below", 0.0),
         ("crop", 130),
         ("crop", 512),
         ("learning_rate", 0.0),

@@ -36,9 +36,10 @@ def in_float32(**inputs: Any) -> None:
 
 
 def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
-    """The final checkpoint of stage 1."""
+    """The final checkpoint of stage 1. No code dies: one on the edge of death may, by rounding, for one and not two."""
     config = replace(tiny(data, out), workers=workers, cpus_per_worker=0.5)
-    config = replace(config, vqvae=replace(config.vqvae, learning_rate=1e-3, schedule="constant"))  # no slow start
+    smooth = replace(config.vqvae, learning_rate=1e-3, schedule="constant", dead_below=1e-9)  # no slow start
+    config = replace(config, vqvae=smooth)
     inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
     return complete("vqvae", in_float32, config, inputs, best="ssim")
 
@@ -51,9 +52,7 @@ def test_two_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, 
         assert a["reconstruction_loss"] == pytest.approx(b["reconstruction_loss"], rel=1e-3)
         assert a["ssim"] == pytest.approx(b["ssim"], abs=1e-3)
     for name, value in one["model"].items():
-        alike = torch.isclose(two["model"][name], value, rtol=1e-2, atol=1e-3)
-        # A code on the edge of death may be revived by one and not by the other: sums are rounded in another order.
-        assert alike.float().mean() > (0.99 if name.startswith("quantizer.") else 0.999), name
+        assert torch.allclose(two["model"][name], value, rtol=1e-2, atol=1e-3), name
 
 
 def quantize_on_two_ranks(config: Any, mailbox: Any, batches: list[torch.Tensor], uri: str) -> None:
