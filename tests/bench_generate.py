@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from oasisgen.data.slices import DataSet
 
 COUNTS: dict[PriorName, tuple[int, int]] = {"dcgan": (256, 1536), "masked": (64, 192)}  # a short batch, and a long one
-SIZES = (1_000, 10_000)  # of batches whose memory is compared
+SIZES = (1_000, 10_000, 100_000)  # of batches whose memory is compared
 SHOWN, STEPS = 1024, 250  # training slices that a model has seen, and how often
 SMALL = {"channels": 16, "residual_channels": 8, "residual_blocks": 1}
 
@@ -171,7 +171,9 @@ def main() -> None:
                     f"model's {bare:.1f}, {rate / script:.2f} of the {script:.1f} of a script with save_image",
                     flush=True,
                 )
-        small = replace(FULL, vqvae=replace(FULL.vqvae, **SMALL), dcgan=replace(FULL.dcgan, channels=8, components=8))
+        small = replace(
+            FULL, prior="dcgan", vqvae=replace(FULL.vqvae, **SMALL), dcgan=replace(FULL.dcgan, channels=8, components=8)
+        )
         model = write_model(f"{folder}/small", small, data)
         for count in SIZES:
             config = GenerateConfig(model, f"{folder}/memory-{count}", count=count, measure=False)

@@ -149,7 +149,7 @@ class Generator(nn.Module):
         """(B, Z), (B,) int64 -> (B, channels, 64, 64), unbounded."""
         if self.level is not None:
             z = torch.cat([z, self.level(levels)], 1)  # (B, 2Z)
-        return self.ladder(z[:, :, None, None])  # (B, channels, 64, 64)
+        return self.ladder(z[:, :, None, None]).float()  # (B, channels, 64, 64)
 
 
 class Discriminator(nn.Module):
@@ -180,7 +180,7 @@ class Discriminator(nn.Module):
         logit = self.logit(h).squeeze(1)  # (B,)
         if self.level is not None:  # projection (Miyato & Koyama 2018, arXiv:1802.05637)
             logit = logit + (self.level(levels) * h).sum(1)
-        return logit
+        return logit.float()
 
 
 class DCGAN(nn.Module):

@@ -28,8 +28,9 @@ def nearest(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """
     squares = codebook.pow(2).sum(1)  # (K,)
     rows = ROWS if z.device.type == "cpu" else len(z)
-    distances = (torch.addmm(squares, part, codebook.t(), alpha=-2.0) for part in z.split(rows))  # (ROWS, K) each
-    return torch.cat([each.argmin(1) for each in distances])
+    with torch.autocast(z.device.type, enabled=False):  # in bfloat16 the nearest code is often another
+        distances = (torch.addmm(squares, part, codebook.t(), alpha=-2.0) for part in z.float().split(rows))
+        return torch.cat([each.min(1).indices for each in distances])  # of (ROWS, K); argmin is slow on CPUs
 
 
 def straight_through(z: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -55,9 +56,8 @@ class Quantizer(nn.Module):
     def encode(self, z: torch.Tensor) -> torch.Tensor:
         """(B, D, H, W) -> (B, H, W) int64 in [0, K)."""
         B, D, H, W = z.shape
-        flat = z.detach().float().permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
-        with torch.autocast(z.device.type, enabled=False):  # in bfloat16 the nearest code is often another
-            return nearest(flat, self.codebook.detach()).view(B, H, W)
+        flat = z.detach().permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
+        return nearest(flat, self.codebook.detach()).view(B, H, W)
 
 
 class GradientQuantizer(Quantizer):
@@ -120,9 +120,9 @@ class EMAQuantizer(Quantizer):
         seeds = torch.where((owner == rank)[:, None], z[place], 0.0)  # (K, D): where dead codes start again
         count = torch.bincount(codes, minlength=K).to(z.dtype)  # (K,)
         total = torch.zeros_like(self.ema_sum).index_add_(0, codes, z)  # (K, D)
-        if world > 1:
-            for each in (count, total, seeds):
-                dist.all_reduce(each)
+        if world > 1:  # all in one: what it costs is that ranks wait for each other
+            dist.all_reduce(sums := torch.cat([count[:, None], total, seeds], 1))  # (K, 1 + 2D)
+            count, total, seeds = sums[:, 0], *sums[:, 1:].chunk(2, 1)
         self.ema_count.lerp_(count, 1.0 - self.decay)
         self.ema_sum.lerp_(total, 1.0 - self.decay)
 

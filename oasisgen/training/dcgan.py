@@ -1,6 +1,7 @@
 """Stage 2: the loop that trains the DCGAN on code maps."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import ray.train.torch
@@ -15,6 +16,7 @@ from oasisgen.training.averaging import average
 from oasisgen.training.painted import all_maps, lacking, painted_maps, real_maps, use_of_codes
 from oasisgen.training.worker import Pace, Worker, raw
 
+LOSSES = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")  # of a step
 PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 2020, arXiv:1912.04958)
 
 
@@ -31,22 +33,22 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
     gan = untrained(config, maps, codebook).to(worker.device)
     worker.broadcast(*gan.buffers())
     averaged = copy.deepcopy(gan).requires_grad_(False)
-    generator = ray.train.torch.prepare_model(gan.generator)
-    discriminator = ray.train.torch.prepare_model(Discriminator(c, gan.palette.channels))
+    generator, discriminator = (
+        ray.train.torch.prepare_model(network.to(memory_format=torch.channels_last))
+        for network in (gan.generator, Discriminator(c, gan.palette.channels))
+    )
     optimizers = [
         torch.optim.Adam(net.parameters(), lr=c.learning_rate, betas=(c.beta1, 0.999), fused=True)
         for net in (generator, discriminator)
     ]
-    generator_optimizer, discriminator_optimizer = optimizers
     parts = {
         "averaged": averaged,
         "painter": gan,  # with palette and template
         "discriminator": raw(discriminator),
-        "generator_optimizer": generator_optimizer,
-        "discriminator_optimizer": discriminator_optimizer,
+        "generator_optimizer": optimizers[0],
+        "discriminator_optimizer": optimizers[1],
     }
-    losses = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")
-    course = checkpoint.Course(worker, config, "dcgan", parts, losses)
+    course = checkpoint.Course(worker, config, "dcgan", parts, LOSSES)
     real_use = use_of_codes(real_maps(maps), len(codebook))
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
@@ -60,34 +62,16 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             random = torch.Generator().manual_seed((config.seed << 20) + course.step * worker.world + worker.rank)
             real = gan.palette.paint(worker.tensor(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
             levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
-            z = torch.randn(len(real), c.latent_dim, generator=random).to(worker.device)  # (B, Z)
-
-            colours = gan.on_template(generator(z, levels), z, levels)  # (B, C, 64, 64)
-            painted = gan.palette.snap(colours).image  # (B, C, 64, 64)
-            penalised = c.gradient_penalty > 0 and course.step % PENALTY_EVERY == 0
-            seen = as_seen(real, c, random).requires_grad_(penalised)
-            real_logit = discriminator(seen, levels)
-            fake_logit = discriminator(as_seen(painted.detach(), c, random), levels)
-            discriminator_loss = adversarial_loss(c.loss, real_logit, fake_logit)
-            penalty = gradient_penalty(real_logit, seen) * (c.gradient_penalty * PENALTY_EVERY) if penalised else 0.0
-            discriminator_optimizer.zero_grad(set_to_none=True)
-            (discriminator_loss + penalty).backward()
-            discriminator_optimizer.step()
-
-            raw(discriminator).requires_grad_(False)
-            logit = raw(discriminator)(as_seen(painted, c, random), levels)
-            generator_loss = -logit.mean() if c.loss == "hinge" else F.softplus(-logit).mean()
-            generator_optimizer.zero_grad(set_to_none=True)
-            (generator_loss + c.commitment * F.mse_loss(colours, painted.detach())).backward()
-            generator_optimizer.step()
-            raw(discriminator).requires_grad_(True)
-
-            course.add(generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean())
+            with worker.autocast():
+                losses = adversarial_step(
+                    gan, (generator, discriminator), optimizers, real, levels, course.step, random
+                )
+            course.add(*losses)
             average(averaged.generator, raw(generator), c.generator_decay, course.step)
             worker.say(
                 lambda: (
-                    f"epoch {epoch + 1}/{c.epochs}, generator {generator_loss.item():.3f}, "
-                    f"discriminator {discriminator_loss.item():.3f}, {pace.describe(course.step)}"
+                    f"epoch {epoch + 1}/{c.epochs}, generator {losses[0].item():.3f}, "
+                    f"discriminator {losses[1].item():.3f}, {pace.describe(course.step)}"
                 )
             )
             if course.step % steps and timer.due(course.step):
@@ -111,6 +95,46 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             ),
             always=True,
         )
+
+
+def adversarial_step(
+    gan: DCGAN,
+    networks: tuple[torch.nn.Module, torch.nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+    real: torch.Tensor,
+    levels: torch.Tensor,
+    step: int,
+    random: torch.Generator,
+) -> tuple[torch.Tensor, ...]:
+    """Move the discriminator, then the generator, once each; returns `LOSSES`, each ().
+
+    `networks` and `optimizers`: first the generator's, as it stands in `gan` or wrapped in DDP, then the
+    discriminator's. `real` (B, C, 64, 64) is painted, of levels (B,); `step` counts from 0.
+    """
+    c = gan.config
+    generator, discriminator = networks
+    generator_optimizer, discriminator_optimizer = optimizers
+    z = torch.randn(len(real), c.latent_dim, generator=random).to(real.device)  # (B, Z)
+    colours = gan.on_template(generator(z, levels), z, levels)  # (B, C, 64, 64)
+    painted = gan.palette.snap(colours).image  # (B, C, 64, 64)
+    penalised = c.gradient_penalty > 0 and step % PENALTY_EVERY == 0
+    seen = as_seen(real, c, random).requires_grad_(penalised)
+    real_logit = discriminator(seen, levels)
+    fake_logit = discriminator(as_seen(painted.detach(), c, random), levels)
+    discriminator_loss = adversarial_loss(c.loss, real_logit, fake_logit)
+    penalty = gradient_penalty(real_logit, seen) * (c.gradient_penalty * PENALTY_EVERY) if penalised else 0.0
+    discriminator_optimizer.zero_grad(set_to_none=True)
+    (discriminator_loss + penalty).backward()
+    discriminator_optimizer.step()
+
+    raw(discriminator).requires_grad_(False)
+    logit = raw(discriminator)(as_seen(painted, c, random), levels)
+    generator_loss = -logit.mean() if c.loss == "hinge" else F.softplus(-logit).mean()
+    generator_optimizer.zero_grad(set_to_none=True)
+    (generator_loss + c.commitment * F.mse_loss(colours, painted.detach())).backward()
+    generator_optimizer.step()
+    raw(discriminator).requires_grad_(True)
+    return generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()
 
 
 def adversarial_loss(kind: str, real_logit: torch.Tensor, fake_logit: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,104 @@
+"""How the DCGAN is trained, each way measured beside the others: `python -m tests.ablation_dcgan RUN [NAME …]`.
+
+Each trains on the code maps of a run for as many steps, in the same order, one thread. What differs from `full` is in
+its name.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from functools import partial
+from itertools import chain, count, islice
+from typing import Any
+
+import torch
+
+from oasisgen import cluster, storage
+from oasisgen.config import FULL, LEVELS
+from oasisgen.data.feed import Feed, epoch_batches, store
+from oasisgen.data.slices import read_slices
+from oasisgen.evaluation import quality
+from oasisgen.models.bundle import read_bundle, read_features
+from oasisgen.models.dcgan import DCGAN, Discriminator
+from oasisgen.sampling.batch import open_reference_data
+from oasisgen.training.averaging import average
+from oasisgen.training.codes import read_codes
+from oasisgen.training.dcgan import adversarial_step, untrained
+from oasisgen.training.worker import has_bfloat16
+from tests.ablation_sampling import SHOWN, slices
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no R1": {"gradient_penalty": 0.0},
+    "R1 0.5": {"gradient_penalty": 0.5},
+    "BatchNorm, not spectral norm": {"spectral_norm": False},
+    "no noise": {"noise": 0.0},
+    "noise 0.1": {"noise": 0.1},
+    "no shift": {"shift": 0},
+    "cross-entropy": {"loss": "bce"},
+    "rate 5e-4": {"learning_rate": 5e-4},
+    "commitment 0.1": {"commitment": 0.1},
+    "no template": {"template": False, "components": 0},
+    "last generator": {"generator_decay": 0.0},
+    "R1 0.5, no noise": {"gradient_penalty": 0.5, "noise": 0.0},
+    "R1 0.5, noise 0.1": {"gradient_penalty": 0.5, "noise": 0.1},
+    "R1 0.05, noise 0.1": {"gradient_penalty": 0.05, "noise": 0.1},
+    "R1 0.5, noise 0.1, rate 5e-4": {"gradient_penalty": 0.5, "noise": 0.1, "learning_rate": 5e-4},
+}
+
+
+def train(gan: DCGAN, maps: Feed, steps: int) -> DCGAN:
+    """The averaged DCGAN after so many steps."""
+    c = gan.config
+    torch.manual_seed(0)
+    averaged = DCGAN(c, gan.palette).requires_grad_(False)
+    averaged.load_state_dict(gan.state_dict())
+    discriminator = Discriminator(c, gan.palette.channels)
+    networks = tuple(net.to(memory_format=torch.channels_last) for net in (gan.generator, discriminator))
+    optimizers = [
+        torch.optim.Adam(net.parameters(), lr=c.learning_rate, betas=(c.beta1, 0.999), fused=True) for net in networks
+    ]
+    order = chain.from_iterable(epoch_batches(len(maps), c.batch_size, 0, epoch, 0, 1) for epoch in count())
+    for step, (numbers, _) in enumerate(islice(order, steps)):
+        real = gan.palette.paint(torch.from_numpy(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
+        levels = torch.from_numpy(maps.rows(numbers, "level").astype("int64"))  # (B,)
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(real.device)):
+            adversarial_step(gan, networks, optimizers, real, levels, step, torch.Generator().manual_seed(step))
+        average(averaged.generator, gan.generator, c.generator_decay, step + 1)
+    return averaged.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="URI of a run, whose code maps and measures are used")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all by default: {', '.join(CHANGES)}")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--channels", type=int, default=FULL.dcgan.channels)
+    parser.add_argument("--count", type=int, default=512, help="slices of each way")
+    arguments = parser.parse_args()
+    bundle = read_bundle(arguments.run)
+    codebook = bundle.vqvae.quantizer.codebook.detach()
+    with cluster.connection():
+        data = open_reference_data(bundle, None)
+        split = {name: store(read_slices(data, name)).load() for name in ("train", "validate")}
+        maps = store(read_codes(storage.join(arguments.run, "codes"), "train")).load()
+        load = partial(read_features, bundle.uri)
+        torch.set_num_threads(1)
+        print(f"\n| DCGAN | {' | '.join(SHOWN)} | maps/s |\n| --- |{' --- |' * (len(SHOWN) + 1)}", flush=True)
+        for number, name in enumerate(arguments.names or CHANGES):
+            c = replace(FULL.dcgan, channels=arguments.channels, **CHANGES[name])
+            torch.manual_seed(0)
+            gan, started = untrained(replace(FULL, data="", out="", dcgan=c), maps, codebook), time.monotonic()
+            gan = train(gan, maps, arguments.steps)
+            rate = arguments.steps * c.batch_size / (time.monotonic() - started)
+            made = slices(replace(bundle, prior=gan), arguments.count)
+            measures = quality.measure(load, made, list(range(LEVELS)), split["train"], split["validate"])
+            rows = [(f"| {name}", "value", f"{rate:.0f}")]
+            if not number:
+                rows.insert(0, ("| *real slices*", "floor", ""))
+            for shown, what, speed in rows:
+                print(" | ".join([shown, *(f"{measures[m][what]:.3f}" for m in SHOWN), speed]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
