@@ -122,7 +122,7 @@ class DCGANConfig:
     """Channels at 32 x 32; every halving of the size doubles them."""
     shift: int = 4
     """Most codes by which maps are shifted for the discriminator (Zhao et al. 2020, arXiv:2006.10738); 0: none."""
-    noise: float = 0.5
+    noise: float = 0.1
     """Deviation of the noise that the discriminator sees; colours have 1 (Sønderby et al. 2017, arXiv:1610.04490)."""
     generator_decay: float = 0.99
     """Decay per step of the averaged generator, which is the one that samples; 0 samples from the last one."""

@@ -29,21 +29,19 @@ from tests.ablation_sampling import SHOWN, slices
 
 CHANGES: dict[str, dict[str, Any]] = {
     "full": {},
+    "no noise": {"noise": 0.0},
+    "noise 0.2": {"noise": 0.2},
+    "noise 0.5": {"noise": 0.5},
     "no R1": {"gradient_penalty": 0.0},
     "R1 0.5": {"gradient_penalty": 0.5},
-    "BatchNorm, not spectral norm": {"spectral_norm": False},
-    "no noise": {"noise": 0.0},
-    "noise 0.1": {"noise": 0.1},
-    "no shift": {"shift": 0},
-    "cross-entropy": {"loss": "bce"},
+    "R1 20": {"gradient_penalty": 20.0},
     "rate 5e-4": {"learning_rate": 5e-4},
-    "commitment 0.1": {"commitment": 0.1},
+    "rate 5e-4, R1 20": {"learning_rate": 5e-4, "gradient_penalty": 20.0},
+    "BatchNorm, not spectral norm": {"spectral_norm": False},
+    "cross-entropy": {"loss": "bce"},
+    "no shift": {"shift": 0},
     "no template": {"template": False, "components": 0},
     "last generator": {"generator_decay": 0.0},
-    "R1 0.5, no noise": {"gradient_penalty": 0.5, "noise": 0.0},
-    "R1 0.5, noise 0.1": {"gradient_penalty": 0.5, "noise": 0.1},
-    "R1 0.05, noise 0.1": {"gradient_penalty": 0.05, "noise": 0.1},
-    "R1 0.5, noise 0.1, rate 5e-4": {"gradient_penalty": 0.5, "noise": 0.1, "learning_rate": 5e-4},
 }
 
 

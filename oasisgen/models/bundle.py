@@ -96,7 +96,7 @@ def read_bundle(uri: str) -> Bundle:
     features = FeatureNetwork()
     features.load_state_dict(tensors["features"])
     for network in (vqvae, prior, features):
-        network.eval().requires_grad_(False)
+        network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return Bundle(uri, hashlib.sha256(text).hexdigest(), config, vqvae, prior, features)
 
 
