@@ -14,6 +14,8 @@ from oasisgen.sampling.batch import generate
 from oasisgen.sampling.verify import verify
 from tests.conftest import digests, start_job
 
+COUNT = 640  # slices, so many that no machine makes them all between two looks
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -37,10 +39,11 @@ def workers(driver: int, stage: str) -> list[psutil.Process]:
 def test_a_batch_survives_kills_and_two_submissions(trained: Path, tmp_path: Path) -> None:
     """A sampler, a writer and then the driver get SIGKILL; then the job is started twice at a
     time. Slices and summaries are those of a batch that nobody disturbed."""
-    config = GenerateConfig(str(trained), str(tmp_path / "calm"), count=160, part_size=32, base_seed=5)
+    config = GenerateConfig(str(trained), str(tmp_path / "calm"), count=COUNT, part_size=32, base_seed=5)
     generate(config)
     out = tmp_path / "storm"
-    flags = ["--model", str(trained), "--out", str(out), "--count", "160", "--part-size", "32", "--base-seed", "5"]
+    flags = ["--model", str(trained), "--out", str(out), "--base-seed", "5"]
+    flags += ["--count", str(COUNT), "--part-size", "32"]
 
     def made() -> int:
         return len(list(out.glob("slices/*/*.png")))
@@ -69,4 +72,4 @@ def test_a_batch_survives_kills_and_two_submissions(trained: Path, tmp_path: Pat
 
     for pattern in ("*.png", "part-*.parquet"):
         assert digests(out, pattern) == digests(tmp_path / "calm", pattern)
-    assert sum(part["slices"] for part in verify(str(out))["parts"]) == 160
+    assert sum(part["slices"] for part in verify(str(out))["parts"]) == COUNT
