@@ -34,7 +34,7 @@ from tests.bench_models import training
 if TYPE_CHECKING:
     from oasisgen.data.slices import DataSet
 
-COUNTS: dict[PriorName, tuple[int, int]] = {"dcgan": (256, 1536), "masked": (64, 192)}  # a short batch, and a long one
+COUNTS: dict[PriorName, tuple[int, int]] = {"dcgan": (256, 2304), "masked": (64, 512)}  # a short batch, and a long one
 SIZES = (1_000, 10_000, 100_000)  # of batches whose memory is compared
 SHOWN, STEPS = 1024, 250  # training slices that a model has seen, and how often
 SMALL = {"channels": 16, "residual_channels": 8, "residual_blocks": 1}
@@ -171,6 +171,12 @@ def main() -> None:
                     f"model's {bare:.1f}, {rate / script:.2f} of the {script:.1f} of a script with save_image",
                     flush=True,
                 )
+        most = data.count("train")
+        few, many = comparing_rate(data, 1000), comparing_rate(data, most)
+        print(
+            f"comparing with 1000 training slices: {few:.1f} per s; with {most}: {many:.1f}, cost x {few / many:.2f}",
+            flush=True,
+        )
         small = replace(
             FULL, prior="dcgan", vqvae=replace(FULL.vqvae, **SMALL), dcgan=replace(FULL.dcgan, channels=8, components=8)
         )
@@ -181,9 +187,6 @@ def main() -> None:
                 f"peak memory of {count} slices, a small model: {peak_memory(lambda: generate(config)):.2f} GB",
                 flush=True,
             )
-        most = data.count("train")
-        few, many = comparing_rate(data, 1000), comparing_rate(data, most)
-        print(f"comparing with 1000 training slices: {few:.1f} per s; with {most}: {many:.1f}, cost x {few / many:.2f}")
 
 
 if __name__ == "__main__":
