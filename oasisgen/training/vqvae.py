@@ -30,8 +30,8 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
     scale = error_scale(slices, c)
     steps = steps_per_epoch(len(slices), c.batch_size)
 
-    own = {"broadcast_buffers": c.norm == "batch"}  # the codebook is the same on all ranks as it is
-    model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last), parallel_strategy_kwargs=own)
+    ddp = {"broadcast_buffers": c.norm == "batch"}  # the codebook is the same on all ranks without
+    model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last), parallel_strategy_kwargs=ddp)
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     averaged = copy.deepcopy(raw(model)).requires_grad_(False)
     parts = {"averaged": averaged, "model": raw(model), "optimizer": optimizer}
