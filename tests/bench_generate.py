@@ -171,12 +171,6 @@ def main() -> None:
                     f"model's {bare:.1f}, {rate / script:.2f} of the {script:.1f} of a script with save_image",
                     flush=True,
                 )
-        most = data.count("train")
-        few, many = comparing_rate(data, 1000), comparing_rate(data, most)
-        print(
-            f"comparing with 1000 training slices: {few:.1f} per s; with {most}: {many:.1f}, cost x {few / many:.2f}",
-            flush=True,
-        )
         small = replace(
             FULL, prior="dcgan", vqvae=replace(FULL.vqvae, **SMALL), dcgan=replace(FULL.dcgan, channels=8, components=8)
         )
@@ -187,6 +181,12 @@ def main() -> None:
                 f"peak memory of {count} slices, a small model: {peak_memory(lambda: generate(config)):.2f} GB",
                 flush=True,
             )
+        most = data.count("train")
+        few, many = comparing_rate(data, 1000), comparing_rate(data, most)
+        print(
+            f"comparing with 1000 training slices: {few:.1f} per s; with {most}: {many:.1f}, cost x {few / many:.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
