@@ -23,9 +23,9 @@ from oasisgen.models.dcgan import DCGAN, Discriminator
 from oasisgen.sampling.batch import open_reference_data
 from oasisgen.training.averaging import average
 from oasisgen.training.codes import read_codes
-from oasisgen.training.dcgan import adversarial_step, untrained
+from oasisgen.training.dcgan import adversarial_step, both_adams, untrained
 from oasisgen.training.worker import has_bfloat16
-from tests.ablation_sampling import SHOWN, slices
+from tests.ablation_sampling import print_head, print_row, slices
 
 CHANGES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -52,10 +52,11 @@ def train(gan: DCGAN, maps: Feed, steps: int) -> DCGAN:
     averaged = DCGAN(c, gan.palette).requires_grad_(False)
     averaged.load_state_dict(gan.state_dict())
     discriminator = Discriminator(c, gan.palette.channels)
-    networks = tuple(net.to(memory_format=torch.channels_last) for net in (gan.generator, discriminator))
-    optimizers = [
-        torch.optim.Adam(net.parameters(), lr=c.learning_rate, betas=(c.beta1, 0.999), fused=True) for net in networks
-    ]
+    networks = (
+        gan.generator.to(memory_format=torch.channels_last),
+        discriminator.to(memory_format=torch.channels_last),
+    )
+    optimizers = both_adams(c, networks)
     order = chain.from_iterable(epoch_batches(len(maps), c.batch_size, 0, epoch, 0, 1) for epoch in count())
     for step, (numbers, _) in enumerate(islice(order, steps)):
         real = gan.palette.paint(torch.from_numpy(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
@@ -82,7 +83,7 @@ def main() -> None:
         maps = store(read_codes(storage.join(arguments.run, "codes"), "train")).load()
         load = partial(read_features, bundle.uri)
         torch.set_num_threads(1)
-        print(f"\n| DCGAN | {' | '.join(SHOWN)} | maps/s |\n| --- |{' --- |' * (len(SHOWN) + 1)}", flush=True)
+        print_head("DCGAN", "maps/s")
         for number, name in enumerate(arguments.names or CHANGES):
             c = replace(FULL.dcgan, channels=arguments.channels, **CHANGES[name])
             torch.manual_seed(0)
@@ -91,11 +92,7 @@ def main() -> None:
             rate = arguments.steps * c.batch_size / (time.monotonic() - started)
             made = slices(replace(bundle, prior=gan), arguments.count)
             measures = quality.measure(load, made, list(range(LEVELS)), split["train"], split["validate"])
-            rows = [(f"| {name}", "value", f"{rate:.0f}")]
-            if not number:
-                rows.insert(0, ("| *real slices*", "floor", ""))
-            for shown, what, speed in rows:
-                print(" | ".join([shown, *(f"{measures[m][what]:.3f}" for m in SHOWN), speed]), "|", flush=True)
+            print_row(name, f"{rate:.0f}", measures, with_floor=not number)
 
 
 if __name__ == "__main__":

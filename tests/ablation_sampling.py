@@ -33,6 +33,21 @@ def slices(bundle: Bundle, count: int) -> quality.Slices:
     return quality.Slices(np.concatenate(images), level_of(ids))
 
 
+def print_head(first: str, second: str) -> None:
+    """The head of a table of what a batch scores, in two columns of its own and those of the measures."""
+    columns = (first, second, *SHOWN)
+    print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
+
+
+def print_row(first: str, second: str, measures: dict[str, dict[str, float]], with_floor: bool) -> None:
+    """A row of it; before it, where asked for, the one of real slices."""
+    rows = [(first, second, "value")]
+    if with_floor:
+        rows.insert(0, ("*real slices*", "", "floor"))
+    for *cells, what in rows:
+        print(f"| {' | '.join([*cells, *(f'{measures[name][what]:.3f}' for name in SHOWN)])} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="URI of a run or bundle of `--prior masked`")
@@ -46,16 +61,12 @@ def main() -> None:
         data = open_reference_data(bundle, None)
         train, held_out = (store(read_slices(data, split)).load() for split in ("train", "validate"))
         load = partial(read_features, bundle.uri)
-        print(f"\n| temperature | rounds | {' | '.join(SHOWN)} |\n| --- | --- |{' --- |' * len(SHOWN)}")
+        print_head("temperature", "rounds")
         for number, (rounds, temperature) in enumerate(product(arguments.rounds, arguments.temperatures)):
             bundle.prior.config = replace(trained_with, rounds=rounds, temperature=temperature)
             made = slices(bundle, arguments.count)
             measures = quality.measure(load, made, list(range(LEVELS)), train, held_out)
-            rows = {"value": (f"| {temperature}", f"{rounds}")}
-            if not number:
-                rows = {"floor": ("| *real slices*", "")} | rows
-            for what, cells in rows.items():
-                print(" | ".join([*cells, *(f"{measures[name][what]:.3f}" for name in SHOWN)]), "|", flush=True)
+            print_row(f"{temperature}", f"{rounds}", measures, with_floor=not number)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen.config import TrainConfig
+from oasisgen.config import DCGANConfig, TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
 from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, make_palette
 from oasisgen.training import checkpoint
@@ -17,6 +17,7 @@ from oasisgen.training.painted import all_maps, lacking, painted_maps, real_maps
 from oasisgen.training.worker import Pace, Worker, raw
 
 LOSSES = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")  # of a step
+Networks = tuple[torch.nn.Module, torch.nn.Module]  # the generator of a DCGAN, and its discriminator; or both in DDP
 PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 2020, arXiv:1912.04958)
 
 
@@ -33,14 +34,11 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
     gan = untrained(config, maps, codebook).to(worker.device)
     worker.broadcast(*gan.buffers())
     averaged = copy.deepcopy(gan).requires_grad_(False)
-    generator, discriminator = (
-        ray.train.torch.prepare_model(network.to(memory_format=torch.channels_last))
-        for network in (gan.generator, Discriminator(c, gan.palette.channels))
+    networks = generator, discriminator = (
+        ray.train.torch.prepare_model(gan.generator.to(memory_format=torch.channels_last)),
+        ray.train.torch.prepare_model(Discriminator(c, gan.palette.channels).to(memory_format=torch.channels_last)),
     )
-    optimizers = [
-        torch.optim.Adam(net.parameters(), lr=c.learning_rate, betas=(c.beta1, 0.999), fused=True)
-        for net in (generator, discriminator)
-    ]
+    optimizers = both_adams(c, networks)
     parts = {
         "averaged": averaged,
         "painter": gan,  # with palette and template
@@ -63,9 +61,7 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
             real = gan.palette.paint(worker.tensor(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
             levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
             with worker.autocast():
-                losses = adversarial_step(
-                    gan, (generator, discriminator), optimizers, real, levels, course.step, random
-                )
+                losses = adversarial_step(gan, networks, optimizers, real, levels, course.step, random)
             course.add(*losses)
             average(averaged.generator, raw(generator), c.generator_decay, course.step)
             worker.say(
@@ -79,9 +75,8 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
 
         if not (means := course.means(steps)):
             continue
-        worker.broadcast(
-            shown := painted_maps(averaged, config.seed, worker)
-        )  # BatchNorm's statistics are a rank's own
+        shown = painted_maps(averaged, config.seed, worker)
+        worker.broadcast(shown)  # BatchNorm's statistics are a rank's own
         usage = use_of_codes(shown, len(codebook))
         if fault := lacking(usage, real_use, c.least_variety):
             course.undo_epoch(fault)
@@ -97,9 +92,15 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mail
         )
 
 
+def both_adams(config: DCGANConfig, networks: Networks) -> list[torch.optim.Adam]:
+    """An optimizer for each of the two networks."""
+    rates: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, 0.999)}
+    return [torch.optim.Adam(network.parameters(), fused=True, **rates) for network in networks]
+
+
 def adversarial_step(
     gan: DCGAN,
-    networks: tuple[torch.nn.Module, torch.nn.Module],
+    networks: Networks,
     optimizers: Sequence[torch.optim.Optimizer],
     real: torch.Tensor,
     levels: torch.Tensor,
@@ -108,8 +109,7 @@ def adversarial_step(
 ) -> tuple[torch.Tensor, ...]:
     """Move the discriminator, then the generator, once each; returns `LOSSES`, each ().
 
-    `networks` and `optimizers`: first the generator's, as it stands in `gan` or wrapped in DDP, then the
-    discriminator's. `real` (B, C, 64, 64) is painted, of levels (B,); `step` counts from 0.
+    `optimizers` are those of the `networks`. `real` (B, C, 64, 64) is painted, of levels (B,); `step` counts from 0.
     """
     c = gan.config
     generator, discriminator = networks
