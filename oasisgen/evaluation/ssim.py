@@ -40,22 +40,20 @@ def ssim_to(a: torch.Tensor, many: torch.Tensor) -> torch.Tensor:
     Where both are black they are alike: only the rest is looked at, and as far around as a window reaches.
     """
     image, others = a.numpy(), many.numpy()
-    x, scores = _moments(image.astype(np.float32)), torch.ones(len(others))
+    x, scores = _moments(image.astype(np.float32)), np.ones(len(others), np.float32)
     for number, other in enumerate(others):
-        seen = image | other
-        if seen.any():
-            box = _reach(seen.max(1)), _reach(seen.max(0))
+        left, top, width, height = cv2.boundingRect(image | other)  # no width where all is black
+        if width:
+            box = _reach(top, height), _reach(left, width)
             y = _moments(other[box].astype(np.float32))
             luminance, contrast = _similarity(Moments(*(each[box] for each in x)), y)
-            luminance *= contrast
-            scores[number] -= (1 - luminance.mean()) * (luminance.size / image.size)
-    return scores
+            scores[number] -= (luminance.size - np.vdot(luminance, contrast)) / image.size
+    return torch.from_numpy(scores)
 
 
-def _reach(seen: np.ndarray) -> slice:
-    """From the first to the last of (H,) that is not 0, and what windows around them see, its reflection too."""
-    numbers = np.flatnonzero(seen)
-    return slice(max(0, int(numbers[0]) - 6), int(numbers[-1]) + 7)
+def _reach(first: int, count: int) -> slice:
+    """So many pixels of an axis and what windows around them see, its reflection too."""
+    return slice(max(0, first - 6), first + count + 6)
 
 
 def ssim_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
