@@ -352,6 +352,7 @@ def number_ranges(name: str, text: str, end: int) -> list[int]:
 
 Format = Literal["png", "parquet", "webdataset"]
 Reject = Literal["none", "copies", "outliers", "both"]
+Precision = Literal["bfloat16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -397,6 +398,9 @@ class GenerateConfig:
     """Make just these sample ids, like 17,42,1000-1010, instead of a count of the levels."""
     base_seed: int | None = None
     """A slice is a pure function of model, base seed and sample id; by default the batch's name decides."""
+    precision: Precision = "bfloat16"
+    """bfloat16, where the device multiplies in it, is several times as fast; a slice from a device of another kind is
+    then the same head with other details. float32 on all of them differs in the last bit."""
     format: Format = "png"
     """A PNG per slice; or the PNGs of a part in one Parquet file or tar archive, cheaper where there are millions."""
     reject: Reject = "none"

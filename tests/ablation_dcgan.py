@@ -20,11 +20,11 @@ from oasisgen.data.slices import read_slices
 from oasisgen.evaluation import quality
 from oasisgen.models.bundle import read_bundle, read_features
 from oasisgen.models.dcgan import DCGAN, Discriminator
+from oasisgen.precision import autocast
 from oasisgen.sampling.batch import open_reference_data
 from oasisgen.training.averaging import average
 from oasisgen.training.codes import read_codes
 from oasisgen.training.dcgan import adversarial_step, both_adams, untrained
-from oasisgen.training.worker import has_bfloat16
 from tests.ablation_sampling import print_head, print_row, slices
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ def train(gan: DCGAN, maps: Feed, steps: int) -> DCGAN:
     for step, (numbers, _) in enumerate(islice(order, steps)):
         real = gan.palette.paint(torch.from_numpy(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
         levels = torch.from_numpy(maps.rows(numbers, "level").astype("int64"))  # (B,)
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(real.device)):
+        with autocast(real.device):
             adversarial_step(gan, networks, optimizers, real, levels, step, torch.Generator().manual_seed(step))
         average(averaged.generator, gan.generator, c.generator_decay, step + 1)
     return averaged.eval()

@@ -15,6 +15,7 @@ from oasisgen.data.pixels import to_uint8
 from oasisgen.data.slices import read_slices
 from oasisgen.evaluation import quality
 from oasisgen.models.bundle import Bundle, read_bundle, read_features
+from oasisgen.precision import autocast
 from oasisgen.sampling.batch import open_reference_data
 from oasisgen.sampling.ids import GROUP, level_of
 from oasisgen.sampling.sample import latent
@@ -23,13 +24,14 @@ SHOWN = ("fid", "kid", "precision", "recall", "density", "coverage", "ms_ssim")
 
 
 @torch.no_grad()
-def slices(bundle: Bundle, count: int) -> quality.Slices:
-    """The first so many sample ids of base seed 0."""
+def slices(bundle: Bundle, count: int, mixed: bool = True) -> quality.Slices:
+    """The first so many sample ids of base seed 0; in bfloat16 where `mixed` and the CPU has it."""
     ids, images = np.arange(count), []
     for group in chunks(ids, GROUP):
         z = torch.from_numpy(np.stack([latent(0, number, bundle.prior.noise_size) for number in group.tolist()]))
-        codes = bundle.prior(z, torch.from_numpy(level_of(group))).codes  # (16, 64, 64)
-        images.append(to_uint8(bundle.vqvae.decode(codes)).squeeze(1).numpy())
+        with autocast(z.device, mixed):
+            codes = bundle.prior(z, torch.from_numpy(level_of(group))).codes  # (16, 64, 64)
+            images.append(to_uint8(bundle.vqvae.decode(codes)).squeeze(1).numpy())
     return quality.Slices(np.concatenate(images), level_of(ids))
 
 
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("run", help="URI of a run or bundle of `--prior masked`")
     parser.add_argument("--count", type=int, default=512, help="slices of each way")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.9, 0.8, 0.7])
+    parser.add_argument("--float32", action="store_true", help="where the CPU has bfloat16, too")
     parser.add_argument("--rounds", type=int, nargs="+", default=[8, 12])
     arguments = parser.parse_args()
     bundle = read_bundle(arguments.run)
@@ -64,7 +67,7 @@ def main() -> None:
         print_head("temperature", "rounds")
         for number, (rounds, temperature) in enumerate(product(arguments.rounds, arguments.temperatures)):
             bundle.prior.config = replace(trained_with, rounds=rounds, temperature=temperature)
-            made = slices(bundle, arguments.count)
+            made = slices(bundle, arguments.count, mixed=not arguments.float32)
             measures = quality.measure(load, made, list(range(LEVELS)), train, held_out)
             print_row(f"{temperature}", f"{rounds}", measures, with_floor=not number)
 

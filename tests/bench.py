@@ -32,8 +32,8 @@ from oasisgen.config import DEMO
 from oasisgen.data.pixels import to_unit
 from oasisgen.evaluation.ssim import ssim_loss
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.precision import autocast
 from oasisgen.training.averaging import average
-from oasisgen.training.worker import has_bfloat16
 
 if TYPE_CHECKING:
     from oasisgen.data.feed import Stored
@@ -55,7 +55,7 @@ def train_steps(batches: Iterator[torch.Tensor]) -> float:
         if step == WARM_UP:
             started = time.monotonic()
         x = to_unit(next(batches))
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(x.device)):
+        with autocast(x.device):
             y = model(x)
         image = y.image.float()
         loss = F.mse_loss(image, x) + CONFIG.ssim_weight * ssim_loss(image, x) + y.quantizer_loss

@@ -28,9 +28,9 @@ from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.evaluation.ssim import ssim, ssim_loss
 from oasisgen.models.quantizer import EMAQuantizer, Quantized, straight_through
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.precision import autocast
 from oasisgen.training.averaging import average
 from oasisgen.training.vqvae import error_scale, learning_rate
-from oasisgen.training.worker import has_bfloat16
 from tests.bench import compare, packed
 
 STEPS, WARM_UP = 40, 5
@@ -65,7 +65,7 @@ def losses(
     model: VQVAE, x: torch.Tensor, c: VQVAEConfig, scale: float, step: int, mixed: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of a step and what it is without the quantizer's part; in bfloat16 where `mixed` and the CPU has it."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=mixed and has_bfloat16(x.device)):
+    with autocast(x.device, mixed):
         y = model(x, torch.Generator().manual_seed(step))
     error = F.mse_loss(y.image.float(), x) / scale
     if c.ssim_weight:

@@ -18,6 +18,7 @@ from oasisgen.evaluation.statistics import mean_with_interval
 from oasisgen.models.bundle import read_bundle, read_vqvae
 from oasisgen.models.quantizer import perplexity
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.precision import autocast
 from oasisgen.progress import Progress
 
 BATCH = 16
@@ -44,7 +45,8 @@ class Reconstructor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = torch.from_numpy(np.array(batch["image"])).to(self.device)  # (B, 256, 256) uint8
         codes = self.vqvae.encode(to_unit(images.unsqueeze(1)))  # (B, 64, 64)
-        written = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (B, 256, 256)
+        with autocast(self.device):  # as slices are sampled
+            written = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (B, 256, 256)
         counts = [torch.bincount(c.flatten(), minlength=self.codebook_size) for c in codes]
         return {
             "case": batch["case"],

@@ -95,6 +95,7 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
         "count": len(ids) or config.count,
         "levels": levels,
         "ids": config.ids,
+        "precision": config.precision,
         "format": config.format,
         "reject": config.reject,
         "part_size": config.part_size,
@@ -230,7 +231,7 @@ def make_parts(
         return
     rows = ray.data.from_items(pieces, override_num_blocks=1 + len(pieces) // GROUPS_PER_BLOCK).map_batches(
         Sampler,
-        fn_constructor_args=(bundle.uri, request["base_seed"]),
+        fn_constructor_args=(bundle.uri, request["base_seed"], request["precision"]),
         batch_size=1,
         **cluster.pool(use_gpu=cluster.gpus() > 0),
     )

@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from oasisgen.config import Precision
 from oasisgen.data.pixels import to_uint8
 from oasisgen.models.bundle import read_bundle
+from oasisgen.precision import autocast, has_bfloat16
 from oasisgen.sampling.ids import level_of
 
 
@@ -18,10 +20,12 @@ def latent(base_seed: int, number: int, size: int) -> np.ndarray:
 class Sampler:
     """A Ray actor that samples groups of slices."""
 
-    def __init__(self, bundle_uri: str, base_seed: int) -> None:
+    def __init__(self, bundle_uri: str, base_seed: int, precision: Precision = "bfloat16") -> None:
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.device_name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        self.mixed = precision == "bfloat16" and has_bfloat16(self.device)
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        self.device_name = f"{name}, bfloat16" if self.mixed else name
         bundle = read_bundle(bundle_uri)
         self.vqvae, self.prior = bundle.vqvae.to(self.device), bundle.prior.to(self.device)
         self.base_seed = base_seed
@@ -36,8 +40,9 @@ class Sampler:
         for place in np.flatnonzero(taken):
             z[place] = latent(self.base_seed, int(group[place]), self.prior.noise_size)
         levels = torch.from_numpy(level_of(group))  # (16,)
-        codes = self.prior(torch.from_numpy(z).to(self.device), levels.to(self.device)).codes  # (16, 64, 64)
-        images = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (16, 256, 256)
+        with autocast(self.device, self.mixed):
+            codes = self.prior(torch.from_numpy(z).to(self.device), levels.to(self.device)).codes  # (16, 64, 64)
+            images = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (16, 256, 256)
         return {
             "id": group[taken],
             "level": levels.numpy()[taken] if self.prior.conditional else np.full(taken.sum(), -1),

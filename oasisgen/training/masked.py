@@ -38,7 +38,6 @@ def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mai
     parts = {"averaged": averaged, "prior": prior, "optimizer": optimizer}
     course = checkpoint.Course(worker, config, "masked", parts, ("loss",))
     real_use = use_of_codes(real_maps(maps), len(codebook))
-    on_gpu = worker.device.type == "cuda"  # CPUs are slower in bfloat16 at so few channels
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
 
@@ -53,7 +52,7 @@ def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mai
             sketch = prior.sketch(weights[numbers], levels)  # (B, D, 64, 64)
             for group in optimizer.param_groups:
                 group["lr"] = course.rate * cosine(c.learning_rate, course.step, c.epochs * steps)
-            with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            with worker.autocast():
                 logits = guesser(prior.palette.paint(real), masked, sketch, levels, places)  # (B, N, K)
             wanted = real.flatten(1).gather(1, places)  # (B, N)
             loss = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())

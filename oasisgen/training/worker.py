@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from oasisgen.errors import UserError
+from oasisgen.precision import autocast
 from oasisgen.progress import SECONDS_BETWEEN_LINES, duration
 
 
@@ -41,8 +42,8 @@ class Worker:
         return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), mailbox)
 
     def autocast(self) -> AbstractContextManager:
-        """bfloat16 where the hardware multiplies in it; elsewhere it would only be emulated, slowly."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
+        """As `precision.autocast`, on this worker's device."""
+        return autocast(self.device)
 
     def tensor(self, array: Any) -> torch.Tensor:
         """A NumPy array on this worker's device."""
@@ -66,13 +67,6 @@ class Worker:
         if self.rank == 0 and self.mailbox and (always or now - self.spoken > SECONDS_BETWEEN_LINES):
             self.spoken = now
             self.mailbox.put.remote(line())
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware."""
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.cuda.is_bf16_supported()
 
 
 @dataclass

@@ -43,6 +43,21 @@ def test_another_base_seed_makes_other_slices(sampler: Sampler, trained: Path) -
     assert not np.array_equal(sampler.sample(group)["image"], other.sample(group)["image"])
 
 
+def test_bfloat16_changes_a_slice_a_little_and_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (group,) = groups(np.arange(16))
+    made = {}
+    for has in (True, False):  # whatever this CPU has: it only takes longer
+        for module in ("oasisgen.precision", "oasisgen.sampling.sample"):
+            monkeypatch.setattr(f"{module}.has_bfloat16", lambda _, has=has: has)
+        made |= {(has, kind): Sampler(str(trained), 7, kind).sample(group) for kind in ("bfloat16", "float32")}
+    exact = made[True, "float32"]
+    for key, slices in made.items():
+        assert set(slices["device"]) == {"cpu, bfloat16" if key == (True, "bfloat16") else "cpu"}
+        assert np.array_equal(slices["image"], exact["image"]) == (key != (True, "bfloat16"))
+    difference = np.abs(made[True, "bfloat16"]["image"].astype(int) - exact["image"])
+    assert difference.mean() < 1.0  # of 255
+
+
 def test_a_png_says_what_it_is(tmp_path: Path) -> None:
     image = np.arange(65536, dtype=np.uint32).reshape(256, 256).astype(np.uint8)
     text = {"Comment": "SYNTHETIC", "id": "12"}
