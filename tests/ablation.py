@@ -20,7 +20,7 @@ from oasisgen.config import FULL, LEVELS
 from oasisgen.data.feed import Feed
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.evaluation.ssim import ssim
-from oasisgen.models.quantizer import Quantized
+from oasisgen.models.quantizer import Quantized, Quantizer
 from oasisgen.models.vqvae import VQVAE
 from tests.bench_models import training
 
@@ -53,7 +53,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-class Foreign(nn.Module):
+class Foreign(Quantizer):
     """A quantizer of vector-quantize-pytorch behind the interface of ours."""
 
     def __init__(self, quantizer: nn.Module) -> None:

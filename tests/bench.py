@@ -63,6 +63,7 @@ def train_steps(batches: Iterator[torch.Tensor]) -> float:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_norm)
         optimizer.step()
+        model.quantizer.step()
         average(averaged, model, CONFIG.average_decay, step + 1)
     return STEPS * CONFIG.batch_size / (time.monotonic() - started)
 

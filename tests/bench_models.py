@@ -60,6 +60,9 @@ class OneHotQuantizer(EMAQuantizer):
         loss = self.commitment * F.mse_loss(z, vectors.detach())
         return Quantized(straight_through(z, vectors), codes.view(B, H, W), loss)
 
+    def step(self) -> None:
+        """The codebook has moved already."""
+
 
 def losses(
     model: VQVAE, x: torch.Tensor, c: VQVAEConfig, scale: float, step: int, mixed: bool = True
@@ -106,6 +109,7 @@ def loop(kind: str, folder: str) -> float:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
         optimizer.step()
+        model.quantizer.step()
         average(averaged, model, c.average_decay, step + 1)
         seen = seen + (error.detach() if kind == "ours" else error.item())
     return STEPS * c.batch_size / (time.monotonic() - started)
@@ -129,6 +133,7 @@ def training(model: VQVAE, averaged: VQVAE, images: Feed, c: VQVAEConfig, steps:
         if c.gradient_norm:
             nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
         optimizer.step()
+        model.quantizer.step()
         average(averaged, model, c.average_decay, step + 1)
         seconds += time.monotonic() - started
         yield seconds
@@ -174,6 +179,8 @@ def quantizer_rate(make: Callable[[], nn.Module], dim: int) -> float:
             started = time.monotonic()
         output = quantizer(z)
         sum(part.sum() for part in output if part.requires_grad).backward()
+        if isinstance(quantizer, EMAQuantizer):
+            quantizer.step()
     return 10 / (time.monotonic() - started)
 
 

@@ -1,6 +1,7 @@
 """The codebook: encoder outputs -> nearest codes, and how the codes learn.
 
-Both quantizers share one interface: `quantizer(z)` returns a `Quantized`, `quantizer.vectors(codes)` looks codes up.
+Both quantizers share one interface: `quantizer(z)` returns a `Quantized`, `quantizer.vectors(codes)` looks codes up,
+and `quantizer.step()` ends a step of training as an optimizer's does.
 """
 
 from typing import NamedTuple
@@ -53,6 +54,9 @@ class Quantizer(nn.Module):
         """(B, H, W) int64 -> (B, D, H, W)."""
         return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)  # (B, D, H, W)
 
+    def step(self) -> None:
+        """Move the codebook by what training's last forward pass saw, if that is how it learns. After `backward`."""
+
     def encode(self, z: torch.Tensor) -> torch.Tensor:
         """(B, D, H, W) -> (B, H, W) int64 in [0, K)."""
         B, D, H, W = z.shape
@@ -87,6 +91,8 @@ class EMAQuantizer(Quantizer):
 
     ema_count: torch.Tensor  # (K,): vectors per step that a code is nearest to
     ema_sum: torch.Tensor  # (K, D): their sum
+    sums: torch.Tensor  # (K, 1 + 2D), of a step, over all ranks: counts, sums, and where dead codes start again
+    arriving: dist.Work | None  # what those of the other ranks come by
 
     def __init__(self, codebook_size: int, code_dim: int, commitment: float, decay: float, dead_below: float) -> None:
         super().__init__()
@@ -96,22 +102,22 @@ class EMAQuantizer(Quantizer):
         self.register_buffer("ema_sum", torch.zeros(codebook_size, code_dim))
 
     def forward(self, z: torch.Tensor, generator: torch.Generator | None = None) -> Quantized:
-        """(B, D, H, W) -> Quantized; in training, moves the codebook, `generator` choosing where dead codes restart."""
+        """(B, D, H, W) -> Quantized; in training, `generator` chooses where dead codes restart."""
         codes = self.encode(z)  # (B, H, W)
         vectors = self.vectors(codes)
         if self.training:
-            self._update(z.detach().float().permute(0, 2, 3, 1).flatten(1, 2), codes.flatten(), generator)
+            self._gather(z.detach().float().permute(0, 2, 3, 1).flatten(1, 2), codes.flatten(), generator)
         loss = self.commitment * F.mse_loss(z, vectors)
         return Quantized(straight_through(z, vectors), codes, loss)
 
     @torch.no_grad()
-    def _update(self, z: torch.Tensor, codes: torch.Tensor, generator: torch.Generator | None) -> None:
-        """Move the averages by one step's vectors (B, H*W, D) with their codes (B*H*W,), then revive dead codes.
+    def _gather(self, z: torch.Tensor, codes: torch.Tensor, generator: torch.Generator | None) -> None:
+        """Sum up one step's vectors (B, H*W, D) by their codes (B*H*W,) over all ranks; `step` waits for them.
 
         `generator` is in the same state on all ranks, which hold every world-th slice of the step's batch: a dead code
         starts again at the same vector however many ranks there are.
         """
-        K = self.codebook.shape[0]
+        K = len(self.codebook)
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         B, P, _ = z.shape
         drawn = torch.randint(world * B * P, (K,), generator=generator).to(z.device)  # (K,): places in the whole batch
@@ -120,10 +126,17 @@ class EMAQuantizer(Quantizer):
         seeds = torch.where((owner == rank)[:, None], z[place], 0.0)  # (K, D): where dead codes start again
         count = torch.bincount(codes, minlength=K).to(z.dtype)  # (K,)
         total = torch.zeros_like(self.ema_sum).index_add_(0, codes, z)  # (K, D)
-        if world > 1:  # all in one: what it costs is that ranks wait for each other
-            dist.all_reduce(sums := torch.cat([count[:, None], total, seeds], 1))  # (K, 1 + 2D)
-            count, total, seeds = sums[:, 0], *sums[:, 1:].chunk(2, 1)
-        self.ema_count.lerp_(count, 1.0 - self.decay)
+        self.sums = torch.cat([count[:, None], total, seeds], 1)  # (K, 1 + 2D)
+        self.arriving = dist.all_reduce(self.sums, async_op=True) if world > 1 else None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the averages by the sums of the step, then revive dead codes."""
+        if self.arriving:
+            self.arriving.wait()
+        K, D = self.codebook.shape
+        count, total, seeds = self.sums.split([1, D, D], 1)  # (K, 1), (K, D) twice
+        self.ema_count.lerp_(count.squeeze(1), 1.0 - self.decay)
         self.ema_sum.lerp_(total, 1.0 - self.decay)
 
         threshold = self.dead_below * count.sum() / K

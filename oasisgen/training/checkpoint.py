@@ -6,6 +6,7 @@ One file, `state.pt`: tensors, numbers and lists only, so that it is read with `
 import copy
 import io
 import math
+import os
 import pickle
 import tempfile
 import time
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-import ray.train.collective
 import torch
 
 from oasisgen import meters, storage
@@ -42,6 +42,7 @@ class Timer:
         self.asked_step, self.next_step = step, step + 1
         self.asked = self.saved = time.monotonic()
         self.noticed = False
+        self.may_go = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
 
     def due(self, step: int) -> bool:
         """Whether to save after this step. Call it at every step of every rank."""
@@ -50,10 +51,11 @@ class Timer:
         now = time.monotonic()
         pace = (step - self.asked_step) / (now - self.asked)  # steps per second
         overdue, ahead = now - self.saved > self.seconds, max(1, int(pace * ASK_SECONDS))
-        if self.worker.world > 1:
-            overdue, ahead = ray.train.collective.broadcast_from_rank_zero((overdue, ahead))
+        agreed = torch.tensor([overdue, ahead], device=self.worker.device)
+        self.worker.broadcast(agreed)
+        overdue, ahead = agreed.tolist()
         self.asked, self.asked_step, self.next_step = now, step, step + ahead
-        notice = not self.noticed and ray.train.get_preemption_info() is not None  # also a barrier
+        notice = not self.noticed and self.may_go and ray.train.get_preemption_info() is not None  # a barrier, too
         self.noticed |= notice
         if overdue or notice:
             self.saved = now

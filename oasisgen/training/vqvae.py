@@ -59,6 +59,7 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: A
             if c.gradient_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
             optimizer.step()
+            raw(model).quantizer.step()
             course.add(loss, error, unlike, y.quantizer_loss)
             average(averaged, raw(model), c.average_decay, course.step)
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(course.step)}")

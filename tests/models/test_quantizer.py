@@ -35,8 +35,10 @@ def test_ema_update_agrees_with_a_slow_reference() -> None:
     total = [quantizer.codebook[k].clone() * 2.0 for k in range(K)]
     codebook = quantizer.codebook.clone()
     for step in range(5):
-        z = random_z(step)
+        z, before = random_z(step), quantizer.codebook.clone()
         out = quantizer(z)
+        assert torch.equal(quantizer.codebook, before)  # it moves when the step ends
+        quantizer.step()
         codes = slow_nearest(vectors(z), codebook)
         assert out.codes.flatten().tolist() == codes
         picked = torch.stack([codebook[k] for k in codes])
@@ -59,6 +61,7 @@ def test_a_dead_code_starts_again_at_an_encoder_output_and_its_average_with_it()
     quantizer.ema_count[3], quantizer.ema_sum[3] = 1e-3, 1.0
     z = random_z(1)
     quantizer(z, torch.Generator().manual_seed(5))
+    quantizer.step()
     revived = quantizer.codebook[3]
     assert (vectors(z) - revived).abs().sum(1).min() < 1e-5
     assert torch.allclose(quantizer.ema_sum[3] / quantizer.ema_count[3], revived)
@@ -70,6 +73,7 @@ def test_a_fresh_codebook_is_placed_by_its_first_batch() -> None:
     quantizer = EMAQuantizer(K, D, commitment=0.25, decay=0.99, dead_below=0.03)
     z = random_z(0) + 100.0
     quantizer(z)
+    quantizer.step()
     assert vectors(z).min() - 1 < quantizer.codebook.min()
     assert float(quantizer(z).loss) < 3.0
 

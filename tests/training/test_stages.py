@@ -61,6 +61,7 @@ def quantize_on_two_ranks(config: Any, mailbox: Any, batches: list[torch.Tensor]
     quantizer = EMAQuantizer(16, 3, commitment=0.25, decay=0.9, dead_below=0.1)
     for step, z in enumerate(batches):
         quantizer(z[worker.rank :: worker.world], torch.Generator().manual_seed(step))
+        quantizer.step()
     torch.save(quantizer.state_dict(), os.path.join(uri, f"{worker.rank}.pt"))
     dist.barrier()
 
@@ -76,6 +77,7 @@ def test_codebooks_are_identical_on_all_ranks_and_follow_the_whole_batch(data: D
     alone = EMAQuantizer(16, 3, commitment=0.25, decay=0.9, dead_below=0.1)
     for step, z in enumerate(batches):
         alone(z, torch.Generator().manual_seed(step))
+        alone.step()
     for name, value in alone.state_dict().items():
         assert torch.allclose(first[name], value, atol=1e-5)
 
