@@ -399,8 +399,8 @@ class GenerateConfig:
     base_seed: int | None = None
     """A slice is a pure function of model, base seed and sample id; by default the batch's name decides."""
     precision: Precision = "bfloat16"
-    """bfloat16, where the device multiplies in it, is several times as fast; a slice from a device of another kind is
-    then the same head with other details. float32 on all of them differs in the last bit."""
+    """bfloat16, where the device multiplies in it, is several times as fast; a device of another kind then makes the
+    same head with other details. In float32 they differ in the last bit."""
     format: Format = "png"
     """A PNG per slice; or the PNGs of a part in one Parquet file or tar archive, cheaper where there are millions."""
     reject: Reject = "none"
