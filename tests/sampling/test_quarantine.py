@@ -177,6 +177,7 @@ def test_refused_slices_are_replaced_by_the_next_ids(good: Path, painted: DataSe
         "levels": LEVELS,
         "ids": None,
         "part_size": 16,
+        "precision": "bfloat16",
         "format": "png",
         "reject": "copies",
     }
