@@ -51,11 +51,11 @@ class Timer:
         now = time.monotonic()
         pace = (step - self.asked_step) / (now - self.asked)  # steps per second
         overdue, ahead = now - self.saved > self.seconds, max(1, int(pace * ASK_SECONDS))
-        agreed = torch.tensor([overdue, ahead], device=self.worker.device)
-        self.worker.broadcast(agreed)
-        overdue, ahead = agreed.tolist()
+        agreed = torch.tensor([overdue, ahead, self.may_go], device=self.worker.device)
+        self.worker.broadcast(agreed)  # what may differ between nodes, their environment too
+        overdue, ahead, may_go = agreed.tolist()
         self.asked, self.asked_step, self.next_step = now, step, step + ahead
-        notice = not self.noticed and self.may_go and ray.train.get_preemption_info() is not None  # a barrier, too
+        notice = not self.noticed and may_go and ray.train.get_preemption_info() is not None  # a barrier, too
         self.noticed |= notice
         if overdue or notice:
             self.saved = now
