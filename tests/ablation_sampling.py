@@ -1,6 +1,7 @@
 """How a masked prior is sampled, each way measured beside the others: `python -m tests.ablation_sampling RUN`."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -24,15 +25,20 @@ SHOWN = ("fid", "kid", "precision", "recall", "density", "coverage", "ms_ssim")
 
 
 @torch.no_grad()
-def slices(bundle: Bundle, count: int, mixed: bool = True) -> quality.Slices:
-    """The first so many sample ids of base seed 0; in bfloat16 where `mixed` and the CPU has it."""
-    ids, images = np.arange(count), []
-    for group in chunks(ids, GROUP):
+def groups_of(bundle: Bundle, count: int, mixed: bool) -> Iterator[torch.Tensor]:
+    """The first so many sample ids of base seed 0, by the group, (16, 256, 256) uint8; `mixed`: in bfloat16 where the
+    CPU has it."""
+    for group in chunks(np.arange(count), GROUP):
         z = torch.from_numpy(np.stack([latent(0, number, bundle.prior.noise_size) for number in group.tolist()]))
         with autocast(z.device, mixed):
             codes = bundle.prior(z, torch.from_numpy(level_of(group))).codes  # (16, 64, 64)
-            images.append(to_uint8(bundle.vqvae.decode(codes)).squeeze(1).numpy())
-    return quality.Slices(np.concatenate(images), level_of(ids))
+            images = to_uint8(bundle.vqvae.decode(codes)).squeeze(1)  # (16, 256, 256)
+        yield images
+
+
+def slices(bundle: Bundle, count: int, mixed: bool = True) -> quality.Slices:
+    """The same at once, with their levels."""
+    return quality.Slices(torch.cat([*groups_of(bundle, count, mixed)]).numpy(), level_of(np.arange(count)))
 
 
 def print_head(first: str, second: str) -> None:

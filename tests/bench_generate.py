@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,13 @@ import torch
 
 from oasisgen.config import FULL, GenerateConfig, PriorName, TrainConfig
 from oasisgen.data.feed import chunks
-from oasisgen.data.pixels import to_uint8, to_unit
+from oasisgen.data.pixels import to_unit
 from oasisgen.models.bundle import Prior, read_bundle, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.precision import autocast
 from oasisgen.sampling.ids import GROUP
-from oasisgen.sampling.sample import latent
 from oasisgen.training import dcgan, masked
+from tests.ablation_sampling import groups_of
 from tests.bench import packed
 from tests.bench_models import training
 
@@ -69,24 +68,12 @@ def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
     return folder
 
 
-@torch.no_grad()
-def images(model: str, count: int, mixed: bool) -> Iterator[torch.Tensor]:
-    """Slices by the group, (16, 256, 256) uint8, in this process with all threads."""
-    bundle = read_bundle(model)
-    for first in range(0, count, GROUP):
-        ids = range(first, first + GROUP)
-        z = torch.from_numpy(np.stack([latent(0, number, bundle.prior.noise_size) for number in ids]))
-        with autocast(z.device, mixed):
-            made = to_uint8(bundle.vqvae.decode(bundle.prior(z, torch.tensor(ids) % 32).codes)).squeeze(1)
-        yield made
-
-
 def plain(kind: str, model: str, count: int) -> None:
     """Slices per second of a loop over the bare model, `float32` or `bfloat16`, or of a `script` that saves them."""
     from torchvision.utils import save_image
 
     torch.set_num_threads(os.cpu_count() or 1)
-    made = images(model, count + GROUP, mixed=kind == "bfloat16")
+    made = groups_of(read_bundle(model), count + GROUP, mixed=kind == "bfloat16")
     next(made)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
