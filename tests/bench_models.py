@@ -184,7 +184,7 @@ def quantizer_rate(make: Callable[[], nn.Module], dim: int) -> float:
     return 10 / (time.monotonic() - started)
 
 
-def ranks_rate(stored: dict[str, Any], workers: int, batch_size: int = FULL.vqvae.batch_size) -> float:
+def ranks_rate(stored: dict[str, Any], workers: int, batch_size: int) -> float:
     """Slices per second of stage 1 on so many workers of one thread each, in its second epoch, as its metrics say."""
     from oasisgen import storage
     from oasisgen.training import history
@@ -222,15 +222,15 @@ def main() -> None:
             for split, count in (("train", data.count("train")), ("validate", SCORED)):
                 wanted = np.resize(np.arange(LEVELS), count)
                 np.save(f"{folder}/{split}.npy", chosen(stored[split].load(), wanted).images)
-            some = {split: store(read_slices(data, split).limit(120 * c.batch_size)) for split in stored}
-            for batch_size, says in (
-                (c.batch_size, "the same steps"),
-                (2 * c.batch_size, "steps of as many slices each"),
-            ):
+            most = 60 * 4 * c.batch_size
+            some = {split: store(read_slices(data, split).limit(most)) for split in stored}
+            for size in (c.batch_size, 4 * c.batch_size):
                 compare(
                     {
-                        f"training, 2 workers x 1 thread, {says}": lambda size=batch_size: ranks_rate(some, 2, size),
-                        "1 x 1": lambda: ranks_rate(some, 1),
+                        f"training, 2 workers x 1 thread, steps of {size} slices": lambda size=size: ranks_rate(
+                            some, 2, size
+                        ),
+                        "1 x 1, the same steps": lambda size=size: ranks_rate(some, 1, size),
                     }
                 )
         compare(
