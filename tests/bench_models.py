@@ -222,9 +222,9 @@ def main() -> None:
             for split, count in (("train", data.count("train")), ("validate", SCORED)):
                 wanted = np.resize(np.arange(LEVELS), count)
                 np.save(f"{folder}/{split}.npy", chosen(stored[split].load(), wanted).images)
-            most = 60 * 4 * c.batch_size
+            most = 30 * 8 * c.batch_size
             some = {split: store(read_slices(data, split).limit(most)) for split in stored}
-            for size in (c.batch_size, 4 * c.batch_size):
+            for size in (c.batch_size, 8 * c.batch_size):  # and as many pixels as a step of the seed has
                 compare(
                     {
                         f"training, 2 workers x 1 thread, steps of {size} slices": lambda size=size: ranks_rate(
