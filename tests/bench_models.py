@@ -222,9 +222,8 @@ def main() -> None:
             for split, count in (("train", data.count("train")), ("validate", SCORED)):
                 wanted = np.resize(np.arange(LEVELS), count)
                 np.save(f"{folder}/{split}.npy", chosen(stored[split].load(), wanted).images)
-            most = 30 * 8 * c.batch_size
-            some = {split: store(read_slices(data, split).limit(most)) for split in stored}
-            for size in (c.batch_size, 8 * c.batch_size):  # and as many pixels as a step of the seed has
+            some = {split: store(read_slices(data, split).limit(240 * c.batch_size)) for split in stored}
+            for size in (c.batch_size, 8 * c.batch_size):  # those have as many pixels as the seed's
                 compare(
                     {
                         f"training, 2 workers x 1 thread, steps of {size} slices": lambda size=size: ranks_rate(
