@@ -4,7 +4,7 @@ A URI is a plain path, `file:///…`, `s3://bucket/…`, or any other scheme tha
 whole or not at all. S3 is set up as everywhere, by AWS's environment variables and credential chain; bulk data goes
 through pyarrow, and boto3 does what S3 alone can do.
 
-What storage answers is raised as UserError, in one line that names the URI and the fix; a missing file is
+What storage answers is raised as StorageError, in one line that names the URI and the fix; a missing file is
 FileNotFoundError.
 """
 
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from botocore.config import Config
 from pyarrow import fs
 
-from oasisgen.errors import UserError
+from oasisgen.errors import InvalidFile, StorageError, UserError
 
 # What a worker on another node must know to open what the driver opens. The values are secrets.
 AWS_VARIABLES = (
@@ -128,13 +128,13 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """The JSON file at `uri`. Raises FileNotFoundError, and UserError where it is not JSON."""
+    """The JSON file at `uri`. Raises FileNotFoundError, and InvalidFile where it is not JSON."""
     with suppress(ValueError):
         return json.loads(read_bytes(uri))
     try:
         return json.loads(read_bytes(uri))  # one that was replaced while it was read is whole now
     except ValueError:
-        raise UserError(f"{uri} is not valid JSON: it is damaged; remove it and run the command again") from None
+        raise InvalidFile(f"{uri} is not valid JSON: it is damaged; remove it and run the command again") from None
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -323,28 +323,28 @@ def _temporary(target: Path, data: bytes) -> Iterator[Path]:
 
 @contextmanager
 def _clear_errors(uri: str, verb: str) -> Iterator[None]:
-    """What storage answers to `verb`, as a UserError."""
+    """What storage answers to `verb`, as a StorageError."""
     try:
         yield
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
-        raise UserError(
+        raise StorageError(
             f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
         ) from None
     except botocore.exceptions.SSLError:
-        raise UserError(f"{uri}: {ADVICE['untrusted']}") from None
+        raise StorageError(f"{uri}: {ADVICE['untrusted']}") from None
     except (botocore.exceptions.HTTPClientError, botocore.exceptions.EndpointConnectionError) as error:
-        raise UserError(f"{uri}: {ADVICE['networkconnection']} ({error})") from None
+        raise StorageError(f"{uri}: {ADVICE['networkconnection']} ({error})") from None
     except botocore.exceptions.BotoCoreError as error:  # a profile that is not there, a region that is none, …
-        raise UserError(f"{uri}: {error}") from None
+        raise StorageError(f"{uri}: {error}") from None
     except botocore.exceptions.ClientError as error:
-        raise UserError(f"{uri}: {_advice(error.response['Error']['Code'], verb) or error}") from None
+        raise StorageError(f"{uri}: {_advice(error.response['Error']['Code'], verb) or error}") from None
     except OSError as error:
         code = re.search(r"AWS Error (\w+)", str(error))  # pyarrow's way of spelling them
         advice = _advice(code[1], verb) if code else None
         if isinstance(error, FileNotFoundError | NotADirectoryError) and not advice:
             raise
         reason = advice or f"cannot {verb}: {error.strerror or error}; free space, or give another place"
-        raise UserError(f"{uri}: {' '.join(reason.split())}") from None
+        raise StorageError(f"{uri}: {' '.join(reason.split())}") from None
 
 
 def _advice(code: str, verb: str) -> str | None:
