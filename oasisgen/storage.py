@@ -8,12 +8,16 @@ What storage answers is raised as StorageError, in one line that names the URI a
 FileNotFoundError.
 """
 
+import errno
+import fcntl
 import functools
+import hashlib
 import json
 import mimetypes
 import os
 import posixpath
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -163,33 +167,109 @@ def write_text(uri: str, text: str) -> None:
 
 def write_table(uri: str, table: pa.Table, rows_per_group: int) -> bytes:
     """One Parquet file, whole or not at all; returns its bytes, for a digest."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd")
-    data = sink.getvalue().to_pybytes()
+    data = table_bytes(table, rows_per_group)
     write_bytes(uri, data)
     return data
 
 
+def table_bytes(table: pa.Table, rows_per_group: int) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
 def create(uri: str, data: bytes) -> bool:
     """Write the file unless there is one. Of many callers at once, one is told True, also on S3."""
+    return replace(uri, data, None) is not None
+
+
+def read_tagged(uri: str) -> tuple[bytes, str]:
+    """A file and a tag of its bytes, for `replace`. Raises FileNotFoundError."""
+    if not is_s3(uri):
+        data = read_bytes(uri)
+        return data, hashlib.sha256(data).hexdigest()
+    with _clear_errors(uri, "read"):
+        bucket, key = _bucket_and_key(uri)
+        try:
+            answer = _boto().get_object(Bucket=bucket, Key=key)
+            return answer["Body"].read(), answer["ETag"]
+        except botocore.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                raise FileNotFoundError(uri) from None
+            raise
+
+
+def replace(uri: str, data: bytes, tag: str | None) -> str | None:
+    """Write the file if it still is what `tag` names, or, with None, if there is none; returns the new tag.
+
+    Returns None, and writes nothing, if the file is another one by now. Of many callers at once with the same tag, one
+    is told that it wrote, also on S3. `data` must differ from whatever was written there before.
+    """
     with _clear_errors(uri, "write"):
-        if is_s3(uri):
-            bucket, key = _bucket_and_key(uri)
+        if not is_s3(uri):
+            return _replace_on_disk(Path(resolve(uri)[1]), data, tag)
+        bucket, key = _bucket_and_key(uri)
+        # Ceph and others know tags without their quotation marks only.
+        conditions = [{"IfMatch": tag}, {"IfMatch": tag.strip('"')}] if tag else [{"IfNoneMatch": "*"}]
+        for _ in range(ATTEMPTS):
             try:
-                _boto().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+                return str(_boto().put_object(Bucket=bucket, Key=key, Body=data, **conditions[0])["ETag"])
             except botocore.exceptions.ClientError as error:
-                if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                code = error.response["Error"]["Code"]
+                if code not in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
                     raise
-                # An attempt whose answer was lost made the file itself.
-                return read_bytes(uri) == data
-            return True
-        path = Path(resolve(uri)[1])
-        with _temporary(path, data) as temporary:
+            there, its_tag = _read_tagged_if_any(uri)
+            if there == data:  # written by an attempt whose answer was lost
+                return its_tag
+            if code == "ConditionalRequestConflict":  # at the same time as another write: try again
+                continue
+            if its_tag != tag or len(conditions) == 1:
+                return None
+            conditions.pop(0)
+        return None
+
+
+def _read_tagged_if_any(uri: str) -> tuple[bytes | None, str | None]:
+    try:
+        return read_tagged(uri)
+    except FileNotFoundError:
+        return None, None
+
+
+def _replace_on_disk(path: Path, data: bytes, tag: str | None) -> str | None:
+    with _temporary(path, data) as temporary:
+        if tag is None:
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                return False
-            return True
+                return None
+        else:
+            with _alone_in(path.parent):
+                if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != tag:
+                    return None
+                temporary.replace(path)
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that replace files in `folder` out, where the file system knows locks (flock)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        for _ in range(100):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+            except OSError:  # not on this file system
+                break
+        else:
+            raise TimeoutError(errno.ETIMEDOUT, "another process does not end its write")
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove(uri: str) -> None:

@@ -15,10 +15,10 @@ import ray.data
 from PIL import Image, UnidentifiedImageError
 
 from oasisgen import storage
-from oasisgen.claim import hold, require_free
 from oasisgen.config import IMAGE_SIZE, LEVELS
 from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
 from oasisgen.errors import UserError
+from oasisgen.lock import Lock, lock, require_unlocked
 from oasisgen.progress import Progress, say
 
 SLICES_PER_PART = 1024
@@ -187,7 +187,7 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
         if not dry_run:
             return old
     if dry_run:
-        require_free(out)
+        require_unlocked(out)
         for split, entries in found.slices.items():
             say("plan", f"{split}: {len(entries)} slices of {len({case for _, case, _ in entries})} cases")
         for file in found.rejected:
@@ -195,11 +195,11 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
         say("plan", f"{found.label_maps} label maps are left out; files are opened when packing")
         say("plan", f"the data set {'is finished' if finished else f'would be written to {out}'}")
         return None
-    with hold(out):
-        return write_data_set(found, source, out, strict)
+    with lock(out) as held:
+        return write_data_set(found, source, out, strict, held)
 
 
-def write_data_set(found: Survey, source: str, out: str, strict: bool) -> dict[str, Any]:
+def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Lock) -> dict[str, Any]:
     """Write the shards of all splits and, last, `dataset.json`."""
     plan = list(_plan(found.slices, source, out))
     packed = ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part)
@@ -238,7 +238,7 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool) -> dict[s
         "label_maps_left_out": found.label_maps,
         "rejected": rejected,
     }
-    storage.write_text(storage.join(out, "dataset.json"), json.dumps(description, indent=1) + "\n")
+    held.commit(storage.join(out, "dataset.json"), (json.dumps(description, indent=1) + "\n").encode())
     return description
 
 

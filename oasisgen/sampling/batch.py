@@ -16,13 +16,14 @@ import ray.data
 from torch import nn
 
 from oasisgen import __version__, cluster, meters, storage
-from oasisgen.claim import claim, held_first, hold, require_free, require_same
+from oasisgen.claim import claim, require_same
 from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, number_ranges
 from oasisgen.data.feed import Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 from oasisgen.evaluation import batch_report, inception, nights, quality, release
 from oasisgen.evaluation.comparison import Comparer
+from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
 from oasisgen.models.bundle import Bundle, read_bundle, read_features
 from oasisgen.progress import Progress, say, size
 from oasisgen.sampling import formats
@@ -107,13 +108,13 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     finished = storage.exists(storage.join(out, "manifest.json"))
     if not finished:
         bundles = [{"CPU": cluster.ACTOR_CPUS}, {"CPU": cluster.TASK_CPUS}, {"CPU": cluster.TASK_CPUS}]
-        with held_first(out):
+        with unless_locked(out):
             minutes = 0 if config.dry_run else config.wait_minutes
             cluster.require(bundles, "sampler, comparer and writer", "add a node", minutes)
         if reference:
             cluster.require_store(reference.pixels("train", "validate"), cluster.ACTOR_CPUS)
     if config.dry_run:
-        require_free(out)
+        require_unlocked(out)
         planned = list(first_parts(request))
         done = "finished" if finished else f"{sum(storage.exists(part_uri(out, n)) for n in range(len(planned)))} made"
         weight = size(sum(map(len, planned)) * PNG_BYTES)
@@ -126,12 +127,12 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     claim(out, request)
     if finished:
         return storage.read_json(storage.join(out, "summary.json"))
-    with hold(out):
-        return make_batch(bundle, reference, load, request, out)
+    with lock(out) as held:
+        return make_batch(bundle, reference, load, request, out, held)
 
 
 def make_batch(
-    bundle: Bundle, data: DataSet | None, load: Callable[[], nn.Module], request: dict[str, Any], out: str
+    bundle: Bundle, data: DataSet | None, load: Callable[[], nn.Module], request: dict[str, Any], out: str, held: Lock
 ) -> dict[str, Any]:
     """Make the parts that are missing; then summary, report, the page of all nights and, last, the manifest.
 
@@ -141,7 +142,7 @@ def make_batch(
     references = read_references(data, request) if data else None
     least = release.limits(references.floor, request["reject"]) if references else {}
     measured = time.monotonic()
-    parts = make_slices(bundle, request, references, least, out)
+    parts = make_slices(bundle, request, references, least, out, held)
     made = time.monotonic()
 
     slices = storage.read_table(storage.join(out, "summary"), [name for name in SUMMARY.names if name != "sha256"])
@@ -173,13 +174,14 @@ def make_batch(
             "measures": round(time.monotonic() - made),
         },
     }
+    held.renew()
     storage.write_text(storage.join(out, "summary.json"), json.dumps(summary, indent=2, allow_nan=False) + "\n")
     floor, train = (references.floor, references.train.load()) if references else (None, None)
     batch_report.write(out, summary, slices, floor, train)
     if root:
         nights.write_index(root)
     manifest = {"verdict": verdict, **request, "version": __version__, "parts": parts}
-    storage.write_text(storage.join(out, "manifest.json"), json.dumps(manifest, indent=2) + "\n")
+    held.commit(storage.join(out, "manifest.json"), (json.dumps(manifest, indent=2) + "\n").encode())
     return summary
 
 
@@ -196,7 +198,12 @@ def read_references(data: DataSet, request: dict[str, Any]) -> References:
 
 
 def make_slices(
-    bundle: Bundle, request: dict[str, Any], references: References | None, least: dict[str, float], out: str
+    bundle: Bundle,
+    request: dict[str, Any],
+    references: References | None,
+    least: dict[str, float],
+    out: str,
+    held: Lock,
 ) -> list[dict[str, Any]]:
     """Make what is missing of all parts, until as many slices as asked for are left; returns the manifest's `parts`."""
     count, tried = request["count"], 0
@@ -207,7 +214,7 @@ def make_slices(
         missing = {number: ids for number, ids in numbered.items() if not storage.exists(part_uri(out, number))}
         with Progress("generate", sum(map(len, missing.values())), "slices") as progress:
             for number, slices in make_parts(bundle, request, references, least, out, missing, progress):
-                write_part(out, number, request["format"], slices)
+                write_part(out, number, request["format"], slices, held)
         entries += [entry_of(out, number, len(ids)) for number, ids in numbered.items()]
         tried += sum(map(len, planned))
         left = sum(entry["slices"] for entry in entries)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from oasisgen import storage
 from oasisgen.config import MOST_IDS, Format, number_ranges
+from oasisgen.lock import Lock
 from oasisgen.sampling import formats
 from oasisgen.sampling.ids import ids_of_levels
 
@@ -46,8 +47,8 @@ def parts_between(request: dict[str, Any], first: int, end: int) -> Iterator[np.
         yield ids_of_levels(request["levels"], start, min(start + request["part_size"], end))
 
 
-def write_part(out: str, number: int, kind: Format, slices: pa.Table) -> None:
-    """Write what belongs to a part whose PNGs are written, its summary last."""
+def write_part(out: str, number: int, kind: Format, slices: pa.Table, held: Lock) -> None:
+    """Write what belongs to a part whose PNGs are written, its summary last. Raises LockLost."""
     for name in SUMMARY.names:
         if name not in slices.column_names:  # not measured
             slices = slices.append_column(SUMMARY.field(name), pa.nulls(len(slices), SUMMARY.field(name).type))
@@ -57,7 +58,8 @@ def write_part(out: str, number: int, kind: Format, slices: pa.Table) -> None:
     if len(rejected):
         reasons = rejected.select([*SUMMARY.names, "refused"]).drop_columns(["file", "sha256"])
         storage.write_table(storage.join(out, "rejected", f"part-{number:05d}.parquet"), reasons, len(rejected))
-    storage.write_table(part_uri(out, number), kept.select(SUMMARY.names).cast(SUMMARY), max(1, len(kept)))
+    summary = storage.table_bytes(kept.select(SUMMARY.names).cast(SUMMARY), max(1, len(kept)))
+    held.commit(part_uri(out, number), summary)
 
 
 def part_uri(out: str, number: int) -> str:

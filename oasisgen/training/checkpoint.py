@@ -157,7 +157,8 @@ class Course:
         self._report({"step": self.step}, self.good)
 
     def _report(self, metrics: dict[str, Any], state: dict[str, Any]) -> None:
-        """Rank 0 saves, every rank reports (a barrier)."""
+        """Rank 0 saves, every rank reports (a barrier). Raises LockLost if another job holds the run by now."""
+        self.worker.require_lock()
         if self.worker.rank != 0:
             ray.train.report(metrics)
             return

@@ -14,20 +14,20 @@ from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, make_palette
 from oasisgen.training import checkpoint
 from oasisgen.training.averaging import average
 from oasisgen.training.painted import all_maps, lacking, painted_maps, real_maps, use_of_codes
-from oasisgen.training.worker import Pace, Worker, raw
+from oasisgen.training.worker import Driver, Pace, Worker, raw
 
 LOSSES = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")  # of a step
 Networks = tuple[torch.nn.Module, torch.nn.Module]  # the generator of a DCGAN, and its discriminator; or both in DDP
 PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 2020, arXiv:1912.04958)
 
 
-def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mailbox: Any) -> None:
+def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driver: Driver | None) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again.
 
     `codebook` is (K, D). The averaged generator, not the last one, is what a bundle samples with.
     """
     c = config.dcgan
-    worker = Worker.start(config.seed, mailbox)
+    worker = Worker.start(config.seed, driver)
     maps = codes.load()
     steps = steps_per_epoch(len(maps), c.batch_size)
 

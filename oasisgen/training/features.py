@@ -1,7 +1,7 @@
 """The loop that trains the feature network, on real slices alone: what the measures of quality see with."""
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray.train.torch
 import torch
@@ -13,7 +13,7 @@ from oasisgen.data.feed import Stored, epoch_batches, steps_per_epoch
 from oasisgen.data.pixels import to_unit
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.training import checkpoint
-from oasisgen.training.worker import Pace, Worker, raw
+from oasisgen.training.worker import Driver, Pace, Worker, raw
 
 GRID = 8  # regions, both ways, of which anatomy and texture are asked
 TISSUES = (0.15, 0.35, 0.6, 0.85)  # grey values between background, fluid, grey and white matter, and fat; of 1
@@ -46,10 +46,10 @@ class Questions(nn.Module):
         return self.level(h), self.damage(h), self.anatomy(h).view(len(x), -1, GRID, GRID)
 
 
-def train_features(config: TrainConfig, train: Stored, mailbox: Any) -> None:
+def train_features(config: TrainConfig, train: Stored, driver: Driver | None) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again."""
     c = config.features
-    worker = Worker.start(config.seed, mailbox)
+    worker = Worker.start(config.seed, driver)
     slices = train.load()
     steps = steps_per_epoch(len(slices), c.batch_size)
     model = ray.train.torch.prepare_model(Questions().to(memory_format=torch.channels_last))

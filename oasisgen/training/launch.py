@@ -16,9 +16,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from oasisgen import cluster, storage
 from oasisgen.config import TrainConfig
 from oasisgen.errors import UserError
+from oasisgen.lock import LockLost, LockProof
 from oasisgen.progress import say
 from oasisgen.training import checkpoint
-from oasisgen.training.worker import Diverged
+from oasisgen.training.worker import Diverged, Driver
 
 CHECKPOINTS = 2  # kept of a stage: where the newest cannot be read, the other serves
 WORKER_RESTARTS = 3  # of a worker that died; each resumes from the latest checkpoint
@@ -42,7 +43,12 @@ class Mailbox:
 
 
 def complete(
-    stage: str, loop: Callable[..., None], config: TrainConfig, inputs: dict[str, Any], best: str | None = None
+    stage: str,
+    loop: Callable[..., None],
+    config: TrainConfig,
+    inputs: dict[str, Any],
+    lock: LockProof | None = None,
+    best: str | None = None,
 ) -> dict[str, Any]:
     """The state at the end of a stage, which is run first if it is not over. As `fit`."""
     uri = storage.join(config.out, stage)
@@ -50,30 +56,35 @@ def complete(
     if not state or len(state["history"]) < getattr(config, stage).epochs:
         if state:
             say(stage, f"continues after epoch {len(state['history'])}, from step {state['step']}")
-        fit(stage, loop, config, inputs, best)
+        fit(stage, loop, config, inputs, lock, best)
         state = checkpoint.newest(uri)
     assert state
     return state
 
 
 def fit(
-    stage: str, loop: Callable[..., None], config: TrainConfig, inputs: dict[str, Any], best: str | None = None
+    stage: str,
+    loop: Callable[..., None],
+    config: TrainConfig,
+    inputs: dict[str, Any],
+    lock: LockProof | None = None,
+    best: str | None = None,
 ) -> Any:
-    """Run `loop(config=…, mailbox=…, **inputs)` on every worker, resuming what storage holds of this stage.
+    """Run `loop(config=…, driver=…, **inputs)` on every worker, resuming what storage holds of this stage.
 
-    Keeps the latest checkpoint, and those with the highest metric `best`. Raises UserError where the loop
-    diverged, and where workers keep failing.
+    The workers check `lock` before every checkpoint. Keeps the latest checkpoint, and those with the highest metric
+    `best`. Raises UserError where the loop diverged, where workers keep failing, and where the lock was lost.
     """
     # Other nodes may go. Not `soft`: Ray then puts an actor without CPUs elsewhere more often than not.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    arguments = {"config": config, "mailbox": mailbox, **inputs}
+    arguments = {"config": config, "driver": Driver(mailbox, lock), **inputs}
 
     def guarded(arguments: dict[str, Any]) -> str | None:
         """What all ranks raise alike is returned instead: Ray would start the workers again, to the same end."""
         try:
             loop(**arguments)
-        except Diverged as error:
+        except (Diverged, LockLost) as error:
             return str(error)
         return None
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from typing import Any
 
 import ray.train.torch
 import torch
@@ -16,16 +15,16 @@ from oasisgen.training import checkpoint
 from oasisgen.training.averaging import average
 from oasisgen.training.painted import all_maps, lacking, painted_maps, real_maps, use_of_codes
 from oasisgen.training.vqvae import cosine
-from oasisgen.training.worker import Pace, Worker, raw
+from oasisgen.training.worker import Driver, Pace, Worker, raw
 
 
-def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, mailbox: Any) -> None:
+def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driver: Driver | None) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again.
 
     `codebook` is (K, D). The averaged guesser, not the last one, is what a bundle samples with.
     """
     c = config.masked
-    worker = Worker.start(config.seed, mailbox)
+    worker = Worker.start(config.seed, driver)
     maps = codes.load()
     steps = steps_per_epoch(len(maps), c.batch_size)
 

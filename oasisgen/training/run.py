@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from oasisgen import cluster, storage
-from oasisgen.claim import claim, held_first, hold, require_free, require_same
+from oasisgen.claim import claim, require_same
 from oasisgen.config import LEVELS, TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
 from oasisgen.data.pixels import to_uint8, to_unit
@@ -16,6 +16,7 @@ from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 from oasisgen.evaluation import report
 from oasisgen.evaluation.reconstruction import evaluate
+from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
 from oasisgen.models.bundle import is_whole, make_prior, write_bundle
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import say
@@ -47,12 +48,12 @@ def train(config: TrainConfig) -> str | None:
     bundle_uri = storage.join(config.out, "model")
     finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
     if not finished:
-        with held_first(config.out):
+        with unless_locked(config.out):
             minutes = 0 if config.dry_run else config.wait_minutes
             cluster.require_workers(config.workers, config.cpus_per_worker, config.gpus_per_worker, minutes)
         cluster.require_store(data.pixels("train", "validate"), config.cpus_per_worker, config.gpus_per_worker)
     if config.dry_run:
-        require_free(config.out)
+        require_unlocked(config.out)
         begun = storage.exists(storage.join(config.out, "config.json"))
         state = "is finished" if finished else "was begun and would go on" if begun else "would be a new one"
         for line in plan(config, data, cluster.free(), state):
@@ -60,23 +61,23 @@ def train(config: TrainConfig) -> str | None:
         return None
     claim(config.out, settings)
     if not finished:
-        with hold(config.out):
-            train_stages(config, data, bundle_uri)
+        with lock(config.out) as held:
+            train_stages(config, data, bundle_uri, held)
     return bundle_uri
 
 
-def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
+def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock) -> None:
     """VQ-VAE, feature network, codes, prior, bundle, report; a stage that is done returns at once."""
     say("train", f"run {config.out}")
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
     inputs = {"train": train_slices, "validate": held_out}
-    complete("vqvae", train_vqvae, config, inputs, best="ssim")
+    complete("vqvae", train_vqvae, config, inputs, held.proof, best="ssim")
     best = checkpoint.best(storage.join(config.out, "vqvae"), "ssim")
     load_vqvae = partial(checkpoint.read_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
 
-    state = complete("features", train_features, config, {"train": train_slices})
+    state = complete("features", train_features, config, {"train": train_slices}, held.proof)
     questions = Questions()
     questions.load_state_dict(state["model"])
     del train_slices, inputs  # stage 2 reads codes only
@@ -86,7 +87,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
     loop = {"dcgan": train_dcgan, "masked": train_masked}[config.prior]
-    state = complete(config.prior, loop, config, {"codes": codes, "codebook": codebook})
+    state = complete(config.prior, loop, config, {"codes": codes, "codebook": codebook}, held.proof)
     settings = dataclasses.asdict(getattr(config, config.prior))
     prior = make_prior(config.prior, settings, codebook)
     prior.load_state_dict(state["averaged"])
@@ -101,6 +102,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str) -> None:
     }
     evaluation = evaluate(load_vqvae, data, "validate")
     metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
+    held.renew()
     metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, questions.network, metrics)
 
     metrics_uri = storage.join(config.out, "metrics")

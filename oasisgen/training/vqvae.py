@@ -16,15 +16,15 @@ from oasisgen.models.quantizer import perplexity
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.training import checkpoint
 from oasisgen.training.averaging import average
-from oasisgen.training.worker import Pace, Worker, raw
+from oasisgen.training.worker import Driver, Pace, Worker, raw
 
 WARM_UP_STEPS = 100
 
 
-def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, mailbox: Any) -> None:
+def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, driver: Driver | None) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again."""
     c = config.vqvae
-    worker = Worker.start(config.seed, mailbox)
+    worker = Worker.start(config.seed, driver)
     slices, held_out = train.load(), validate.load()
     rows = evenly_spaced(len(held_out), c.validate_slices)
     scale = error_scale(slices, c)

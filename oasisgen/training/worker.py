@@ -14,12 +14,21 @@ import torch
 import torch.distributed as dist
 
 from oasisgen.errors import UserError
+from oasisgen.lock import LockLost, LockProof
 from oasisgen.precision import autocast
 from oasisgen.progress import SECONDS_BETWEEN_LINES, duration
 
 
 class Diverged(UserError):
     """Training goes wrong, again and again. Every rank raises it at the same place."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What the ranks know of the job that started them."""
+
+    mailbox: Any  # actor handle of oasisgen.training.launch.Mailbox: lines to print
+    lock: LockProof | None = None  # of the run's folder
 
 
 @dataclass
@@ -29,17 +38,17 @@ class Worker:
     rank: int
     world: int
     device: torch.device
-    mailbox: Any  # actor handle of oasisgen.training.launch.Mailbox, or None
+    driver: Driver | None
     spoken: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def start(cls, seed: int, mailbox: Any) -> "Worker":
+    def start(cls, seed: int, driver: Driver | None) -> "Worker":
         """Set up this process: seed, threads, device."""
         context = ray.train.get_context()
         threads = (os.cpu_count() or 1) // context.get_local_world_size()
         torch.set_num_threads(max(1, threads))  # Ray leaves OMP_NUM_THREADS=1
         torch.manual_seed(seed)
-        return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), mailbox)
+        return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), driver)
 
     def autocast(self) -> AbstractContextManager:
         """As `precision.autocast`, on this worker's device."""
@@ -61,12 +70,24 @@ class Worker:
             if self.world > 1:
                 dist.broadcast(tensor, src=0)
 
+    def require_lock(self) -> None:
+        """Raise LockLost on every rank if another job holds the run's folder by now: rank 0 looks (a collective)."""
+        lost = torch.zeros(1, device=self.device)
+        if self.rank == 0 and self.driver and self.driver.lock:
+            try:
+                self.driver.lock.require()
+            except LockLost:
+                lost += 1
+        self.broadcast(lost)
+        if lost:
+            raise LockLost("another job took the run over while this one was silent")
+
     def say(self, line: Callable[[], str], always: bool = False) -> None:
         """Rank 0 sends a line to the driver, at most one every few seconds; `line` is only called if it is sent."""
         now = time.monotonic()
-        if self.rank == 0 and self.mailbox and (always or now - self.spoken > SECONDS_BETWEEN_LINES):
+        if self.rank == 0 and self.driver and (always or now - self.spoken > SECONDS_BETWEEN_LINES):
             self.spoken = now
-            self.mailbox.put.remote(line())
+            self.driver.mailbox.put.remote(line())
 
 
 @dataclass

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from oasisgen.data.feed import Stored, store
 from oasisgen.data.slices import DataSet, read_slices
 from oasisgen.errors import UserError
+from oasisgen.lock import acquire
 from oasisgen.models.quantizer import EMAQuantizer
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint, history
@@ -55,9 +56,9 @@ def test_two_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, 
         assert torch.allclose(two["model"][name], value, rtol=1e-2, atol=1e-3), name
 
 
-def quantize_on_two_ranks(config: Any, mailbox: Any, batches: list[torch.Tensor], uri: str) -> None:
+def quantize_on_two_ranks(config: Any, driver: Any, batches: list[torch.Tensor], uri: str) -> None:
     """Each rank sees every other slice of a batch, as in training; saves the codebook it ends with."""
-    worker = Worker.start(config.seed, mailbox)
+    worker = Worker.start(config.seed, driver)
     quantizer = EMAQuantizer(16, 3, commitment=0.25, decay=0.9, dead_below=0.1)
     for step, z in enumerate(batches):
         quantizer(z[worker.rank :: worker.world], torch.Generator().manual_seed(step))
@@ -82,6 +83,17 @@ def test_codebooks_are_identical_on_all_ranks_and_follow_the_whole_batch(data: D
         assert torch.allclose(first[name], value, atol=1e-5)
 
 
+def test_a_job_that_lost_its_run_writes_no_checkpoint(data: DataSet, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config, lost = tiny(data, out), acquire(str(out))
+    lost.release()
+    acquire(str(out))  # another job's
+    inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
+    with pytest.raises(UserError, match="another job took the run over while this one was silent"):
+        complete("vqvae", train_vqvae, config, inputs, lost.proof, best="ssim")
+    assert not list(out.rglob("state.pt"))
+
+
 def test_a_loss_that_is_no_number_stops_with_one_line(data: DataSet, tmp_path: Path) -> None:
     config = tiny(data, tmp_path / "run")
     config = replace(config, vqvae=replace(config.vqvae, learning_rate=1e30, schedule="constant"))
@@ -92,9 +104,9 @@ def test_a_loss_that_is_no_number_stops_with_one_line(data: DataSet, tmp_path: P
     assert not (tmp_path / "run" / "codes").exists()
 
 
-def go_wrong(config: Any, mailbox: Any, folder: str) -> None:
+def go_wrong(config: Any, driver: Any, folder: str) -> None:
     """Epochs of one step; killed in the third one, whose end goes wrong twice."""
-    worker = Worker.start(config.seed, mailbox)
+    worker = Worker.start(config.seed, driver)
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     course = checkpoint.Course(worker, config, "wrong", {"network": network, "optimizer": optimizer}, ("loss",))
