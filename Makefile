@@ -1,8 +1,12 @@
-# Every target sets itself up: a virtual environment with the pinned dependencies of requirements.lock.
+# Every target sets itself up: a virtual environment with the packages of requirements-dev.lock, each checked against
+# its digest.
 PYTHON ?= python3
 DEMO ?= demo
 BIN := .venv/bin
 READY := .venv/.ready
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --quiet
 export RAY_ADDRESS ?= local
 
 .PHONY: demo test test-slow test-infra lint bench ablation instruments lock
@@ -29,28 +33,29 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)  ## speed; on the real slices of OASISGEN_OASIS_DIR, else on virtual subjects
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_models
 	$(BIN)/python -m tests.bench_generate
 
 ablation: $(READY)  ## recipes of stage 1 beside each other; needs OASISGEN_OASIS_DIR
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'
 	$(BIN)/python -m tests.ablation
 
 instruments: $(READY)  ## do the measures see known damage? needs OASISGEN_OASIS_DIR
 	$(BIN)/python -m tests.instruments
 
-lock: $(READY)  ## pin the dependencies of pyproject.toml anew
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-	  --no-header --no-annotate --quiet --upgrade -o requirements.lock
+lock: $(READY)  ## pin the dependencies of pyproject.toml anew: of nodes, and of developers with the same versions
+	$(COMPILE) --upgrade -o requirements.lock
+	$(COMPILE) --upgrade --extra dev --extra bench -c requirements.lock -o requirements-dev.lock
 
-$(READY): requirements.lock pyproject.toml
+# pip brings the locked uv, which installs the rest; where only pip knows the mirror, pip does.
+# Our own package is built with the lock's setuptools: a build of its own would fetch one that nobody checked.
+$(READY): requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "oasisgen needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv -r requirements.lock || \
-	  $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock  # a mirror that only pip knows
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	sed -n '/^uv==/,/[^\\]$$/p' requirements-dev.lock > .venv/uv.lock
+	$(PIP) --require-hashes -r .venv/uv.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv --require-hashes -r requirements-dev.lock || \
+	  $(PIP) --require-hashes -r requirements-dev.lock
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
