@@ -19,6 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from oasisgen import storage
 from oasisgen.errors import UserError
+from oasisgen.processes import seen_out
 from oasisgen.progress import duration, say, size
 
 # glibc gives large blocks back to the kernel at every step, which costs a CPU trainer 30-40 %; keep them.
@@ -50,7 +51,7 @@ LOOK_SECONDS = 30  # between two words about waiting
 
 @contextmanager
 def connection() -> Iterator[None]:
-    """A connected Ray: the cluster RAY_ADDRESS names, else one on this machine. Disconnects at the end.
+    """A connected Ray: the cluster RAY_ADDRESS names, else one on this machine, which does not outlive this.
 
     Raises UserError where the cluster cannot be reached.
     """
@@ -61,6 +62,16 @@ def connection() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="ray")
     _require_listener(os.environ.get("RAY_ADDRESS", ""))
+    with seen_out():
+        _connect()
+        try:
+            yield
+        except ray.exceptions.RayError as error:
+            raise UserError(_cause(error)) from error
+
+
+def _connect() -> None:
+    """`ray.init`, and what every job wants of Ray Data and of signals."""
     try:
         ray.init(
             logging_level=logging.ERROR,
@@ -82,12 +93,6 @@ def connection() -> Iterator[None]:
     context.raise_original_map_exception = True  # a UserError of a task arrives as one
     context.use_datasource_v2 = False  # the V2 Parquet source takes 1.3 s to start, the first one 0.2 s
     context.execution_no_progress_timeout_s = 120
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        raise UserError(_cause(error)) from error
-    finally:
-        ray.shutdown()
 
 
 def _storage_access() -> dict[str, Any] | None:

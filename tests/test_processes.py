@@ -100,7 +100,6 @@ def job() -> Iterator[Job]:
         pytest.param("SIGINT", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="a worker that does not end stays, and so does the session's folder")
 def test_a_job_leaves_nothing_of_its_own_ray(how: str, job: Job) -> None:
     assert set(job.workers) < set(job.tree)
     assert len(job.tree) > len(job.workers) + 2  # raylet, GCS, and others
