@@ -83,6 +83,12 @@ def absolute(uri: str) -> str:
     return (uri if "://" in uri else resolve(uri)[1]).rstrip("/")
 
 
+def real(uri: str) -> str:
+    """The one name of the place that `uri` names, links followed: two URIs of one place have the same."""
+    system, path = resolve(uri)
+    return os.path.realpath(path) if isinstance(system, fs.LocalFileSystem) else f"{system.type_name}:{path}"
+
+
 def join(uri: str, *names: str) -> str:
     """`uri`/`names`."""
     return posixpath.join(uri, *names)
@@ -121,6 +127,13 @@ def list_folders(uri: str) -> list[str]:
         system, path = resolve(uri)
         infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+
+
+def list_names(uri: str) -> list[str]:
+    """Names of what lies directly in a folder, files and folders, in order; none if there is no such folder."""
+    with _clear_errors(uri, "list"):
+        system, path = resolve(uri)
+        return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
 
 def read_bytes(uri: str) -> bytes:

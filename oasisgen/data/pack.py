@@ -15,6 +15,7 @@ import ray.data
 from PIL import Image, UnidentifiedImageError
 
 from oasisgen import storage
+from oasisgen.claim import require_ours
 from oasisgen.config import IMAGE_SIZE, LEVELS
 from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
 from oasisgen.errors import UserError
@@ -25,6 +26,9 @@ SLICES_PER_PART = 1024
 ROWS_PER_GROUP = 128
 OPEN_FILES = 16  # reads in flight per task: what hides an object store's latency
 SPLIT_FOLDER = re.compile(r"(keras_png_slices_)?(?P<split>train|validate|test)", re.IGNORECASE)
+# A data set is ours from the moment that its lock is taken. Before there was a lock there was a folder `holders`.
+MARKS = "dataset.json", "lock.json", "holders"
+PART = re.compile(r"part-\d{5}\.parquet")
 LABEL_FOLDER = re.compile(r"keras_png_slices_seg_.*|seg", re.IGNORECASE)
 
 
@@ -174,7 +178,11 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
     source, out = storage.absolute(source), storage.absolute(out)
     storage.check(source, write=False)
     storage.check(out, write=True)
+    refuse_overlap(source, out)
     found = survey(source)
+    for folder in sorted({path.rpartition("/")[0] for entries in found.slices.values() for path, _, _ in entries}):
+        refuse_overlap(storage.join(source, folder), out)  # which may be a link
+    require_ours(out, *MARKS)
     marker = storage.join(out, "dataset.json")
     finished = storage.exists(marker)
     if finished:
@@ -227,7 +235,7 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Loc
         split["parts"].sort(key=lambda part: part["name"])
         split["cases"] = dict(sorted(split["cases"].items()))  # case -> slices
         digest.update("".join(part["sha256"] for part in split["parts"]).encode())
-        remove_strangers(storage.join(out, name), {part["name"] for part in split["parts"]})
+        remove_stale_parts(storage.join(out, name), {part["name"] for part in split["parts"]})
     description = {
         "schema_version": SCHEMA_VERSION,
         "source": source,
@@ -242,6 +250,13 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Loc
     return description
 
 
+def refuse_overlap(source: str, out: str) -> None:
+    """Raise UserError if one of two folders lies in the other, or is the other: packing must not touch its source."""
+    a, b = (f"{storage.real(uri)}/" for uri in (source, out))
+    if a.startswith(b) or b.startswith(a):
+        raise UserError(f"--out {out} and --source {source} overlap: packing would mix its shards with the raw files")
+
+
 def refuse_rejected(rejected: list[dict[str, str]], strict: bool) -> None:
     """Raise UserError where files were rejected and `strict` forbids it."""
     if strict and rejected:
@@ -251,8 +266,8 @@ def refuse_rejected(rejected: list[dict[str, str]], strict: bool) -> None:
         )
 
 
-def remove_strangers(folder: str, names: set[str]) -> None:
-    """Remove what an interrupted call with other files left: a split's folder is read whole."""
+def remove_stale_parts(folder: str, names: set[str]) -> None:
+    """Remove the parts that an interrupted call with other files left; nothing else."""
     for name, _ in list(storage.list_files(folder)):
-        if name not in names:
+        if PART.fullmatch(name) and name not in names:
             storage.remove(storage.join(folder, name))

@@ -18,6 +18,7 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from oasisgen import storage
+from oasisgen.claim import claim
 from oasisgen.config import IMAGE_SIZE, LEVELS
 from oasisgen.data.slices import file_name
 from oasisgen.progress import Progress
@@ -86,7 +87,11 @@ def write_subject(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_phantoms(out: str, splits: dict[str, int], seed: int) -> None:
-    """Write {split: subjects}, those of one split after those of another. Needs a connected Ray."""
+    """Write {split: subjects}, those of one split after those of another. Needs a connected Ray.
+
+    Raises UserError if `out` holds anything but the same virtual subjects: their names are those of real slices.
+    """
+    claim(storage.absolute(out), {"virtual_subjects": splits, "seed": seed})
     homes = [split for split, subjects in splits.items() for _ in range(subjects)]
     rows = [
         {"seed": seed, "number": number, "folder": storage.join(storage.absolute(out), f"keras_png_slices_{split}")}

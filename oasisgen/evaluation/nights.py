@@ -6,12 +6,15 @@ from typing import Any
 
 from oasisgen import storage
 from oasisgen.evaluation import figures, report
+from oasisgen.progress import say
 
 FOLDER = "batches"  # <root>/batches/<name>: nothing is read or written beside a batch that lies elsewhere
 # What requests have in common whose measures can be compared.
 SAME = ("count", "levels", "ids", "reject", "data_fingerprint", "inception")
 ABOUT = "batch", "verdict", "why quarantined", "finished, UTC", "slices", "refused"
 WORK = "slices/s", "hours", "model", "base seed"
+TITLE = "All batches"
+OURS = f"<title>{TITLE}</title>".encode()
 COLUMNS = {  # heading -> measure
     "FID": "fid",
     "MS-SSIM": "ms_ssim",
@@ -53,7 +56,15 @@ def last_released(root: str, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def write_index(root: str) -> None:
-    """`<root>/index.html`: every batch in a table, the newest first, with trends."""
+    """`<root>/index.html`: every batch in a table, the newest first, with trends.
+
+    A page of somebody else's under that name stays as it is.
+    """
+    page = storage.join(root, "index.html")
+    with suppress(FileNotFoundError):
+        if OURS not in storage.read_bytes(page):
+            say("report", f"{page} is not ours: the page of all batches is not written")
+            return
     nights = read_nights(root)
     rows, history = [], []
     for number, night in enumerate(nights, 1):
@@ -75,9 +86,9 @@ def write_index(root: str) -> None:
         "speed": ["slices/s"],
     }
     report.render(
-        storage.join(root, "index.html"),
+        page,
         "nights.html",
-        title="All batches",
+        title=TITLE,
         subtitle="The newest first; in brackets what real slices score. Only a released batch is for use.",
         figure=figures.curves(history, panels, "night") if history else "",
         columns=[*ABOUT, *COLUMNS, *WORK],

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from oasisgen.data.pack import decode, pack, survey
+from oasisgen.claim import claim
+from oasisgen.data.pack import decode, pack, refuse_overlap, survey
+from oasisgen.data.phantom import write_phantoms
 from oasisgen.errors import UserError
 from tests.conftest import png
 
@@ -97,6 +99,62 @@ def test_packing_again_changes_nothing_and_other_files_are_refused(connected: st
     (tmp_path / "raw" / "train" / "case_009_slice_0.nii.png").write_bytes(png(GREY))
     with pytest.raises(UserError, match="was packed from"):
         pack(str(tmp_path / "raw"), str(out))
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_packing_into_its_source_is_refused_and_loses_nothing(connected: str, tmp_path: Path) -> None:
+    raw, link = tmp_path / "raw", tmp_path / "link"
+    for split in ("train", "validate"):
+        fill(raw / split, [f"case_00{len(split)}_slice_{level}.nii.png" for level in range(3)])
+    (raw / "train" / "notes.txt").write_text("mine")
+    link.symlink_to(raw)
+    before = files_below(raw)
+    for out in (raw, raw / "packed", raw / "train", tmp_path, link / "packed", Path(f"file:{raw}")):
+        spelling = f"file://{raw}" if "file:" in str(out) else str(out)
+        with pytest.raises(UserError, match=r"--out .* and --source .* overlap"):
+            pack(str(raw), spelling)
+    linked = tmp_path / "source"
+    linked.mkdir()
+    (linked / "train").symlink_to(raw / "train")
+    with pytest.raises(UserError, match="overlap"):
+        pack(str(linked), str(raw / "train"))
+    assert files_below(raw) == before
+
+
+def test_packing_into_a_prefix_of_its_source_is_refused(s3: str) -> None:
+    with pytest.raises(UserError, match="overlap"):
+        refuse_overlap(f"{s3}/raw", f"{s3}/raw/packed/")
+    refuse_overlap(f"{s3}/raw", f"{s3}/raw-packed")
+
+
+def test_a_folder_with_files_of_somebody_else_is_left_alone(connected: str, tmp_path: Path) -> None:
+    fill(tmp_path / "raw" / "train", ["case_001_slice_0.nii.png"])
+    out = tmp_path / "theirs"
+    (out / "train").mkdir(parents=True)
+    (out / "train" / "part-00000.parquet").write_bytes(b"theirs")
+    before = files_below(tmp_path)
+    with pytest.raises(UserError, match=r"theirs holds files that are not ours \(train\): use another --out"):
+        pack(str(tmp_path / "raw"), str(out))
+    for settings in ({"seed": 0}, {"seed": 1}):
+        with pytest.raises(UserError, match="holds files that are not ours"):
+            claim(str(out), settings)
+    with pytest.raises(UserError, match="holds files that are not ours"):
+        write_phantoms(str(tmp_path / "raw"), {"train": 1}, seed=0)
+    assert files_below(tmp_path) == before
+
+
+def test_of_its_own_folder_packing_removes_parts_only(connected: str, tmp_path: Path) -> None:
+    fill(tmp_path / "raw" / "train", ["case_001_slice_0.nii.png"])
+    out = tmp_path / "d"
+    pack(str(tmp_path / "raw"), str(out))
+    (out / "dataset.json").unlink()
+    (out / "train" / "part-00007.parquet").write_bytes(b"of an interrupted call")
+    (out / "train" / "notes.txt").write_text("somebody's")
+    pack(str(tmp_path / "raw"), str(out))
+    assert sorted(file.name for file in (out / "train").iterdir()) == ["notes.txt", "part-00000.parquet"]
 
 
 def test_an_unusable_source_is_one_clear_line(tmp_path: Path) -> None:
