@@ -191,6 +191,49 @@ def test_the_network_is_closed_but_for_what_is_named(overlay: list[Manifest]) ->
     assert all("169.254.0.0/16" in block["except"] for block in blocks)
 
 
+@pytest.mark.xfail(strict=True, reason="a pod of any namespace is let in for a label")
+def test_nobody_is_let_in_or_reached_by_a_label_alone(overlay: list[Manifest]) -> None:
+    """Whoever makes pods in another namespace gives them any label; the name of a namespace is not theirs to give."""
+    named = "kubernetes.io/metadata.name"
+    peers = {}
+    for policy in (each for each in overlay if each["kind"] == "NetworkPolicy"):
+        rules = [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
+        for peer in (each for rule in rules for each in rule.get("from", rule.get("to"))):
+            if "namespaceSelector" in peer:
+                assert list(peer["namespaceSelector"]["matchLabels"]) == [named], policy["metadata"]["name"]
+                peers.setdefault(policy["metadata"]["name"], []).append(peer)
+    [operator] = peers["operator"]
+    assert operator == {
+        "namespaceSelector": {"matchLabels": {named: "kuberay"}},  # where README installs it
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+    }
+    assert "--namespace kuberay " in (ROOT / "README.md").read_text()
+    assert {
+        "namespaceSelector": {"matchLabels": {named: "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    } in peers["default"]
+
+
+@pytest.mark.xfail(strict=True, reason="training and the nights are one service account")
+def test_training_and_the_nights_have_accounts_of_their_own(overlay: list[Manifest]) -> None:
+    there = {each["metadata"]["name"] for each in overlay if each["kind"] == "ServiceAccount"}
+    used = {where: template["spec"]["serviceAccountName"] for where, template in pods(overlay)}
+    assert there == set(used.values()) == {"train", "generate", "nightly"}
+    for where, account in used.items():
+        job, part = where.split(", ")
+        assert account == {"train": "train", "nightly": "generate"}[job] or (part, account) == ("creator", "nightly")
+
+
+@pytest.mark.xfail(strict=True, reason="training and the nights share their keys")
+def test_each_account_has_keys_of_its_own(overlay: list[Manifest]) -> None:
+    for where, template in pods(overlay):
+        container = template["spec"]["containers"][0]
+        secrets = [each["secretRef"] for each in container.get("envFrom", []) if "secretRef" in each]
+        account = template["spec"]["serviceAccountName"]
+        needs = where.split(", ")[1] in {"head", "workers"}
+        assert secrets == ([{"name": f"s3-keys-{account}", "optional": True}] if needs else []), where
+
+
 # --- what the jobs make of it -------------------------------------------------------------------------------------
 
 
@@ -380,21 +423,6 @@ def test_every_folder_of_k8s_is_in_use() -> None:
         for other in folder.iterdir():
             assert other.is_dir() or other == path or other.name in path.read_text(), other
     assert {path.name for path in (ROOT / "k8s/overlays").iterdir()} == set(OVERLAYS)
-
-
-def test_rights_on_storage_are_no_more_than_the_jobs_use() -> None:
-    policy = json.loads((ROOT / "k8s/iam/storage.json").read_text())
-    may: dict[str, set[str]] = {}
-    for statement in policy["Statement"]:
-        assert statement["Effect"] == "Allow"
-        as_list = lambda value: value if isinstance(value, list) else [value]  # noqa: E731
-        for action in as_list(statement["Action"]):
-            may.setdefault(action, set()).update(as_list(statement["Resource"]))
-    assert not [action for action in may if "*" in action]
-    assert may["s3:ListBucket"] == {"arn:aws:s3:::bucket"}
-    assert "arn:aws:s3:::bucket/datasets/*" in may["s3:GetObject"]
-    for action in ("s3:PutObject", "s3:DeleteObject"):
-        assert may[action] == {f"arn:aws:s3:::bucket/{folder}/*" for folder in ("runs", "batches", "evaluations")}
 
 
 def test_a_wrong_manifest_is_caught_by_its_schema(overlay: list[Manifest]) -> None:
