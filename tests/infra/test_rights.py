@@ -16,7 +16,6 @@ from oasisgen.data.slices import DataSet
 from tests.conftest import run_job, tiny_flags
 from tests.infra.iam import allowed, denials, statements
 
-pytestmark = pytest.mark.xfail(strict=True, reason="the nights have the rights of training")
 FOLDERS = ("datasets", "runs", "batches", "evaluations")
 READ, WRITE, REMOVE = "s3:GetObject", "s3:PutObject", "s3:DeleteObject"
 
