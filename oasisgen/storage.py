@@ -27,7 +27,6 @@ from typing import Any
 import boto3
 import botocore.exceptions
 import pyarrow as pa
-import pyarrow.parquet as pq
 from botocore.config import Config
 from pyarrow import fs
 
@@ -154,13 +153,6 @@ def read_json(uri: str) -> Any:
         raise InvalidFile(f"{uri} is not valid JSON: it is damaged; remove it and run the command again") from None
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file, or those of a folder in the order of their names; all columns, or some."""
-    with _clear_errors(uri, "read"):
-        system, path = resolve(uri)
-        return pq.read_table(path, columns=columns, filesystem=system)
-
-
 def write_bytes(uri: str, data: bytes) -> None:
     """Write the whole file or nothing: a reader sees the old file, the new one, or none."""
     with _clear_errors(uri, "write"):
@@ -176,20 +168,6 @@ def write_bytes(uri: str, data: bytes) -> None:
 def write_text(uri: str, text: str) -> None:
     """UTF-8, whole or not at all."""
     write_bytes(uri, text.encode())
-
-
-def write_table(uri: str, table: pa.Table, rows_per_group: int) -> bytes:
-    """One Parquet file, whole or not at all; returns its bytes, for a digest."""
-    data = table_bytes(table, rows_per_group)
-    write_bytes(uri, data)
-    return data
-
-
-def table_bytes(table: pa.Table, rows_per_group: int) -> bytes:
-    """A table as the bytes of a Parquet file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd")
-    return sink.getvalue().to_pybytes()
 
 
 def create(uri: str, data: bytes) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray.data
 from PIL import Image, UnidentifiedImageError
 
-from oasisgen import storage
+from oasisgen import storage, tables
 from oasisgen.claim import require_ours
 from oasisgen.config import IMAGE_SIZE, LEVELS
 from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
@@ -137,7 +137,7 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
         if isinstance(image, np.ndarray)
     ]
     uri = storage.join(row["out"], row["split"], row["name"])
-    data = storage.write_table(uri, pa.Table.from_pylist(good, SCHEMA), ROWS_PER_GROUP)
+    data = tables.write(uri, pa.Table.from_pylist(good, SCHEMA), ROWS_PER_GROUP)
     entry = {
         "split": row["split"],
         "part": {

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from oasisgen import cluster, storage
+from oasisgen import cluster, storage, tables
 from oasisgen.claim import claim
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import PIECES, DataSet, read_slices
@@ -72,7 +72,7 @@ def evaluate_bundle(bundle_uri: str, data: DataSet, split: str, out: str) -> dic
         return storage.read_json(written)
     evaluation = evaluate(partial(read_vqvae, bundle.uri), data, split)
     summary = {"model": bundle.digest, **evaluation.summary}
-    storage.write_table(storage.join(out, "slices.parquet"), evaluation.slices, len(evaluation.slices))
+    tables.write(storage.join(out, "slices.parquet"), evaluation.slices, len(evaluation.slices))
     storage.write_text(written, json.dumps(summary, indent=2) + "\n")
     return summary
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray.data
 from torch import nn
 
-from oasisgen import __version__, cluster, meters, storage
+from oasisgen import __version__, cluster, meters, storage, tables
 from oasisgen.claim import claim, require_same
 from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, number_ranges
 from oasisgen.data.feed import Stored, evenly_spaced, store
@@ -145,7 +145,9 @@ def make_batch(
     parts = make_slices(bundle, request, references, least, out, held)
     made = time.monotonic()
 
-    slices = storage.read_table(storage.join(out, "summary"), [name for name in SUMMARY.names if name != "sha256"])
+    slices = tables.read_folder(
+        storage.join(out, "summary"), SUMMARY, [name for name in SUMMARY.names if name != "sha256"]
+    )
     measures = measure(load, request, references, slices, out) if references else {}
     root = nights.root_of(out)
     last = nights.last_released(root, request) if root else None

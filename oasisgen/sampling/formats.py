@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from oasisgen import storage
+from oasisgen import storage, tables
 from oasisgen.config import Format
+from oasisgen.errors import InvalidFile
 
 SLICES_PER_FOLDER = 10_000
 UPLOADS = 16  # at once, of one task: S3 answers many at a time
+PNGS = pa.schema([("id", pa.int64()), ("level", pa.int64()), ("png", pa.binary())])  # a part's Parquet file
 ENDINGS = {"parquet": "parquet", "webdataset": "tar"}  # of a part's file
 
 
@@ -54,9 +55,7 @@ class SliceWriter:
 def write_part(uri: str, part: int, kind: Format, slices: pa.Table) -> None:
     """The file of a part's slices: `id`, `level`, `png`. Equal slices give equal bytes. Nothing for format `png`."""
     if kind == "parquet":
-        storage.write_table(
-            storage.join(uri, part_path(part, kind)), slices.select(["id", "level", "png"]), len(slices)
-        )
+        tables.write(storage.join(uri, part_path(part, kind)), slices.select(PNGS.names).cast(PNGS), len(slices))
     elif kind == "webdataset":
         storage.write_bytes(storage.join(uri, part_path(part, kind)), _tar(slices))
 
@@ -83,7 +82,7 @@ def read_pngs(uri: str, kind: Format, slices: pa.Table) -> Iterator[tuple[int, b
     for file in slices["file"].unique().to_pylist():
         wanted = slices.filter(pc.equal(slices["file"], file))["id"].to_pylist()
         data, there = _read(storage.join(uri, file)), {}
-        with suppress(pa.ArrowInvalid, tarfile.TarError):  # what cannot be read is as good as missing
+        with suppress(InvalidFile, tarfile.TarError, ValueError):  # what cannot be read is as good as missing
             there = dict(_unpack(data or b"", kind))
         yield from ((number, there.get(number)) for number in wanted)
 
@@ -97,7 +96,7 @@ def _read(uri: str) -> bytes | None:
 
 def _unpack(data: bytes, kind: Format) -> Iterator[tuple[int, bytes]]:
     if kind == "parquet":
-        table = pq.read_table(io.BytesIO(data), columns=["id", "png"])
+        table = tables.parse(data, PNGS, "the part", ["id", "png"])
         yield from zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True)
         return
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:

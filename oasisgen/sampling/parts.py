@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from oasisgen import storage
+from oasisgen import storage, tables
 from oasisgen.config import MOST_IDS, Format, number_ranges
 from oasisgen.lock import Lock
 from oasisgen.sampling import formats
@@ -57,8 +56,8 @@ def write_part(out: str, number: int, kind: Format, slices: pa.Table, held: Lock
     formats.write_part(out, number, kind, kept)
     if len(rejected):
         reasons = rejected.select([*SUMMARY.names, "refused"]).drop_columns(["file", "sha256"])
-        storage.write_table(storage.join(out, "rejected", f"part-{number:05d}.parquet"), reasons, len(rejected))
-    summary = storage.table_bytes(kept.select(SUMMARY.names).cast(SUMMARY), max(1, len(kept)))
+        tables.write(storage.join(out, "rejected", f"part-{number:05d}.parquet"), reasons, len(rejected))
+    summary = tables.to_bytes(kept.select(SUMMARY.names).cast(SUMMARY), max(1, len(kept)))
     held.commit(part_uri(out, number), summary)
 
 
@@ -70,6 +69,6 @@ def part_uri(out: str, number: int) -> str:
 def entry_of(out: str, number: int, tried: int) -> dict[str, Any]:
     """What the manifest says of a part of `tried` ids."""
     data = storage.read_bytes(part_uri(out, number))
-    kept = len(pq.read_table(pa.BufferReader(data), columns=["id"]))
+    kept = len(tables.parse(data, SUMMARY, part_uri(out, number), ["id"]))
     digest = hashlib.sha256(data).hexdigest()
     return {"name": part_uri("", number), "slices": kept, "rejected": tried - kept, "sha256": digest}

@@ -26,7 +26,7 @@ def encode(image: np.ndarray, text: dict[str, str]) -> bytes:
 
 def decode(png: bytes) -> np.ndarray:
     """PNG -> (256, 256) uint8."""
-    return np.asarray(Image.open(io.BytesIO(png)))
+    return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"]))
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
 """Prove that a batch is complete and untouched."""
 
 import hashlib
-import io
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import pyarrow.parquet as pq
 import ray.data
 
-from oasisgen import cluster, storage
+from oasisgen import cluster, storage, tables
 from oasisgen.config import Format
 from oasisgen.errors import UserError
 from oasisgen.sampling import formats
+from oasisgen.sampling.parts import SUMMARY
 
 SHOWN = 3  # faults that the message names
 
@@ -60,7 +59,7 @@ def _check(part: dict[str, Any], uri: str, kind: Format) -> dict[str, Any]:
         return {"faults": [f"{name} is missing"], "files": []}
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
         return {"faults": [f"{name} is changed"], "files": []}
-    slices = pq.read_table(io.BytesIO(data), columns=["id", "file", "sha256"])
+    slices = tables.parse(data, SUMMARY, storage.join(uri, name), ["id", "file", "sha256"])
     faults = []
     for row, (number, png) in zip(slices.to_pylist(), formats.read_pngs(uri, kind, slices), strict=True):
         if png is None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray.data
 import torch
 
-from oasisgen import cluster, storage
+from oasisgen import cluster, storage, tables
 from oasisgen.config import CODE_SIZE
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.slices import PIECES, DataSet, read_slices
@@ -60,7 +60,7 @@ def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str)
                     "codes": pa.array([codes.tobytes() for codes in batch["codes"]], pa.binary()),
                 }
             )
-            storage.write_table(storage.join(uri, split, f"part-{number:05d}.parquet"), table, MAPS_PER_PART)
+            tables.write(storage.join(uri, split, f"part-{number:05d}.parquet"), table, MAPS_PER_PART)
             progress.advance(len(table))
     storage.write_text(done, json.dumps(mark) + "\n")
 

@@ -1,0 +1,85 @@
+"""Parquet from storage, read without running what somebody may have put into it.
+
+A Parquet file may carry an Arrow schema, and that schema extension types. Ray registers one whose values are pickles:
+once `ray.data` is imported, pyarrow alone would unpickle them while it reads a file. Everything here is read by
+`parse`, which compares the file's physical columns with those expected before it touches a value.
+"""
+
+import base64
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from oasisgen import storage
+from oasisgen.errors import InvalidFile
+
+EXTENSION = b"ARROW:extension:name"  # names the extension type of a column, in Arrow's columnar format
+
+
+def to_bytes(table: pa.Table, rows_per_group: int) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=max(1, rows_per_group), compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def parse(data: bytes, schema: pa.Schema, name: str, columns: list[str] | None = None) -> pa.Table:
+    """The table in the bytes of the Parquet file `name`: all columns of `schema`, or some of them.
+
+    Raises InvalidFile if it is no Parquet file, or has other columns than `schema`.
+    """
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(data))
+        if found := _stranger(metadata, schema):
+            raise InvalidFile(f"{name} is not a file that this program wrote ({found}): remove it and make it again")
+        table = pq.read_table(pa.BufferReader(data), columns=columns or schema.names, use_threads=False)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidFile(f"{name} is damaged ({reason[:200]}): remove it and make it again") from None
+    return table
+
+
+def read(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """The Parquet file at `uri`. Raises as `parse`, and FileNotFoundError."""
+    return parse(storage.read_bytes(uri), schema, uri, columns)
+
+
+def read_folder(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """The Parquet files of a folder, in the order of their names. Raises as `read`."""
+    names = [name for name, _ in storage.list_files(uri) if name.endswith(".parquet")]
+    empty = schema.empty_table().select(columns or schema.names)
+    return pa.concat_tables([empty, *(read(storage.join(uri, name), schema, columns) for name in names)])
+
+
+def write(uri: str, table: pa.Table, rows_per_group: int) -> bytes:
+    """Write one Parquet file, whole or not at all; returns its bytes, for a digest."""
+    data = to_bytes(table, rows_per_group)
+    storage.write_bytes(uri, data)
+    return data
+
+
+def _stranger(metadata: pq.FileMetaData, schema: pa.Schema) -> str:
+    """In words, what of a file's columns is not as in `schema`; empty if nothing."""
+    there, expected = _columns(metadata.schema), _expected(schema)
+    if there != expected:
+        pairs = [f"{a[0]} {a[1]}" for a in there if a not in expected] or ["a column is missing"]
+        return f"column {pairs[0]}" if pairs[0] != "a column is missing" else pairs[0]
+    if EXTENSION in base64.b64decode((metadata.metadata or {}).get(b"ARROW:schema", b"")):
+        return "a column of an extension type"
+    return ""
+
+
+@lru_cache
+def _expected(schema: pa.Schema) -> list[tuple[Any, ...]]:
+    return _columns(pq.read_metadata(pa.BufferReader(to_bytes(schema.empty_table(), 1))).schema)
+
+
+def _columns(schema: pq.ParquetSchema) -> list[tuple[Any, ...]]:
+    """Name, physical and logical type, and nesting of each column."""
+    columns = [schema.column(number) for number in range(len(schema))]
+    return [
+        (c.path, c.physical_type, str(c.logical_type), c.max_definition_level, c.max_repetition_level) for c in columns
+    ]

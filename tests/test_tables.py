@@ -1,0 +1,104 @@
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+from ray.data.extensions import ArrowPythonObjectArray
+
+from oasisgen import storage, tables
+from oasisgen.errors import InvalidFile, UserError
+from oasisgen.sampling import formats
+from oasisgen.sampling.parts import SUMMARY, entry_of
+from oasisgen.sampling.verify import _check
+
+SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.trace}",)
+
+
+assert ray.data  # importing it registers the extension type whose values are pickles
+
+
+def crafted(schema: pa.Schema, trace: Path, column: str) -> bytes:
+    """A Parquet file with the columns of `schema`, of which one holds pickles in Ray's extension type."""
+    objects = ArrowPythonObjectArray.from_objects([Payload(trace)])
+    arrays = [objects if name == column else pa.nulls(1, schema.field(name).type) for name in schema.names]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays, names=schema.names), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def test_the_crafted_file_is_a_danger_to_who_reads_it_as_it_comes(tmp_path: Path) -> None:
+    """What the other tests rest on: if this one fails, Ray no longer does that."""
+    (tmp_path / "part.parquet").write_bytes(crafted(SUMMARY, tmp_path / "trace", "file"))
+    pq.read_table(tmp_path / "part.parquet").to_pylist()
+    assert (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("schema", [SUMMARY, formats.PNGS, SCHEMA])
+def test_no_column_of_a_crafted_file_is_unpickled(schema: pa.Schema, tmp_path: Path) -> None:
+    for column in schema.names:
+        with pytest.raises(InvalidFile, match=r"x\.parquet is not a file that this program wrote \(.*column"):
+            tables.parse(crafted(schema, tmp_path / "trace", column), schema, "x.parquet")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_readers_of_a_batch_do_not_unpickle(tmp_path: Path) -> None:
+    batch, trace = str(tmp_path), tmp_path / "trace"
+    data = crafted(SUMMARY, trace, "file")
+    storage.write_bytes(f"{batch}/summary/part-00000.parquet", data)
+    part = {"name": "summary/part-00000.parquet", "sha256": hashlib.sha256(data).hexdigest(), "slices": 1}
+    for read in (
+        lambda: _check(part, batch, "png"),
+        lambda: entry_of(batch, 0, 1),
+        lambda: tables.read_folder(f"{batch}/summary", SUMMARY),
+    ):
+        with pytest.raises(UserError, match="is not a file that this program wrote"):
+            read()
+    storage.write_bytes(f"{batch}/{formats.part_path(0, 'parquet')}", crafted(formats.PNGS, trace, "png"))
+    row = pa.table({"id": [0], "file": [formats.part_path(0, "parquet")]})
+    assert list(formats.read_pngs(batch, "parquet", row)) == [(0, None)]
+    assert not trace.exists()
+
+
+def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        tables.write(f"{tmp_path}/part-{number}.parquet", pa.table([[number], [name]], schema=SCHEMA), 1)
+    assert tables.read_folder(str(tmp_path), SCHEMA).to_pylist() == [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]
+    assert tables.read_folder(str(tmp_path), SCHEMA, ["name"]).to_pydict() == {"name": ["a", "b"]}
+
+
+def test_other_columns_and_damage_are_one_line() -> None:
+    whole = tables.to_bytes(pa.table([list(range(1000)), ["x"] * 1000], schema=SCHEMA), 1000)
+    for other in (
+        pa.schema([("id", pa.int64())]),
+        pa.schema([("id", pa.int32()), ("name", pa.string())]),
+        pa.schema([("id", pa.int64()), ("name", pa.list_(pa.string()))]),
+        pa.schema([("id", pa.int64()), ("name", pa.string()), ("more", pa.string())]),
+    ):
+        with pytest.raises(InvalidFile, match=r"x is not a file that this program wrote \(.*\): remove it and make"):
+            tables.parse(tables.to_bytes(other.empty_table(), 1), SCHEMA, "x")
+    random = np.random.default_rng(0)
+    for data in [b"", whole[:100], whole[:-4], json.dumps({}).encode()]:
+        with pytest.raises(InvalidFile):
+            tables.parse(data, SCHEMA, "x")
+    for _ in range(300):  # flipped bits: one line, or a table
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] ^= 1 << int(random.integers(8))
+        with suppress(InvalidFile):
+            tables.parse(bytes(damaged), SCHEMA, "x")
