@@ -73,8 +73,8 @@ class GradientQuantizer(Quantizer):
         bound = 1.0 / codebook_size
         self.codebook = nn.Parameter(torch.empty(codebook_size, code_dim).uniform_(-bound, bound))
 
-    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None) -> Quantized:
-        """(B, D, H, W) -> Quantized. Nothing here is random: `generator` is the interface's."""
+    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Quantized:
+        """(B, D, H, W) -> Quantized. Nothing here is random: `generator` and `whole` are the interface's."""
         codes = self.encode(z)  # (B, H, W)
         vectors = self.vectors(codes)
         codebook_loss = F.mse_loss(vectors, z.detach())
@@ -101,17 +101,20 @@ class EMAQuantizer(Quantizer):
         self.register_buffer("ema_count", torch.zeros(codebook_size))  # all dead: the first step places all codes
         self.register_buffer("ema_sum", torch.zeros(codebook_size, code_dim))
 
-    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None) -> Quantized:
-        """(B, D, H, W) -> Quantized; in training, `generator` chooses where dead codes restart."""
+    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Quantized:
+        """(B, D, H, W) -> Quantized; in training, `generator` chooses where dead codes restart.
+
+        `whole` is the size of the batch over all ranks; without it they all have as many slices as this one.
+        """
         codes = self.encode(z)  # (B, H, W)
         vectors = self.vectors(codes)
         if self.training:
-            self._gather(z.detach().float().permute(0, 2, 3, 1).flatten(1, 2), codes.flatten(), generator)
+            self._gather(z.detach().float().permute(0, 2, 3, 1).flatten(1, 2), codes.flatten(), generator, whole)
         loss = self.commitment * F.mse_loss(z, vectors)
         return Quantized(straight_through(z, vectors), codes, loss)
 
     @torch.no_grad()
-    def _gather(self, z: torch.Tensor, codes: torch.Tensor, generator: torch.Generator | None) -> None:
+    def _gather(self, z: torch.Tensor, codes: torch.Tensor, generator: torch.Generator | None, whole: int) -> None:
         """Sum up one step's vectors (B, H*W, D) by their codes (B*H*W,) over all ranks; `step` waits for them.
 
         `generator` is in the same state on all ranks, which hold every world-th slice of the step's batch: a dead code
@@ -120,8 +123,11 @@ class EMAQuantizer(Quantizer):
         K = len(self.codebook)
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         B, P, _ = z.shape
-        drawn = torch.randint(world * B * P, (K,), generator=generator).to(z.device)  # (K,): places in the whole batch
+        drawn = torch.randint((whole or world * B) * P, (K,), generator=generator).to(
+            z.device
+        )  # (K,): places in the whole batch
         owner, place = drawn // P % world, drawn // P // world * P + drawn % P
+        place = place.clamp(max=B * P - 1)  # one that another rank owns may lie beyond this rank's
         z = z.flatten(0, 1)  # (B*H*W, D)
         seeds = torch.where((owner == rank)[:, None], z[place], 0.0)  # (K, D): where dead codes start again
         count = torch.bincount(codes, minlength=K).to(z.dtype)  # (K,)

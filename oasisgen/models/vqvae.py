@@ -86,7 +86,10 @@ class VQVAE(nn.Module):
         """(B, H/4, W/4) int64 -> (B, 1, H, W) in [-1, 1]."""
         return self.decoder(self.quantizer.vectors(codes))
 
-    def forward(self, x: torch.Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """(B, 1, H, W) in [-1, 1] -> Reconstruction. `generator` (of the CPU) serves the quantizer in training."""
-        quantized = self.quantizer(self.encoder(x).float(), generator)
+    def forward(self, x: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Reconstruction:
+        """(B, 1, H, W) in [-1, 1] -> Reconstruction.
+
+        In training, `generator` (of the CPU) and `whole`, the size of the batch over all ranks, serve the quantizer.
+        """
+        quantized = self.quantizer(self.encoder(x).float(), generator, whole)
         return Reconstruction(self.decoder(quantized.vectors), quantized.codes, quantized.loss)

@@ -94,7 +94,7 @@ class Course:
         self.step = 0
         self.undone = 0  # epochs
         self.sums = torch.zeros(len(losses), device=worker.device)  # added up without a host sync
-        if state := newest(storage.join(config.out, stage)):
+        if state := self._newest(storage.join(config.out, stage)):
             self._restore(state)
         # The end of the epoch before, which is what a checkpoint of an epoch's end is itself.
         self.good = state["good"] if state and "good" in state else copy.deepcopy(self._state())
@@ -104,9 +104,9 @@ class Course:
         """What the learning rate is multiplied by."""
         return 0.5**self.undone
 
-    def add(self, *losses: torch.Tensor) -> None:
-        """A step was made, with these losses."""
-        self.sums += torch.stack(losses).detach() / self.worker.world
+    def add(self, *losses: torch.Tensor, share: float = 1.0) -> None:
+        """A step was made, with these losses: means over this rank's rows, which weigh as `Worker.share` says."""
+        self.sums += torch.stack(losses).detach() * (share / self.worker.world)
         self.step += 1
 
     def means(self, steps: int) -> dict[str, float]:
@@ -117,11 +117,10 @@ class Course:
         self.worker.sum(self.sums)
         means = dict(zip(self.losses, (self.sums / steps).tolist(), strict=True))
         self.sums.zero_()
-        for name, value in means.items():
-            if not math.isfinite(value):
-                self.undo_epoch(f"the {name.replace('_', ' ')} is {value}")
-                return {}
-        return means
+        wrong = [
+            f"the {name.replace('_', ' ')} is {value}" for name, value in means.items() if not math.isfinite(value)
+        ]
+        return {} if self.goes_back(*wrong[:1]) else means
 
     def save(self) -> None:
         """Save in the middle of an epoch, unless it is to be undone anyway."""
@@ -140,11 +139,17 @@ class Course:
             meters.show(self.stage, **{meter: metrics[name] for name, meter in shown.items() if name in metrics})
         self._report(metrics, self.good)
 
-    def undo_epoch(self, reason: str) -> None:
-        """Go back to the end of the epoch before, and save.
+    def goes_back(self, fault: str = "") -> bool:
+        """Whether the epoch that is over is undone: if rank 0 found fault with it, which `fault` puts into words.
 
-        Raises Diverged where going back has not helped several times.
+        Then all ranks are back at the end of the epoch before, which is saved. Raises Diverged if going back has not
+        helped several times.
         """
+        if fault := self.worker.agree(fault):
+            self._undo_epoch(fault)
+        return bool(fault)
+
+    def _undo_epoch(self, reason: str) -> None:
         where = f"stage {self.stage}, epoch {len(self.past) + 1}: {reason}"
         if self.undone == MOST_UNDONE:
             raise Diverged(
@@ -155,6 +160,14 @@ class Course:
         self.good["undone"] = self.undone + 1
         self._restore(self.good)
         self._report({"step": self.step}, self.good)
+
+    def _newest(self, uri: str) -> dict[str, Any] | None:
+        """The state that all ranks go on from. Rank 0 chooses: the others may look later, or see an older listing."""
+        found = next(_states(uri), None) if self.worker.rank == 0 else None
+        saved = self.worker.agree(found[0] if found else None)
+        if not saved:
+            return None
+        return found[1] if found else _read(saved)
 
     def _report(self, metrics: dict[str, Any], state: dict[str, Any]) -> None:
         """Rank 0 saves, every rank reports (a barrier). Raises LockLost if another job holds the run by now."""

@@ -57,12 +57,13 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driv
         for numbers, _ in epoch_batches(
             len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
         ):
+            share = worker.share(len(numbers), c.batch_size)
             random = torch.Generator().manual_seed((config.seed << 20) + course.step * worker.world + worker.rank)
             real = gan.palette.paint(worker.tensor(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
             levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
             with worker.autocast():
-                losses = adversarial_step(gan, networks, optimizers, real, levels, course.step, random)
-            course.add(*losses)
+                losses = adversarial_step(gan, networks, optimizers, real, levels, course.step, random, share)
+            course.add(*losses, share=share)
             average(averaged.generator, raw(generator), c.generator_decay, course.step)
             worker.say(
                 lambda: (
@@ -75,11 +76,8 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driv
 
         if not (means := course.means(steps)):
             continue
-        shown = painted_maps(averaged, config.seed, worker)
-        worker.broadcast(shown)  # BatchNorm's statistics are a rank's own
-        usage = use_of_codes(shown, len(codebook))
-        if fault := lacking(usage, real_use, c.least_variety):
-            course.undo_epoch(fault)
+        usage = use_of_codes(painted_maps(averaged, config.seed, worker), len(codebook))
+        if course.goes_back(lacking(usage, real_use, c.least_variety)):
             continue
         course.end_epoch({**means, **usage, "slices_per_s": round(pace.rate(course.step), 1)})
         worker.say(
@@ -106,10 +104,12 @@ def adversarial_step(
     levels: torch.Tensor,
     step: int,
     random: torch.Generator,
+    share: float = 1.0,
 ) -> tuple[torch.Tensor, ...]:
     """Move the discriminator, then the generator, once each; returns `LOSSES`, each ().
 
-    `optimizers` are those of the `networks`. `real` (B, C, 64, 64) is painted, of levels (B,); `step` counts from 0.
+    `optimizers` are those of the `networks`. `real` (B, C, 64, 64) is painted, of levels (B,); `step` counts from 0;
+    the losses' gradients weigh `share` (see `Worker.share`).
     """
     c = gan.config
     generator, discriminator = networks
@@ -124,14 +124,14 @@ def adversarial_step(
     discriminator_loss = adversarial_loss(c.loss, real_logit, fake_logit)
     penalty = gradient_penalty(real_logit, seen) * (c.gradient_penalty * PENALTY_EVERY) if penalised else 0.0
     discriminator_optimizer.zero_grad(set_to_none=True)
-    (discriminator_loss + penalty).backward()
+    ((discriminator_loss + penalty) * share).backward()
     discriminator_optimizer.step()
 
     raw(discriminator).requires_grad_(False)
     logit = raw(discriminator)(as_seen(painted, c, random), levels)
     generator_loss = -logit.mean() if c.loss == "hinge" else F.softplus(-logit).mean()
     generator_optimizer.zero_grad(set_to_none=True)
-    (generator_loss + c.commitment * F.mse_loss(colours, painted.detach())).backward()
+    ((generator_loss + c.commitment * F.mse_loss(colours, painted.detach())) * share).backward()
     generator_optimizer.step()
     raw(discriminator).requires_grad_(True)
     return generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()

@@ -63,6 +63,7 @@ def train_features(config: TrainConfig, train: Stored, driver: Driver | None) ->
         for numbers, _ in epoch_batches(
             len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
         ):
+            share = worker.share(len(numbers), c.batch_size)
             random = torch.Generator().manual_seed((config.seed << 20) + course.step * worker.world + worker.rank)
             images = worker.tensor(slices.rows(numbers, "image"))  # (B, 256, 256)
             levels = worker.tensor(slices.rows(numbers, "level").astype("int64"))  # (B,)
@@ -72,9 +73,9 @@ def train_features(config: TrainConfig, train: Stored, driver: Driver | None) ->
                 level, damage, anatomy = model(seen.x)
             losses = errors(level, damage, anatomy, levels, seen)  # (3,)
             optimizer.zero_grad(set_to_none=True)
-            (losses @ losses.new_tensor(WEIGHTS)).backward()
+            (losses @ losses.new_tensor(WEIGHTS) * share).backward()
             optimizer.step()
-            course.add(*losses)
+            course.add(*losses, share=share)
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, {pace.describe(course.step)}")
             if course.step % steps and timer.due(course.step):
                 course.save()

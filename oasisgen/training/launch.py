@@ -50,15 +50,23 @@ def complete(
     lock: LockProof | None = None,
     best: str | None = None,
 ) -> dict[str, Any]:
-    """The state at the end of a stage, which is run first if it is not over. As `fit`."""
-    uri = storage.join(config.out, stage)
+    """The state at the end of a stage, which is run first if it is not over. As `fit`.
+
+    Raises UserError, too, if the checkpoints that can be read then do not reach the end of the last epoch.
+    """
+    uri, epochs = storage.join(config.out, stage), getattr(config, stage).epochs
     state = checkpoint.newest(uri)
-    if not state or len(state["history"]) < getattr(config, stage).epochs:
+    if not state or len(state["history"]) < epochs:
         if state:
             say(stage, f"continues after epoch {len(state['history'])}, from step {state['step']}")
         fit(stage, loop, config, inputs, lock, best)
         state = checkpoint.newest(uri)
-    assert state
+    ended = len(state["history"]) if state else 0
+    if not state or ended < epochs:
+        raise UserError(
+            f"stage {stage} is at epoch {ended} of {epochs} after training, by the checkpoints of {uri} that can be "
+            "read: run the command again"
+        )
     return state
 
 

@@ -44,6 +44,7 @@ def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, dri
         for numbers, _ in epoch_batches(
             len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
         ):
+            share = worker.share(len(numbers), c.batch_size)
             random = torch.Generator().manual_seed((config.seed << 20) + course.step * worker.world + worker.rank)
             real = worker.tensor(maps.rows(numbers, "codes").astype("int64"))  # (B, 64, 64)
             levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
@@ -56,10 +57,10 @@ def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, dri
             wanted = real.flatten(1).gather(1, places)  # (B, N)
             loss = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss * share).backward()
             torch.nn.utils.clip_grad_norm_(guesser.parameters(), c.gradient_norm)
             optimizer.step()
-            course.add(loss)
+            course.add(loss, share=share)
             average(averaged.guesser, raw(guesser), c.average_decay, course.step)
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(course.step)}")
             if course.step % steps and timer.due(course.step):
@@ -68,8 +69,7 @@ def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, dri
         if not (means := course.means(steps)):
             continue
         usage = use_of_codes(painted_maps(averaged, config.seed, worker), len(codebook))
-        if fault := lacking(usage, real_use, c.least_variety):
-            course.undo_epoch(fault)
+        if course.goes_back(lacking(usage, real_use, c.least_variety)):
             continue
         course.end_epoch({**means, **usage, "slices_per_s": round(pace.rate(course.step), 1)})
         worker.say(

@@ -45,22 +45,23 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, driver: Dr
         for numbers, points in epoch_batches(
             len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
         ):
+            share = worker.share(len(numbers), c.batch_size)
             corners = (points * (IMAGE_SIZE - c.crop + 1)).astype(int)
             x = to_unit(worker.tensor(slices.crops(numbers, corners, c.crop)).unsqueeze(1))  # (B, 1, crop, crop)
             for group in optimizer.param_groups:
                 group["lr"] = course.rate * learning_rate(c, course.step, c.epochs * steps)
             with worker.autocast():
-                y = model(x, torch.Generator().manual_seed(config.seed + course.step))
+                y = model(x, torch.Generator().manual_seed(config.seed + course.step), c.batch_size)
             error = F.mse_loss(y.image.float(), x) / scale
             unlike = ssim_loss(y.image.float(), x) if c.ssim_weight else torch.zeros_like(error)
             loss = error + c.ssim_weight * unlike + y.quantizer_loss
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss * share).backward()
             if c.gradient_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
             optimizer.step()
             raw(model).quantizer.step()
-            course.add(loss, error, unlike, y.quantizer_loss)
+            course.add(loss, error, unlike, y.quantizer_loss, share=share)
             average(averaged, raw(model), c.average_decay, course.step)
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(course.step)}")
             if course.step % steps and timer.due(course.step):
@@ -70,8 +71,8 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, driver: Dr
             continue
         scores = score(averaged, held_out, rows, worker)
         best = max((line["ssim"] for line in course.past), default=0.0)
-        if best - scores["ssim"] > c.most_fall:
-            course.undo_epoch(f"SSIM fell from {best:.3f} to {scores['ssim']:.3f}")
+        fell = best - scores["ssim"] > c.most_fall
+        if course.goes_back(f"SSIM fell from {best:.3f} to {scores['ssim']:.3f}" if fell else ""):
             continue
         rates = {"learning_rate": optimizer.param_groups[0]["lr"], "slices_per_s": round(pace.rate(course.step), 1)}
         course.end_epoch({**means, **rates, **scores})

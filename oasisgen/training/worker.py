@@ -5,18 +5,21 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.train.collective import broadcast_from_rank_zero
 
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, LockProof
 from oasisgen.precision import autocast
 from oasisgen.progress import SECONDS_BETWEEN_LINES, duration
+
+T = TypeVar("T")
 
 
 class Diverged(UserError):
@@ -81,6 +84,17 @@ class Worker:
         self.broadcast(lost)
         if lost:
             raise LockLost("another job took the run over while this one was silent")
+
+    def agree(self, value: T) -> T:
+        """What rank 0 gives, on all ranks (a barrier); for what is small and no tensor."""
+        return broadcast_from_rank_zero(value) if self.world > 1 else value
+
+    def share(self, rows: int, of: int) -> float:
+        """What a mean over `rows` of a batch weighs, so that the mean over all ranks is the whole batch's.
+
+        DDP takes the mean of the ranks' gradients, also where a batch of 16 leaves 6, 5 and 5 rows to three of them.
+        """
+        return rows * self.world / of
 
     def say(self, line: Callable[[], str], always: bool = False) -> None:
         """Rank 0 sends a line to the driver, at most one every few seconds; `line` is only called if it is sent."""
