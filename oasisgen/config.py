@@ -221,7 +221,7 @@ class TrainConfig:
     gpus_per_worker: float = 0.0
     """GPUs for each of them; 0 trains on the CPU."""
     min_workers: int = 0
-    """Go on with as few as these when nodes are lost, and with more as they come back; 0 waits for all workers."""
+    """Start, and go on when nodes are lost, with as few as these, and with more as they come; 0 waits for all."""
     checkpoint_seconds: float = 30.0
     """Save at least this often, in seconds: the most work that a lost node costs. An epoch's end always saves."""
     wait_minutes: float = 0.0

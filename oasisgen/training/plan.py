@@ -23,8 +23,9 @@ def plan(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], stat
     yield f"codes: {rows} maps, {size(rows * CODE_SIZE**2 * CODE_BYTES)} before compression"
     held = size(data.pixels("train", "validate"))
     yield f"object store: {held} on each node that trains, the cluster has {size(cluster_has['store'])}"
+    least = f"{config.min_workers} to " if config.min_workers else ""
     yield (
-        f"workers: {config.workers} x {config.cpus_per_worker:g} CPUs, {config.gpus_per_worker:g} GPUs, "
+        f"workers: {least}{config.workers} x {config.cpus_per_worker:g} CPUs, {config.gpus_per_worker:g} GPUs, "
         f"and 1 CPU for data tasks; free are {cluster_has['CPU']:g} CPUs, {cluster_has['GPU']:g} GPUs"
     )
     yield f"saved at least every {config.checkpoint_seconds:g} s to {config.out}"

@@ -50,7 +50,9 @@ def train(config: TrainConfig) -> str | None:
     if not finished:
         with unless_locked(config.out):
             minutes = 0 if config.dry_run else config.wait_minutes
-            cluster.require_workers(config.workers, config.cpus_per_worker, config.gpus_per_worker, minutes)
+            cluster.require_workers(
+                config.min_workers or config.workers, config.cpus_per_worker, config.gpus_per_worker, minutes
+            )
         cluster.require_store(data.pixels("train", "validate"), config.cpus_per_worker, config.gpus_per_worker)
     if config.dry_run:
         require_unlocked(config.out)

@@ -281,7 +281,6 @@ def test_workers_that_do_not_fit_are_refused_before_anything_starts(data: DataSe
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="all of the workers are asked for")
 def test_a_run_that_asks_for_fewer_workers_if_need_be_starts_with_room_for_these(data: DataSet, tmp_path: Path) -> None:
     config = replace(tiny(data, tmp_path / "run"), workers=16, cpus_per_worker=cluster.cpus() - 1, dry_run=True)
     with pytest.raises(UserError, match="16 workers"):
