@@ -53,7 +53,12 @@ class SliceWriter:
 
 
 def write_part(uri: str, part: int, kind: Format, slices: pa.Table) -> None:
-    """The file of a part's slices: `id`, `level`, `png`. Equal slices give equal bytes. Nothing for format `png`."""
+    """The file of a part's slices: `id`, `level`, `png`. Equal slices give equal bytes.
+
+    There is none for format `png`, nor for a part without slices.
+    """
+    if not len(slices):
+        return
     if kind == "parquet":
         tables.write(storage.join(uri, part_path(part, kind)), slices.select(PNGS.names).cast(PNGS), len(slices))
     elif kind == "webdataset":

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -56,9 +58,35 @@ def write_part(out: str, number: int, kind: Format, slices: pa.Table, held: Lock
     formats.write_part(out, number, kind, kept)
     if len(rejected):
         reasons = rejected.select([*SUMMARY.names, "refused"]).drop_columns(["file", "sha256"])
-        tables.write(storage.join(out, "rejected", f"part-{number:05d}.parquet"), reasons, len(rejected))
+        tables.write(_rejected_uri(out, number), reasons, len(rejected))
+    held.renew()  # what follows may be another job's if this one has lost the folder
+    _remove_leftovers(out, number, kind, kept, rejected)
     summary = tables.to_bytes(kept.select(SUMMARY.names).cast(SUMMARY), max(1, len(kept)))
     held.commit(part_uri(out, number), summary)
+
+
+def _remove_leftovers(out: str, number: int, kind: Format, kept: pa.Table, rejected: pa.Table) -> None:
+    """Remove what an earlier attempt at this part wrote and this one does not have.
+
+    That attempt may have refused other slices, if it ran on another kind of device. Only names of this part's own ids
+    are removed.
+    """
+    leftovers = [] if len(rejected) else [_rejected_uri(out, number)]
+    if kind == "png":
+        leftovers += [storage.join(out, formats.slice_path(refused)) for refused in rejected["id"].to_pylist()]
+    elif not len(kept):
+        leftovers.append(storage.join(out, formats.part_path(number, kind)))
+
+    def remove(uri: str) -> None:
+        with suppress(FileNotFoundError):
+            storage.remove(uri)
+
+    with ThreadPoolExecutor(formats.UPLOADS) as pool:
+        list(pool.map(remove, leftovers))
+
+
+def _rejected_uri(out: str, number: int) -> str:
+    return storage.join(out, "rejected", f"part-{number:05d}.parquet")
 
 
 def part_uri(out: str, number: int) -> str:

@@ -39,7 +39,6 @@ def finish(uri: str, kind: Format, parts: int) -> dict[str, object]:
     return verify(uri)
 
 
-@pytest.mark.xfail(strict=True, reason="its PNG stays, and belongs to no part")
 @pytest.mark.parametrize("kind", ["png", "parquet", "webdataset"])
 def test_what_an_earlier_attempt_left_of_a_part_is_gone_once_it_is_complete(
     kind: Format, place: str, connected: str
