@@ -1,6 +1,8 @@
-"""bfloat16 where the hardware multiplies in it; elsewhere it would only be slower."""
+"""How exactly is computed: in bfloat16 where the hardware multiplies in it, and the same on every call."""
 
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -18,3 +20,26 @@ def has_bfloat16(device: torch.device) -> bool:
 def autocast(device: torch.device, enabled: bool = True) -> AbstractContextManager:
     """Matrix products in bfloat16 where `device` has it, if `enabled`; weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and has_bfloat16(device))
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Inside, equal GPUs compute equal bytes: only deterministic kernels run, and float32 is not rounded to TF32.
+
+    This is the one place that sets PyTorch's switches for it. They are set back at the end, except for the variable
+    CUBLAS_WORKSPACE_CONFIG, which cuBLAS reads once. Nothing is set for a CPU: the kernels that networks use there are
+    deterministic as they are.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    mode, tf32 = torch.get_deterministic_debug_mode(), torch.backends.cuda.matmul.allow_tf32
+    torch.use_deterministic_algorithms(True)  # an operation that has no such kernel raises RuntimeError
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.backends.cuda.matmul.allow_tf32 = tf32

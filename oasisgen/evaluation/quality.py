@@ -18,6 +18,7 @@ from oasisgen.evaluation import release
 from oasisgen.evaluation.comparison import Comparer, rows_of_levels
 from oasisgen.evaluation.fidelity import fidelity
 from oasisgen.evaluation.variety import variety
+from oasisgen.precision import repeatable
 from oasisgen.progress import Progress
 
 BATCH = 32
@@ -47,7 +48,9 @@ class Describer:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = torch.from_numpy(np.array(batch["data"])).to(self.device)  # (B, 256, 256)
-        return {"features": self.network(to_unit(images.unsqueeze(1))).float().cpu().numpy()}  # (B, F)
+        with repeatable(self.device):
+            features = self.network(to_unit(images.unsqueeze(1)))  # (B, F)
+        return {"features": features.float().cpu().numpy()}
 
 
 def describe(load: Callable[[], nn.Module], images: np.ndarray) -> torch.Tensor:

@@ -16,9 +16,9 @@ from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.evaluation.ssim import psnr, ssim
 from oasisgen.evaluation.statistics import mean_with_interval
 from oasisgen.models.bundle import read_bundle, read_vqvae
-from oasisgen.models.quantizer import perplexity
+from oasisgen.models.quantizer import count_codes, perplexity
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.precision import autocast
+from oasisgen.precision import autocast, repeatable
 from oasisgen.progress import Progress
 
 BATCH = 16
@@ -42,18 +42,23 @@ class Reconstructor:
         self.codebook_size = len(self.vqvae.quantizer.codebook)
 
     @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 256, 256) uint8 -> what would be written of them, and how often each code occurs (B, K)."""
+        with repeatable(self.device):
+            codes = self.vqvae.encode(to_unit(images.unsqueeze(1)))  # (B, 64, 64)
+            with autocast(self.device):  # as slices are sampled
+                written = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (B, 256, 256)
+            return written, count_codes(codes.flatten(1), self.codebook_size)
+
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = torch.from_numpy(np.array(batch["image"])).to(self.device)  # (B, 256, 256) uint8
-        codes = self.vqvae.encode(to_unit(images.unsqueeze(1)))  # (B, 64, 64)
-        with autocast(self.device):  # as slices are sampled
-            written = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (B, 256, 256)
-        counts = [torch.bincount(c.flatten(), minlength=self.codebook_size) for c in codes]
+        written, counts = self.reconstruct(images)
         return {
             "case": batch["case"],
             "level": batch["level"],
             "ssim": ssim(written, images).cpu().numpy(),
             "psnr": psnr(written, images).cpu().numpy(),
-            "code_counts": torch.stack(counts).cpu().numpy(),  # (B, K)
+            "code_counts": counts.long().cpu().numpy(),  # (B, K)
         }
 
 

@@ -45,6 +45,12 @@ def perplexity(counts: torch.Tensor) -> torch.Tensor:
     return torch.exp(torch.special.entr(p).sum())
 
 
+def count_codes(codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """How often each code occurs in each row: (B, N) int64 -> (B, K) float32. `bincount` would make the host wait."""
+    counts = torch.zeros(len(codes), codebook_size, device=codes.device)
+    return counts.scatter_add_(1, codes, torch.ones_like(codes, dtype=counts.dtype))
+
+
 class Quantizer(nn.Module):
     """K codes of D numbers; what both quantizers have in common."""
 
@@ -123,14 +129,13 @@ class EMAQuantizer(Quantizer):
         K = len(self.codebook)
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         B, P, _ = z.shape
-        drawn = torch.randint((whole or world * B) * P, (K,), generator=generator).to(
-            z.device
-        )  # (K,): places in the whole batch
+        # (K,): places in the whole batch, drawn on the device of z and `generator`
+        drawn = torch.randint((whole or world * B) * P, (K,), generator=generator, device=z.device)
         owner, place = drawn // P % world, drawn // P // world * P + drawn % P
         place = place.clamp(max=B * P - 1)  # one that another rank owns may lie beyond this rank's
         z = z.flatten(0, 1)  # (B*H*W, D)
         seeds = torch.where((owner == rank)[:, None], z[place], 0.0)  # (K, D): where dead codes start again
-        count = torch.bincount(codes, minlength=K).to(z.dtype)  # (K,)
+        count = count_codes(codes[None], K)[0]  # (K,)
         total = torch.zeros_like(self.ema_sum).index_add_(0, codes, z)  # (K, D)
         self.sums = torch.cat([count[:, None], total, seeds], 1)  # (K, 1 + 2D)
         self.arriving = dist.all_reduce(self.sums, async_op=True) if world > 1 else None

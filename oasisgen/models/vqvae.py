@@ -89,7 +89,7 @@ class VQVAE(nn.Module):
     def forward(self, x: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Reconstruction:
         """(B, 1, H, W) in [-1, 1] -> Reconstruction.
 
-        In training, `generator` (of the CPU) and `whole`, the size of the batch over all ranks, serve the quantizer.
+        In training, `generator` (of x's device) and `whole`, the size of the batch over all ranks, serve the quantizer.
         """
         quantized = self.quantizer(self.encoder(x).float(), generator, whole)
         return Reconstruction(self.decoder(quantized.vectors), quantized.codes, quantized.loss)

@@ -8,7 +8,8 @@ import torch
 from oasisgen.config import Precision
 from oasisgen.data.pixels import to_uint8
 from oasisgen.models.bundle import read_bundle
-from oasisgen.precision import autocast, has_bfloat16
+from oasisgen.models.quantizer import count_codes
+from oasisgen.precision import autocast, has_bfloat16, repeatable
 from oasisgen.sampling.ids import level_of
 
 
@@ -24,7 +25,9 @@ class Sampler:
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.mixed = precision == "bfloat16" and has_bfloat16(self.device)
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        # CPUs with other vector instructions round otherwise: AVX2, AVX512.
+        cpu = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu
         self.device_name = f"{name}, bfloat16" if self.mixed else name
         bundle = read_bundle(bundle_uri)
         self.vqvae, self.prior = bundle.vqvae.to(self.device), bundle.prior.to(self.device)
@@ -40,16 +43,23 @@ class Sampler:
         for place in np.flatnonzero(taken):
             z[place] = latent(self.base_seed, int(group[place]), self.prior.noise_size)
         levels = torch.from_numpy(level_of(group))  # (16,)
-        with autocast(self.device, self.mixed):
-            codes = self.prior(torch.from_numpy(z).to(self.device), levels.to(self.device)).codes  # (16, 64, 64)
-            images = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (16, 256, 256)
+        images, codes_in_use = self.make(torch.from_numpy(z).to(self.device), levels.to(self.device))
         return {
             "id": group[taken],
             "level": levels.numpy()[taken] if self.prior.conditional else np.full(taken.sum(), -1),
             "image": images.cpu().numpy()[taken],
-            "codes_in_use": np.array([len(torch.unique(c)) for c in codes])[taken],
+            "codes_in_use": codes_in_use.cpu().numpy()[taken],
             "device": np.full(taken.sum(), self.device_name),
         }
+
+    @torch.no_grad()
+    def make(self, noise: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise (16, Z), levels (16,) -> images (16, 256, 256) uint8, and the codes in use in each (16,)."""
+        with repeatable(self.device), autocast(self.device, self.mixed):
+            codes = self.prior(noise, levels).codes  # (16, 64, 64)
+            images = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (16, 256, 256)
+            counts = count_codes(codes.flatten(1), len(self.vqvae.quantizer.codebook))  # (16, K)
+        return images, (counts > 0).sum(1)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """`group` (G, 16) of parts `part` (G,) -> their slices, with `part`."""

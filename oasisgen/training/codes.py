@@ -15,6 +15,7 @@ from oasisgen.config import CODE_SIZE
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.precision import repeatable
 from oasisgen.progress import Progress
 
 MAPS_PER_PART = 1024
@@ -32,8 +33,9 @@ class Encoder:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         x = to_unit(torch.from_numpy(np.array(batch["image"])).unsqueeze(1).to(self.device))  # (B, 1, 256, 256)
-        codes = self.model.encode(x).cpu().numpy().astype(np.uint16)  # (B, 64, 64)
-        return {"case": batch["case"], "level": batch["level"], "codes": codes}
+        with repeatable(self.device):
+            codes = self.model.encode(x)  # (B, 64, 64)
+        return {"case": batch["case"], "level": batch["level"], "codes": codes.cpu().numpy().astype(np.uint16)}
 
 
 def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str) -> None:

@@ -1,0 +1,127 @@
+"""What a GPU would meet, on a machine without one: PyTorch's FakeTensorMode runs the forward passes on a pretended
+CUDA device. It knows shapes and devices, no values: whatever needs a value on the host, or another device, is seen.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from oasisgen.config import FULL, SEED, TrainConfig
+from oasisgen.data.pixels import to_unit
+from oasisgen.evaluation.reconstruction import Reconstructor
+from oasisgen.models.bundle import make_prior
+from oasisgen.models.features import FeatureNetwork
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.precision import repeatable
+from oasisgen.sampling.sample import Sampler
+
+CUDA = torch.device("cuda")
+BATCH = 16
+
+
+class Watch(TorchDispatchMode):
+    """Lets every operation pass that stays on one device. FakeTensorMode lets none pass that the host waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self.inexact: set[str] = set()  # ran where results may differ from call to call
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, torch.Tensor)]
+        devices = {each.device.type for each in tensors if each.dim()}  # a number's tensor travels with the call
+        assert len(devices) <= 1, f"{func} goes from one device to another: {devices}"
+        self.seen.add(func.name())
+        tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+        if tf32 or not torch.are_deterministic_algorithms_enabled():
+            self.inexact.add(func.name())
+        return out
+
+
+@contextmanager
+def gpu() -> Iterator[Watch]:
+    """New tensors and networks are on a pretended GPU, and are watched."""
+    with FakeTensorMode(allow_non_fake_inputs=True), CUDA, Watch() as watch:
+        yield watch
+
+
+def sampler_of(config: TrainConfig, prior: str) -> Sampler:
+    """A sampler as it is on a GPU, its weights untrained."""
+    vqvae = VQVAE(config.vqvae)
+    sampler = Sampler.__new__(Sampler)  # `__init__` reads a bundle, and asks CUDA for its name
+    sampler.device, sampler.mixed, sampler.vqvae = CUDA, False, vqvae.eval()
+    sampler.prior = make_prior(prior, vars(getattr(config, prior)), vqvae.quantizer.codebook.detach()).eval()
+    return sampler
+
+
+@pytest.mark.parametrize(("config", "prior"), [(SEED, "dcgan"), (FULL, "dcgan"), (FULL, "masked")])
+def test_a_slice_is_made_on_the_gpu_alone_by_kernels_that_repeat_themselves(config: TrainConfig, prior: str) -> None:
+    with gpu() as watch:
+        sampler = sampler_of(config, prior)
+        noise, levels = torch.randn(16, sampler.prior.noise_size), torch.arange(16)
+        watch.inexact.clear()
+        images, codes_in_use = sampler.make(noise, levels)
+    assert (images.shape, images.dtype, images.device.type) == ((16, 256, 256), torch.uint8, "cuda")
+    assert (codes_in_use.shape, codes_in_use.device.type) == ((16,), "cuda")
+    assert "aten::convolution" in watch.seen
+    assert not watch.inexact & {"aten::convolution", "aten::cumsum", "aten::scatter.src", "aten::addmm", "aten::bmm"}
+
+
+@pytest.mark.parametrize("config", [SEED, FULL])
+def test_evaluation_encodes_and_reconstructs_on_the_gpu_alone(config: TrainConfig) -> None:
+    with gpu():
+        actor = Reconstructor.__new__(Reconstructor)
+        actor.device, actor.vqvae, actor.codebook_size = CUDA, VQVAE(config.vqvae).eval(), config.vqvae.codebook_size
+        images = torch.zeros(BATCH, 256, 256, dtype=torch.uint8)
+        written, counts = actor.reconstruct(images)
+        described = FeatureNetwork().eval()(to_unit(images[:, None]))
+    assert (written.shape, written.dtype) == (images.shape, torch.uint8)
+    assert counts.shape == (BATCH, config.vqvae.codebook_size)
+    assert described.shape == (BATCH, FeatureNetwork.num_features)
+
+
+def test_what_makes_the_host_wait_is_seen() -> None:
+    with gpu():
+        x, codes = torch.randn(8), torch.zeros(8, dtype=torch.int64)
+        for waits in (
+            lambda: x.sum().item(),
+            lambda: x[x > 0],
+            lambda: torch.unique(codes),
+            lambda: torch.bincount(codes, minlength=4),
+            lambda: "yes" if x.sum() > 0 else "no",
+        ):
+            with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+                waits()
+        for leaves in (
+            lambda: x.cpu(),
+            lambda: x + torch.ones(8, device="cpu"),
+            lambda: torch.ones(8, device="cpu").to(CUDA),
+        ):
+            with pytest.raises((AssertionError, RuntimeError), match="device"):
+                leaves()
+
+
+def test_the_switches_for_repeatable_kernels_are_set_back() -> None:
+    def switches() -> tuple[object, ...]:
+        cudnn, cuda = torch.backends.cudnn, torch.backends.cuda
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            cudnn.allow_tf32,
+            cudnn.deterministic,
+            cudnn.benchmark,
+            cuda.matmul.allow_tf32,
+        )
+
+    before = switches()
+    with repeatable(torch.device("cpu")):
+        assert switches() == before
+    with repeatable(CUDA):
+        assert switches() == (True, False, True, False, False)
+    assert switches() == before
