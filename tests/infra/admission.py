@@ -35,7 +35,7 @@ def refusals(policy: Manifest, new: Manifest, old: Manifest | None = None, user:
     [rule] = spec["matchConstraints"]["resourceRules"]
     if operation not in rule["operations"]:
         return []
-    request = {"operation": operation, "namespace": "oasisgen", "userInfo": {"username": user}}
+    request = {"operation": operation, "userInfo": {"username": user}}
     data: dict[str, Any] = {"object": new, "oldObject": old, "request": request, "variables": {}}
     conditions = [evaluated(each["expression"], data) for each in spec.get("matchConditions", [])]
     if None in conditions and spec["failurePolicy"] == "Fail" and False not in conditions:

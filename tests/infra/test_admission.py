@@ -10,7 +10,6 @@ from tests.infra.admission import defaulted, refusals
 from tests.infra.conftest import ROOT, build, only, schema
 from tests.infra.lint import Manifest
 
-pytestmark = pytest.mark.xfail(strict=True, reason="whoever may create RayJobs may run any pod with any Secret")
 CREATOR = "system:serviceaccount:oasisgen:nightly"
 OPERATOR = "system:serviceaccount:kuberay:kuberay-operator"
 AUTOSCALER = "system:serviceaccount:oasisgen:generate"
