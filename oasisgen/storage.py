@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 import botocore.exceptions
@@ -107,17 +107,41 @@ def size(uri: str) -> int | None:
         return system.get_file_info(path).size
 
 
+class Listed(NamedTuple):
+    """A file as its folder lists it."""
+
+    name: str  # below the folder
+    size: int  # bytes
+    modified: int  # nanoseconds since 1970
+
+
 def list_files(uri: str) -> Iterator[tuple[str, int]]:
     """(path below `uri`, bytes) of every file under a folder, in the order of their names.
 
     Raises FileNotFoundError where there is no such folder.
     """
+    yield from (file[:2] for file in list_details(uri))
+
+
+def list_details(uri: str) -> list[Listed]:
+    """Every file under a folder, in the order of their names. Raises as `list_files`."""
     with _clear_errors(uri, "list"):
         system, path = resolve(uri)
         infos = system.get_file_info(fs.FileSelector(path, recursive=True))
-    for info in sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path):
-        if not info.base_name.endswith(TEMPORARY):  # one in the making is not there yet
-            yield info.path[len(path) :].lstrip("/"), info.size
+    return [
+        Listed(info.path[len(path) :].lstrip("/"), info.size, info.mtime_ns or 0)
+        for info in sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path)
+        if not info.base_name.endswith(TEMPORARY)  # one in the making is not there yet
+    ]
+
+
+def list_dangling(uri: str) -> list[str]:
+    """Links under a folder that lead nowhere, and what else is neither file nor folder; listings leave them out."""
+    system, path = resolve(uri)
+    if not isinstance(system, fs.LocalFileSystem):
+        return []
+    paths = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    return sorted(str(each.relative_to(path)) for each in paths if not each.is_file())
 
 
 def list_folders(uri: str) -> list[str]:

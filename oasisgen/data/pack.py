@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import ray.data
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from oasisgen import storage, tables
 from oasisgen.claim import require_ours
 from oasisgen.config import IMAGE_SIZE, LEVELS
 from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
-from oasisgen.errors import UserError
+from oasisgen.errors import StorageError, UserError
 from oasisgen.lock import Lock, lock, require_unlocked
 from oasisgen.progress import Progress, say
 
 SLICES_PER_PART = 1024
 ROWS_PER_GROUP = 128
 OPEN_FILES = 16  # reads in flight per task: what hides an object store's latency
+MOST_BYTES = 4_000_000  # of a file that is opened: 20 times an uncompressed slice in RGB
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SPLIT_FOLDER = re.compile(r"(keras_png_slices_)?(?P<split>train|validate|test)", re.IGNORECASE)
 # A data set is ours from the moment that its lock is taken. Before there was a lock there was a folder `holders`.
 MARKS = "dataset.json", "lock.json", "holders"
@@ -38,7 +41,8 @@ class Survey(NamedTuple):
     slices: dict[str, list[tuple[str, str, int]]]  # split -> (path, case, level), by case and level
     rejected: list[dict[str, str]]
     label_maps: int
-    fingerprint: str
+    fingerprint: str  # of names and sizes
+    times: str  # digest of when each file was modified
 
 
 def survey(source: str) -> Survey:
@@ -47,16 +51,16 @@ def survey(source: str) -> Survey:
     Raises UserError where the folder is missing, holds no slice, or has one case in two splits.
     """
     try:
-        files = list(storage.list_files(source))
+        files = storage.list_details(source)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"no folder at {source}: give --source the folder that holds train, validate and test"
         ) from None
-    found: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
-    rejected: list[dict[str, str]] = []
+    found: dict[str, dict[tuple[int, int], list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    rejected = [{"file": path, "reason": "leads nowhere"} for path in storage.list_dangling(source)]
     label_maps = 0
-    digest = hashlib.sha256()
-    for path, size in files:
+    digest, times = hashlib.sha256(), hashlib.sha256()
+    for path, size, modified in files:
         *folders, name = path.split("/")
         splits = [match["split"].lower() for folder in folders if (match := SPLIT_FOLDER.fullmatch(folder))]
         if name.startswith("seg_") or any(LABEL_FOLDER.fullmatch(folder) for folder in folders):
@@ -65,48 +69,62 @@ def survey(source: str) -> Survey:
         if not splits:
             continue  # beside the data: a README, an archive
         digest.update(f"{path} {size}\n".encode())
+        times.update(f"{modified}\n".encode())
         match = FILE_NAME.fullmatch(name)
         if not match:
             rejected.append({"file": path, "reason": "not named case_<number>_slice_<level>.nii.png"})
             continue
         case, level = match["case"], int(match["level"])
-        first = found[splits[0]].get((case, level))
         if level >= LEVELS:
             rejected.append({"file": path, "reason": f"level {level} is above {LEVELS - 1}"})
-        elif first:
-            rejected.append({"file": path, "reason": f"same case and level as {first}"})
+        elif size > MOST_BYTES:
+            rejected.append({"file": path, "reason": f"{size} bytes: no slice takes more than {MOST_BYTES}"})
         else:
-            found[splits[0]][case, level] = path
-    slices = {
-        split: [(path, case, level) for (case, level), path in sorted(found[split].items())]
-        for split in SPLITS
-        if found.get(split)
-    }
-    if not slices:
+            found[splits[0]][int(case), level].append((path, case))  # cases 1 and 001 are one
+    slices = {}
+    for split in filter(found.get, SPLITS):
+        names = {number: paths[0][1] for (number, _), paths in sorted(found[split].items(), reverse=True)}
+        chosen = [
+            (paths[0][0], names[number], level) for (number, level), paths in found[split].items() if len(paths) == 1
+        ]
+        slices[split] = sorted(chosen, key=lambda entry: entry[1:])
+        for (_, level), paths in found[split].items():
+            for path, case in paths if len(paths) > 1 else []:
+                other = next(other for other, _ in paths if other != path)
+                rejected.append({"file": path, "reason": f"case {case}, level {level} is also {other}: remove one"})
+    if not any(slices.values()):
         raise UserError(f"no slices in {source}: expected <split>/case_<number>_slice_<level>.nii.png, splits {SPLITS}")
-    homes: dict[str, str] = {}
-    for split, entries in slices.items():
-        for case in {case for _, case, _ in entries}:
-            if homes.setdefault(case, split) != split:
+    homes: dict[int, str] = {}
+    for split in slices:
+        for number in {number for number, _ in found[split]}:
+            if homes.setdefault(number, split) != split:
+                case = found[split][min(key for key in found[split] if key[0] == number)][0][1]
                 raise UserError(
-                    f"case {case} is in {homes[case]} and in {split}: remove it from one of the two folders"
+                    f"case {case} is in {homes[number]} and in {split}: remove it from one of the two folders"
                 )
-    return Survey(slices, rejected, label_maps, digest.hexdigest())
+    return Survey(slices, rejected, label_maps, digest.hexdigest(), times.hexdigest())
 
 
 def decode(data: bytes) -> np.ndarray:
-    """One PNG file -> (256, 256) uint8. Raises ValueError with the reason where it is no usable slice."""
+    """One PNG file -> (256, 256) uint8. Raises ValueError with the reason where it is no usable slice.
+
+    What the header says is checked before a pixel is decoded, and only the PNG decoder ever sees the file.
+    """
+    if data[:8] != PNG_SIGNATURE or len(data) < 24:
+        raise ValueError("not a PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
+        raise ValueError(f"{width} x {height} pixels instead of {IMAGE_SIZE} x {IMAGE_SIZE}")
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except UnidentifiedImageError:
-        raise ValueError("not an image") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-        raise ValueError(f"truncated or damaged ({error})") from None
-    if image.format != "PNG":
-        raise ValueError(f"not a PNG but a {image.format}")
-    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(f"{image.width} x {image.height} pixels instead of {IMAGE_SIZE} x {IMAGE_SIZE}")
+        image = Image.open(io.BytesIO(data), formats=["PNG"])
+        if image.mode in ("L", "RGB"):
+            image.load()
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow raises all kinds for damaged files: OSError, SyntaxError, IndexError, zlib.error
+        raise ValueError(f"truncated or damaged ({' '.join(str(error).split())})") from None
     if image.mode == "RGB":
         red, green, blue = (np.asarray(channel) for channel in image.split())
         if not (np.array_equal(red, green) and np.array_equal(red, blue)):
@@ -123,10 +141,10 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
     def load(path: str) -> np.ndarray | str:
         try:
             return decode(storage.read_bytes(storage.join(row["source"], path)))
-        except ValueError as reason:
+        except ValueError as reason:  # the decoder's; what storage raises ends the job, which loses nothing
             return str(reason)
-        except OSError as error:
-            return f"cannot be read ({error.strerror or error})"
+        except FileNotFoundError:
+            raise StorageError(f"{row['source']}/{path} went away while it was being packed: pack again") from None
 
     entries = json.loads(row["entries"])
     with ThreadPoolExecutor(OPEN_FILES) as pool:
@@ -191,6 +209,8 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
             raise UserError(
                 f"{out} was packed from {old['source']} with other files than {source} has: use another --out"
             )
+        if old.get("source_times", found.times) != found.times:  # which data sets of older versions do not have
+            raise UserError(f"files in {source} were changed after they were packed into {out}: use another --out")
         refuse_rejected(old["rejected"], strict)
         if not dry_run:
             return old
@@ -240,6 +260,7 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Loc
         "schema_version": SCHEMA_VERSION,
         "source": source,
         "source_fingerprint": found.fingerprint,  # names and sizes of the files: what a second call compares
+        "source_times": found.times,  # and whether one was changed in place
         "fingerprint": digest.hexdigest(),  # of the shards: what a training run compares
         "image_size": [IMAGE_SIZE, IMAGE_SIZE],
         "splits": splits,

@@ -1,17 +1,24 @@
 import json
+import os
 import shutil
+import struct
+import tracemalloc
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from oasisgen import storage
 from oasisgen.claim import claim
 from oasisgen.data.pack import decode, pack, refuse_overlap, survey
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.errors import UserError
-from tests.conftest import png
+from tests.conftest import one_line, png, run_job
+from tests.proxy import proxy
 
 GREY = np.arange(65536, dtype=np.uint32).reshape(256, 256).astype(np.uint8)
 
@@ -52,6 +59,8 @@ def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Pa
     (train / "case_001_slice_8.nii.png").write_bytes(png(Image.fromarray(GREY.astype(np.int32), "I").convert("I;16")))
     (train / "case_001_slice_7.png").write_bytes(png(GREY))
     (train / "case_001_slice_32.nii.png").write_bytes(png(GREY))
+    (train / "case_001_slice_9.nii.png").symlink_to(tmp_path / "nowhere")
+    (train / "case_001_slice_10.nii.png").write_bytes(bytes(4_000_001))
     (train / "notes.txt").write_text("hello")
     out = tmp_path / "datasets" / "d"
     described = pack(str(tmp_path / "raw"), str(out))
@@ -61,9 +70,12 @@ def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Pa
         "case_001_slice_2.nii.png": "RGB with unequal channels",
         "case_001_slice_3.nii.png": "truncated or damaged",
         "case_001_slice_4.nii.png": "256 x 100 pixels instead of 256 x 256",
-        "case_001_slice_5.nii.png": "not a PNG but a JPEG",
-        "case_001_slice_6.nii.png": "not an image",
-        "case_001_slice_7.png": "same case and level as train/case_001_slice_7.nii.png",
+        "case_001_slice_5.nii.png": "not a PNG",
+        "case_001_slice_6.nii.png": "not a PNG",
+        "case_001_slice_7.png": "case 001, level 7 is also train/case_001_slice_7.nii.png: remove one",
+        "case_001_slice_7.nii.png": "case 001, level 7 is also train/case_001_slice_7.png: remove one",
+        "case_001_slice_9.nii.png": "leads nowhere",
+        "case_001_slice_10.nii.png": "4000001 bytes: no slice takes more than 4000000",
         "case_001_slice_8.nii.png": "mode I;16 instead of 8-bit greyscale",
         "case_001_slice_32.nii.png": "level 32 is above 31",
         "notes.txt": "not named case_",
@@ -71,15 +83,15 @@ def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Pa
     assert reasons.keys() == expected.keys()
     assert all(reasons[name].startswith(reason) for name, reason in expected.items()), reasons
     table = pq.read_table(out / "train" / "part-00000.parquet")  # without Ray
-    assert table["level"].to_pylist() == [0, 1, 7]
+    assert table["level"].to_pylist() == [0, 1]
     assert all(np.array_equal(np.frombuffer(image, np.uint8), GREY.ravel()) for image in table["image"].to_pylist())
     assert table.schema.names == ["case", "level", "height", "width", "image"]
     assert json.loads((out / "dataset.json").read_text()) == described
 
-    with pytest.raises(UserError, match=r"9 files rejected, train/.*: .*; mend them or drop --strict"):
+    with pytest.raises(UserError, match=r"12 files rejected, train/.*: .*; mend them or drop --strict"):
         pack(str(tmp_path / "raw"), str(tmp_path / "strict"), strict=True)
     assert not (tmp_path / "strict" / "dataset.json").exists()
-    with pytest.raises(UserError, match="9 files rejected"):  # a finished data set is no way around it
+    with pytest.raises(UserError, match="12 files rejected"):  # a finished data set is no way around it
         pack(str(tmp_path / "raw"), str(out), strict=True)
 
 
@@ -172,6 +184,100 @@ def test_an_unusable_source_is_one_clear_line(tmp_path: Path) -> None:
     fill(tmp_path / "validate", ["case_001_slice_1.nii.png"])
     with pytest.raises(UserError, match="case 001 is in train and in validate"):
         survey(str(tmp_path))
+
+
+def test_cases_1_and_001_are_one_person(tmp_path: Path) -> None:
+    fill(tmp_path / "train", ["case_1_slice_0.nii.png", "case_001_slice_1.nii.png"])
+    (_, first, _), (_, second, _) = survey(str(tmp_path)).slices["train"]
+    assert first == second
+    fill(tmp_path / "validate", ["case_01_slice_0.nii.png"])
+    with pytest.raises(UserError, match=r"case 0?0?1 is in train and in validate"):
+        survey(str(tmp_path))
+
+
+def test_label_maps_under_the_names_of_the_slices_are_not_taken_for_slices(tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        fill(tmp_path / "train" / kind, ["case_001_slice_0.nii.png"])
+    with pytest.raises(UserError, match="no slices in"):
+        survey(str(tmp_path))
+    fill(tmp_path / "train" / "a", ["case_002_slice_0.nii.png"])
+    found = survey(str(tmp_path))
+    assert [path for path, _, _ in found.slices["train"]] == ["train/a/case_002_slice_0.nii.png"]
+    assert {file["file"] for file in found.rejected} == {
+        f"train/{kind}/case_001_slice_0.nii.png" for kind in ("images", "labels")
+    }
+
+
+def test_a_file_that_was_mended_at_the_same_size_is_noticed(connected: str, tmp_path: Path) -> None:
+    fill(tmp_path / "raw" / "train", ["case_001_slice_0.nii.png", "case_001_slice_1.nii.png"])
+    out = str(tmp_path / "d")
+    described = pack(str(tmp_path / "raw"), out)
+    file = tmp_path / "raw" / "train" / "case_001_slice_0.nii.png"
+    file.write_bytes(file.read_bytes())
+    os.utime(file, (1, 1))
+    with pytest.raises(UserError, match=r"files in .*raw were changed after they were packed into"):
+        pack(str(tmp_path / "raw"), out)
+    assert described.pop("source_times")
+    Path(out, "dataset.json").write_text(json.dumps(described))  # as an older version wrote it
+    assert pack(str(tmp_path / "raw"), out) == described
+
+
+def test_storage_in_trouble_fails_the_job_and_loses_no_slice(s3: str, tmp_path: Path) -> None:
+    raw, out = f"{s3}/trouble/raw", f"{s3}/trouble/packed"
+    for level in range(8):
+        storage.write_bytes(f"{raw}/train/case_001_slice_{level}.nii.png", png(GREY))
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:
+        server.fault = lambda method, path: "503 SlowDown" if method == "GET" and "slice_3" in path else None
+        flags = ["--source", raw, "--out", out]
+        failed = run_job("pack", *flags, RAY_ADDRESS="local", AWS_MAX_ATTEMPTS="2", **server.variables)
+    assert failed.returncode == 1
+    assert "slice_3.nii.png: the server asks for fewer requests" in one_line(failed.stderr)
+    assert not storage.exists(f"{out}/dataset.json")
+    assert run_job("pack", *flags, RAY_ADDRESS="local").returncode == 0
+    description = storage.read_json(f"{out}/dataset.json")
+    assert (description["splits"]["train"]["slices"], description["rejected"]) == (8, [])
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_no_pixel_is_decoded_of_a_file_that_claims_too_many() -> None:
+    header = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
+    bomb = header + chunk(b"IDAT", zlib.compress(bytes(20_001 * 2_000))) + chunk(b"IEND", b"")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="20000 x 20000 pixels instead of 256 x 256"):
+        decode(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_other_formats_never_reach_their_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 256 256\n%%EndComments\n"
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    for data in (postscript, png(GREY, "TIFF"), png(GREY, "BMP"), png(GREY, "GIF")):
+        with pytest.raises(ValueError, match="not a PNG"):
+            decode(data)
+
+
+def test_whatever_a_file_holds_is_a_slice_or_one_reason() -> None:
+    random = np.random.default_rng(0)
+    broken_profile = png(GREY).replace(b"IDAT", b"IDAT")
+    header, rest = broken_profile[:33], broken_profile[33:]
+    seeds = [header + chunk(b"iCCP", b"") + rest, header + chunk(b"iCCP", b"x\0") + rest]
+    seeds += [png(GREY, kind) for kind in ("PNG", "JPEG", "TIFF")]
+    seeds += [png(Image.fromarray(GREY).convert(mode)) for mode in ("RGB", "RGBA", "P", "1", "LA", "I;16")]
+    reasons = Counter[str]()
+    for number in range(3000):
+        data = bytearray(seeds[number % len(seeds)])
+        for _ in range(random.integers(0, 6)):
+            data[random.integers(min(len(data), 200) if number % 2 else len(data))] = random.integers(256)
+        try:
+            assert decode(bytes(data)).shape == (256, 256)
+        except ValueError as reason:
+            reasons[str(reason).partition(" (")[0]] += 1
+            assert len(str(reason).splitlines()) == 1  # noqa: PT017
+    assert reasons["truncated or damaged"] > 100
 
 
 def test_rgba_and_palettes_are_not_guessed_at() -> None:
