@@ -275,6 +275,12 @@ def pod_problems(pod: Manifest) -> Iterator[str]:
         yield from (f"{name}: {text}" for text in container_problems(own))
 
 
+def image_problems(image: str) -> Iterator[str]:
+    """Of a container's image: a tag may mean another image tomorrow, a digest cannot."""
+    if not re.fullmatch(r"[^@ ]+@sha256:[0-9a-f]{64}", image):
+        yield f"{image} has no digest: name:tag@sha256:…, which `docker pull` and `docker push` print"
+
+
 def container_problems(context: Manifest) -> Iterator[str]:
     """Of a container's own SecurityContext."""
     if context.get("privileged") or context.get("allowPrivilegeEscalation") is not False:
