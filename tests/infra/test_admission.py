@@ -191,6 +191,14 @@ def test_the_nights_creator_creates_nights_alone(what: str, night: Night) -> Non
     assert refusals(rule, job, user=CREATOR)
 
 
+def test_the_nights_creator_cannot_train_under_a_nights_name() -> None:
+    built = build(ROOT / "k8s/overlays/gpu")
+    job = stored(only(built, "RayJob"))
+    job["metadata"]["name"] = "nightly-2026-11-24"
+    assert refusals(policy(built, "rayjobs"), job) == []
+    assert refusals(policy(built, "rayjobs"), job, user=CREATOR) == ["the nights' creator creates nights"]
+
+
 def test_a_job_of_the_last_image_ends_as_it_began(variant: Callable[..., list[Manifest]]) -> None:
     old = stored(only(build(ROOT / "k8s/overlays/gpu"), "RayJob"))
     built = variant({"newTag: 0.1.0": "newTag: 0.2.0"})
