@@ -11,6 +11,7 @@ import ray.data
 
 from oasisgen import cluster, storage
 from oasisgen.config import IMAGE_SIZE
+from oasisgen.data.shards import Shard, read_shards
 from oasisgen.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -61,7 +62,10 @@ class DataSet:
         return sum(part["bytes"] for part in self.splits[split]["parts"])
 
     def require_whole(self, split: str) -> None:
-        """Raise UserError where a shard of a split is missing or is not the one that was packed."""
+        """Raise UserError if a shard of a split is missing or of another size than it was packed with.
+
+        This costs one listing, before anything long starts; `read_slices` compares what it reads with its digest.
+        """
         there: dict[str, int] = {}
         with suppress(FileNotFoundError):
             there = dict(storage.list_files(storage.join(self.uri, split)))
@@ -98,10 +102,19 @@ def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
     """A split as a Ray data set of `case` str, `level` int64 and `image` (256, 256) uint8, ordered by case and level.
 
     Each shard makes as many blocks as `pieces`: one to read them fast, several to share them among actors. Raises
-    UserError where a shard is missing or is not the one that was packed.
+    UserError if a shard is missing or has another size; reading one ends with an InvalidFile if its bytes are not those
+    that were packed: they are damaged, or the data set was packed anew since `data` was opened.
     """
     data.require_whole(split)
-    system, _ = storage.resolve(data.uri)
-    paths = [storage.resolve(uri)[1] for uri in data.parts(split)]
-    slices = ray.data.read_parquet(paths, filesystem=system, override_num_blocks=pieces * len(paths), **cluster.tasks())
+    shards = [
+        Shard(
+            uri,
+            part["sha256"],
+            part["slices"],
+            "is not the file that was packed (other sha256): start the job again if the data set was packed again; "
+            "if not, it is damaged, so remove its folder and pack it again",
+        )
+        for uri, part in zip(data.parts(split), data.splits[split]["parts"], strict=True)
+    ]
+    slices = read_shards(shards, SCHEMA, IMAGE_SIZE**2, pieces)
     return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())

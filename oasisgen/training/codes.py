@@ -13,6 +13,7 @@ import torch
 from oasisgen import cluster, storage, tables
 from oasisgen.config import CODE_SIZE
 from oasisgen.data.pixels import to_unit
+from oasisgen.data.shards import Shard, read_shards
 from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import repeatable
@@ -20,6 +21,7 @@ from oasisgen.progress import Progress
 
 MAPS_PER_PART = 1024
 ENCODE_BATCH = 16
+SCHEMA = pa.schema([("case", pa.string()), ("level", pa.int16()), ("codes", pa.binary())])  # raw uint16 rows
 
 
 class Encoder:
@@ -39,14 +41,17 @@ class Encoder:
 
 
 def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str) -> None:
-    """Write `<uri>/<split>/part-*.parquet` and last `<uri>/<split>.json`. A finished split is left as it is."""
+    """Write `<uri>/<split>/part-*.parquet` and last `<uri>/<split>.json`, with their digests. A finished split is left
+    as it is.
+    """
     done = storage.join(uri, f"{split}.json")
     source = hashlib.sha256()
     for name, value in sorted(load().state_dict().items()):
         source.update(name.encode() + value.numpy().tobytes())
-    mark = {"data": data.fingerprint, "vqvae": source.hexdigest()}
-    if storage.exists(done) and storage.read_json(done) == mark:
+    mark = {"version": 2, "data": data.fingerprint, "vqvae": source.hexdigest()}  # 1 had no digests
+    if storage.exists(done) and mark.items() <= storage.read_json(done).items():
         return
+    parts = []
     encoded = read_slices(data, split, PIECES).map_batches(
         Encoder,
         fn_constructor_args=(load,),
@@ -55,16 +60,13 @@ def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str)
     )
     with Progress("codes", data.count(split), f"{split} slices") as progress:
         for number, batch in enumerate(encoded.iter_batches(batch_size=MAPS_PER_PART)):
-            table = pa.table(
-                {
-                    "case": pa.array(batch["case"], pa.string()),
-                    "level": pa.array(batch["level"], pa.int16()),
-                    "codes": pa.array([codes.tobytes() for codes in batch["codes"]], pa.binary()),
-                }
-            )
-            tables.write(storage.join(uri, split, f"part-{number:05d}.parquet"), table, MAPS_PER_PART)
+            columns = batch | {"codes": [codes.tobytes() for codes in batch["codes"]]}
+            table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})
+            name = f"part-{number:05d}.parquet"
+            written = tables.write(storage.join(uri, split, name), table, MAPS_PER_PART)
+            parts.append({"name": name, "maps": len(table), "sha256": hashlib.sha256(written).hexdigest()})
             progress.advance(len(table))
-    storage.write_text(done, json.dumps(mark) + "\n")
+    storage.write_text(done, json.dumps(mark | {"parts": parts}) + "\n")
 
 
 def _decode(table: pa.Table) -> dict[str, np.ndarray]:
@@ -73,10 +75,19 @@ def _decode(table: pa.Table) -> dict[str, np.ndarray]:
 
 
 def read_codes(uri: str, split: str) -> ray.data.Dataset:
-    """A split's code maps as a Ray data set of `level` int16 and `codes` (64, 64) uint16."""
-    folder = storage.join(uri, split)
-    system, path = storage.resolve(folder)
-    names = sorted(name for name, _ in storage.list_files(folder) if name.endswith(".parquet"))
-    paths = [storage.join(path, name) for name in names]
-    parts = ray.data.read_parquet(paths, filesystem=system, override_num_blocks=len(paths), **cluster.tasks())
+    """A split's code maps as a Ray data set of `level` int16 and `codes` (64, 64) uint16.
+
+    Reading one ends with an InvalidFile if its bytes are not those that `encode_split` wrote.
+    """
+    done = storage.join(uri, f"{split}.json")
+    shards = [
+        Shard(
+            storage.join(uri, split, part["name"]),
+            part["sha256"],
+            part["maps"],
+            f"is not the file that was written (other sha256): remove {done} and run the command again",
+        )
+        for part in storage.read_json(done)["parts"]
+    ]
+    parts = read_shards(shards, SCHEMA, 2 * CODE_SIZE**2)
     return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())

@@ -10,7 +10,6 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.training.codes import encode_split, read_codes
 
 
-@pytest.mark.xfail(strict=True, reason="code maps have no digests")
 def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_anew(
     data: DataSet, tmp_path: Path
 ) -> None:

@@ -1,0 +1,62 @@
+"""Parquet files whose digests are known, as a Ray data set: each is read once, and refused if it is another file."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from oasisgen import cluster, storage, tables
+from oasisgen.errors import InvalidFile
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file as it was when it was written, and what to tell a user who has another file now."""
+
+    uri: str
+    sha256: str
+    rows: int
+    otherwise: str  # ends the line that begins with the URI
+
+    def read(self, schema: pa.Schema) -> Iterable[pa.Table]:
+        """Its rows, as one table. Raises InvalidFile if its bytes do not have the digest, or are no such table."""
+        try:
+            data = storage.read_bytes(self.uri)
+        except FileNotFoundError:
+            raise InvalidFile(f"{self.uri} is missing: {self.otherwise}") from None
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise InvalidFile(f"{self.uri} {self.otherwise}")
+        yield tables.parse(data, schema, self.uri)
+
+
+class _Shards(Datasource):
+    """One read task for each shard; Ray cuts what it yields in as many blocks as are asked for."""
+
+    def __init__(self, shards: Sequence[Shard], schema: pa.Schema, row_bytes: int) -> None:
+        super().__init__()
+        self.shards, self.schema, self.row_bytes = shards, schema, row_bytes
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(shard.rows for shard in self.shards) * self.row_bytes
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        return [
+            ReadTask(
+                partial(shard.read, self.schema),
+                BlockMetadata(shard.rows, shard.rows * self.row_bytes, None, None),
+                self.schema,
+            )
+            for shard in self.shards
+        ]
+
+
+def read_shards(shards: Sequence[Shard], schema: pa.Schema, row_bytes: int, pieces: int = 1) -> ray.data.Dataset:
+    """The rows of all shards in their order, as Arrow blocks, `pieces` for each shard. Rows take about `row_bytes`."""
+    source = _Shards(shards, schema, row_bytes)
+    return ray.data.read_datasource(source, override_num_blocks=pieces * len(shards), **cluster.tasks())
