@@ -219,7 +219,7 @@ class TrainConfig:
     cpus_per_worker: float = 1.0
     """CPUs that Ray reserves for each of them; fractions are fine, 0 is not."""
     gpus_per_worker: float = 0.0
-    """GPUs for each of them; 0 trains on the CPU."""
+    """GPUs for each of them, a whole number; a single worker may have a part of one. 0 trains on the CPU."""
     min_workers: int = 0
     """Start, and go on when nodes are lost, with as few as these, and with more as they come; 0 waits for all."""
     checkpoint_seconds: float = 30.0
@@ -238,7 +238,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check("workers", self.workers, self.workers >= 1, "at least 1")
         check("cpus_per_worker", self.cpus_per_worker, self.cpus_per_worker > 0, "above 0")
-        check("gpus_per_worker", self.gpus_per_worker, self.gpus_per_worker >= 0, "at least 0")
+        gpus = self.gpus_per_worker
+        fits = gpus >= 0 and (gpus % 1 == 0 or (gpus < 1 and self.workers == 1))  # NCCL has one rank on a GPU
+        check("gpus_per_worker", gpus, fits, "a whole number, or below 1 for a single worker")
         fits = 0 <= self.min_workers <= self.workers
         check("min_workers", self.min_workers, fits, f"from 0 to workers ({self.workers})")
         check("checkpoint_seconds", self.checkpoint_seconds, self.checkpoint_seconds > 0, "above 0")
