@@ -15,11 +15,17 @@ from torch.utils._pytree import tree_leaves
 from oasisgen.config import FULL, SEED, TrainConfig
 from oasisgen.data.pixels import to_unit
 from oasisgen.evaluation.reconstruction import Reconstructor
+from oasisgen.evaluation.ssim import _window as ssim_window
 from oasisgen.models.bundle import make_prior
+from oasisgen.models.dcgan import DCGAN, Discriminator, Palette, VectorPalette, make_palette
 from oasisgen.models.features import FeatureNetwork
+from oasisgen.models.masked import MaskedPrior
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import repeatable
 from oasisgen.sampling.sample import Sampler
+from oasisgen.training import dcgan, masked, vqvae
+from oasisgen.training.averaging import average
+from oasisgen.training.features import Questions, errors, look
 
 CUDA = torch.device("cuda")
 BATCH = 16
@@ -32,12 +38,20 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.seen: set[str] = set()
         self.inexact: set[str] = set()  # ran where results may differ from call to call
+        self.watching = True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Whatever happens once, before the first step."""
+        self.watching = False
+        yield
+        self.watching = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tensors = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, torch.Tensor)]
         devices = {each.device.type for each in tensors if each.dim()}  # a number's tensor travels with the call
-        assert len(devices) <= 1, f"{func} goes from one device to another: {devices}"
+        assert len(devices) <= 1 or not self.watching, f"{func} goes from one device to another: {devices}"
         self.seen.add(func.name())
         tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
         if tf32 or not torch.are_deterministic_algorithms_enabled():
@@ -48,8 +62,11 @@ class Watch(TorchDispatchMode):
 @contextmanager
 def gpu() -> Iterator[Watch]:
     """New tensors and networks are on a pretended GPU, and are watched."""
-    with FakeTensorMode(allow_non_fake_inputs=True), CUDA, Watch() as watch:
-        yield watch
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), CUDA, Watch() as watch:
+            yield watch
+    finally:
+        ssim_window.cache_clear()  # what it keeps is no tensor outside
 
 
 def sampler_of(config: TrainConfig, prior: str) -> Sampler:
@@ -72,6 +89,69 @@ def test_a_slice_is_made_on_the_gpu_alone_by_kernels_that_repeat_themselves(conf
     assert (codes_in_use.shape, codes_in_use.device.type) == ((16,), "cuda")
     assert "aten::convolution" in watch.seen
     assert not watch.inexact & {"aten::convolution", "aten::cumsum", "aten::scatter.src", "aten::addmm", "aten::bmm"}
+
+
+@pytest.fixture
+def without_backward(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Autograd's backward pass needs a real CUDA device: it is left out, and with it what optimizers move."""
+    monkeypatch.setattr(torch.Tensor, "backward", lambda _: None)
+    with torch.no_grad():
+        yield
+
+
+def palette_of(config: TrainConfig) -> Palette:
+    codebook = torch.randn(config.vqvae.codebook_size, config.vqvae.code_dim)
+    return make_palette(config.dcgan, codebook, torch.ones(config.vqvae.codebook_size))
+
+
+@pytest.mark.parametrize("config", [SEED, FULL])
+def test_a_step_of_the_vqvae_neither_leaves_the_gpu_nor_makes_the_host_wait(
+    config: TrainConfig, without_backward: None
+) -> None:
+    c = config.vqvae
+    with gpu() as watch:
+        with watch.paused(), torch.device("cpu"):
+            ssim_window(c.crop, torch.device("cuda", 0))  # is made and copied once for all steps
+        model = VQVAE(c)
+        averaged = VQVAE(c)
+        x = to_unit(torch.zeros(BATCH, c.crop, c.crop, dtype=torch.uint8).unsqueeze(1))
+        losses = vqvae.losses_of(model, x, 1.0, c, None)
+        model.quantizer.step()
+        average(averaged, model, c.average_decay, 1)
+    assert [(loss.shape, loss.device.type) for loss in losses] == [((), "cuda")] * len(vqvae.LOSSES)
+
+
+@pytest.mark.parametrize("config", [SEED, FULL])
+def test_a_step_of_the_dcgan_neither_leaves_the_gpu_nor_makes_the_host_wait(
+    config: TrainConfig, without_backward: None
+) -> None:
+    with gpu():
+        gan = DCGAN(config.dcgan, palette_of(config))
+        networks = gan.generator, Discriminator(config.dcgan, gan.palette.channels)
+        real = gan.palette.paint(torch.zeros(BATCH, 64, 64, dtype=torch.int64))
+        levels = torch.arange(BATCH)
+        losses = dcgan.adversarial_step(gan, networks, dcgan.both_adams(config.dcgan, networks), real, levels, 1, None)
+    assert [(loss.shape, loss.device.type) for loss in losses] == [((), "cuda")] * len(dcgan.LOSSES)
+
+
+def test_a_step_of_the_masked_prior_neither_leaves_the_gpu_nor_makes_the_host_wait(without_backward: None) -> None:
+    with gpu():
+        palette = palette_of(FULL)
+        assert isinstance(palette, VectorPalette)
+        prior = MaskedPrior(FULL.masked, palette)
+        real, levels = torch.zeros(BATCH, 64, 64, dtype=torch.int64), torch.arange(BATCH)
+        sketch = prior.sketch(torch.randn(BATCH, FULL.masked.components), levels)
+        loss = masked.loss_of(prior.guesser, prior, real, sketch, levels, None)
+        torch.nn.utils.clip_grad_norm_(prior.guesser.parameters(), 1.0)
+    assert (loss.shape, loss.device.type) == ((), "cuda")
+
+
+def test_a_step_of_the_feature_network_neither_leaves_the_gpu_nor_makes_the_host_wait(without_backward: None) -> None:
+    with gpu():
+        model, levels = Questions(), torch.arange(BATCH)
+        seen = look(torch.zeros(BATCH, 256, 256, dtype=torch.uint8), None)
+        losses = errors(*model(seen.x), levels, seen)
+    assert (losses.shape, losses.device.type) == ((3,), "cuda")
 
 
 @pytest.mark.parametrize("config", [SEED, FULL])

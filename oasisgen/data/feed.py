@@ -5,13 +5,16 @@ is a pure function of (seed, epoch): it does not depend on how many workers ther
 same batches as one that was never interrupted. (`streaming_split` promises neither.)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 import ray.data
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,16 @@ def epoch_batches(
     for step in range(first, steps_per_epoch(rows, batch_size)):
         mine = slice(step * batch_size + rank, (step + 1) * batch_size, world)
         yield order[mine], points[mine]
+
+
+def read_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items; while the caller works on one, a thread gets the next one ready."""
+    source = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(next, source, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = pool.submit(next, source, None)
+            yield item
 
 
 def evenly_spaced(rows: int, count: int) -> np.ndarray:

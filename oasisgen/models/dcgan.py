@@ -209,17 +209,20 @@ def make_palette(config: DCGANConfig, codebook: torch.Tensor, usage: torch.Tenso
     return VectorPalette(codebook, usage) if config.palette == "vector" else IndexPalette(len(codebook))
 
 
-def shift_each(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+def shift_each(images: torch.Tensor, most: int, generator: torch.Generator | None) -> torch.Tensor:
     """Move each map by its own random offset of up to `most` codes both ways, its border repeated. (B, C, H, W)."""
     if most == 0:
         return images
-    B, _, H, W = images.shape
+    B, C, H, W = images.shape
     padded = F.pad(images, (most,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * most + 1, (B, 2), generator=generator).tolist()
-    return torch.stack([p[:, y : y + H, x : x + W] for p, (y, x) in zip(padded, offsets, strict=True)])
+    offsets = torch.randint(0, 2 * most + 1, (B, 2), generator=generator, device=images.device)
+    rows = offsets[:, :1] + torch.arange(H, device=images.device)  # (B, H)
+    columns = offsets[:, 1:] + torch.arange(W, device=images.device)  # (B, W)
+    moved = padded.gather(2, rows[:, None, :, None].expand(B, C, H, W + 2 * most))  # (B, C, H, W + 2 * most)
+    return moved.gather(3, columns[:, None, None, :].expand(B, C, H, W))  # (B, C, H, W)
 
 
-def as_seen(images: torch.Tensor, config: DCGANConfig, generator: torch.Generator) -> torch.Tensor:
+def as_seen(images: torch.Tensor, config: DCGANConfig, generator: torch.Generator | None) -> torch.Tensor:
     """Painted maps as they reach the discriminator, real and fake alike: shifted, noisy. (B, C, H, W).
 
     A real background is one code without a flaw. Without noise the discriminator needs no more than that to tell the
@@ -228,7 +231,7 @@ def as_seen(images: torch.Tensor, config: DCGANConfig, generator: torch.Generato
     shifted = shift_each(images, config.shift, generator)
     if config.noise == 0:
         return shifted
-    return shifted + config.noise * torch.randn(shifted.shape, generator=generator).to(shifted.device)
+    return shifted + config.noise * torch.randn(shifted.shape, generator=generator, device=shifted.device)
 
 
 assert CODE_SIZE == 64, "generator and discriminator are ladders between 4 x 4 and 64 x 64"

@@ -13,7 +13,7 @@ from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
 from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, make_palette
 from oasisgen.training import checkpoint
 from oasisgen.training.averaging import average
-from oasisgen.training.painted import all_maps, lacking, painted_maps, real_maps, use_of_codes
+from oasisgen.training.painted import all_maps, labelled, lacking, painted_maps, real_maps, use_of_codes
 from oasisgen.training.worker import Driver, Pace, Worker, raw
 
 LOSSES = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")  # of a step
@@ -54,13 +54,13 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driv
     while (epoch := len(course.past)) < c.epochs:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = course.rate * c.learning_rate
-        for numbers, _ in epoch_batches(
+        batches = epoch_batches(
             len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
-        ):
-            share = worker.share(len(numbers), c.batch_size)
-            random = torch.Generator().manual_seed((config.seed << 20) + course.step * worker.world + worker.rank)
-            real = gan.palette.paint(worker.tensor(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
-            levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
+        )
+        for codes_of, levels, _ in worker.ahead(labelled(maps, numbers) for numbers, _ in batches):
+            share = worker.share(len(levels), c.batch_size)
+            random = worker.random((config.seed << 20) + course.step * worker.world + worker.rank)
+            real = gan.palette.paint(codes_of)  # (B, C, 64, 64)
             with worker.autocast():
                 losses = adversarial_step(gan, networks, optimizers, real, levels, course.step, random, share)
             course.add(*losses, share=share)
@@ -103,7 +103,7 @@ def adversarial_step(
     real: torch.Tensor,
     levels: torch.Tensor,
     step: int,
-    random: torch.Generator,
+    random: torch.Generator | None,
     share: float = 1.0,
 ) -> tuple[torch.Tensor, ...]:
     """Move the discriminator, then the generator, once each; returns `LOSSES`, each ().
@@ -114,7 +114,7 @@ def adversarial_step(
     c = gan.config
     generator, discriminator = networks
     generator_optimizer, discriminator_optimizer = optimizers
-    z = torch.randn(len(real), c.latent_dim, generator=random).to(real.device)  # (B, Z)
+    z = torch.randn(len(real), c.latent_dim, generator=random, device=real.device)  # (B, Z)
     colours = gan.on_template(generator(z, levels), z, levels)  # (B, C, 64, 64)
     painted = gan.palette.snap(colours).image  # (B, C, 64, 64)
     penalised = c.gradient_penalty > 0 and step % PENALTY_EVERY == 0

@@ -54,26 +54,28 @@ def train_features(config: TrainConfig, train: Stored, driver: Driver | None) ->
     steps = steps_per_epoch(len(slices), c.batch_size)
     model = ray.train.torch.prepare_model(Questions().to(memory_format=torch.channels_last))
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
+    weights = torch.tensor(WEIGHTS, device=worker.device)
     parts = {"model": raw(model), "optimizer": optimizer}
     course = checkpoint.Course(worker, config, "features", parts, ("level_loss", "damage_loss", "anatomy_loss"))
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
-        for numbers, _ in epoch_batches(
+        batches = epoch_batches(
             len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
+        )
+        for images, levels in worker.ahead(
+            (slices.rows(numbers, "image"), slices.rows(numbers, "level").astype("int64")) for numbers, _ in batches
         ):
-            share = worker.share(len(numbers), c.batch_size)
-            random = torch.Generator().manual_seed((config.seed << 20) + course.step * worker.world + worker.rank)
-            images = worker.tensor(slices.rows(numbers, "image"))  # (B, 256, 256)
-            levels = worker.tensor(slices.rows(numbers, "level").astype("int64"))  # (B,)
+            share = worker.share(len(levels), c.batch_size)
+            random = worker.random((config.seed << 20) + course.step * worker.world + worker.rank)
             seen = look(images, random)
             optimizer.param_groups[0]["lr"] = course.rate * c.learning_rate * (1.0 - course.step / (c.epochs * steps))
             with worker.autocast():
                 level, damage, anatomy = model(seen.x)
             losses = errors(level, damage, anatomy, levels, seen)  # (3,)
             optimizer.zero_grad(set_to_none=True)
-            (losses @ losses.new_tensor(WEIGHTS) * share).backward()
+            (losses @ weights * share).backward()
             optimizer.step()
             course.add(*losses, share=share)
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, {pace.describe(course.step)}")
@@ -101,22 +103,31 @@ def errors(
     return torch.stack([wrong_level, wrong_damage, F.mse_loss(anatomy.float(), seen.anatomy)])  # (3,)
 
 
-def look(images: torch.Tensor, random: torch.Generator) -> Seen:
+def look(images: torch.Tensor, random: torch.Generator | None) -> Seen:
     """(B, 256, 256) uint8 -> what the network sees of them, and what it is asked."""
-    B = len(images)
-    shifts = torch.randint(-SHIFT, SHIFT + 1, (B, 2), generator=random).tolist()
-    moved = torch.stack([torch.roll(image, shift, (0, 1)) for image, shift in zip(images, shifts, strict=True)])
-    clean = moved.float().unsqueeze(1) / 255.0  # (B, 1, 256, 256) in [0, 1]
-    amount = torch.rand(B, 3, generator=random) * (torch.rand(B, 1, generator=random) < 0.5)  # (B, 3) in [0, 1)
-    sign = torch.randint(0, 2, (B,), generator=random) * 2.0 - 1.0
-    damage = amount * torch.stack([torch.ones(B), torch.ones(B), sign], 1)  # contrast goes both ways
-    damage = damage.to(images.device)
+    B, device = len(images), images.device
+    shifts = torch.randint(-SHIFT, SHIFT + 1, (B, 2), generator=random, device=device)
+    clean = roll_each(images, shifts).float().unsqueeze(1) / 255.0  # (B, 1, 256, 256) in [0, 1]
+    amount = torch.rand(B, 3, generator=random, device=device)  # (B, 3) in [0, 1)
+    amount = amount * (torch.rand(B, 1, generator=random, device=device) < 0.5)
+    sign = torch.randint(0, 2, (B,), generator=random, device=device) * 2.0 - 1.0
+    one = torch.ones_like(sign)
+    damage = amount * torch.stack([one, one, sign], 1)  # contrast goes both ways
 
     x = blur(clean, damage[:, 0] * BLUR)
     x = x ** torch.exp(damage[:, 2] * CONTRAST).view(B, 1, 1, 1)
-    noise = torch.randn(x.shape, generator=random).to(x.device)
+    noise = torch.randn(x.shape, generator=random, device=device)
     x = (x + noise * (damage[:, 1] * NOISE).view(B, 1, 1, 1)).clamp(0, 1)
     return Seen(to_unit(x * 255.0), damage, anatomy_of(clean))
+
+
+def roll_each(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Each of (B, H, W) rolled by its own (down, right) of (B, 2). As `torch.roll`, whose shifts are the host's."""
+    B, H, W = images.shape
+    rows = (torch.arange(H, device=images.device) - shifts[:, :1]) % H  # (B, H)
+    columns = (torch.arange(W, device=images.device) - shifts[:, 1:]) % W  # (B, W)
+    down = images.gather(1, rows[:, :, None].expand(B, H, W))  # (B, H, W)
+    return down.gather(2, columns[:, None, :].expand(B, H, W))  # (B, H, W)
 
 
 def anatomy_of(clean: torch.Tensor) -> torch.Tensor:

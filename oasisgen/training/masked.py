@@ -11,9 +11,10 @@ from oasisgen.config import CODE_SIZE, TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
 from oasisgen.models.dcgan import VectorPalette
 from oasisgen.models.masked import PLACES, MaskedPrior
+from oasisgen.precision import autocast
 from oasisgen.training import checkpoint
 from oasisgen.training.averaging import average
-from oasisgen.training.painted import all_maps, lacking, painted_maps, real_maps, use_of_codes
+from oasisgen.training.painted import all_maps, labelled, lacking, painted_maps, real_maps, use_of_codes
 from oasisgen.training.vqvae import cosine
 from oasisgen.training.worker import Driver, Pace, Worker, raw
 
@@ -41,21 +42,16 @@ def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, dri
     timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
-        for numbers, _ in epoch_batches(
+        batches = epoch_batches(
             len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
-        ):
-            share = worker.share(len(numbers), c.batch_size)
-            random = torch.Generator().manual_seed((config.seed << 20) + course.step * worker.world + worker.rank)
-            real = worker.tensor(maps.rows(numbers, "codes").astype("int64"))  # (B, 64, 64)
-            levels = worker.tensor(maps.rows(numbers, "level").astype("int64"))  # (B,)
-            masked, places = (each.to(worker.device) for each in mask(len(real), c.places, random))
-            sketch = prior.sketch(weights[numbers], levels)  # (B, D, 64, 64)
+        )
+        for real, levels, rows in worker.ahead(labelled(maps, numbers) for numbers, _ in batches):
+            share = worker.share(len(levels), c.batch_size)
+            random = worker.random((config.seed << 20) + course.step * worker.world + worker.rank)
+            sketch = prior.sketch(weights[rows], levels)  # (B, D, 64, 64)
             for group in optimizer.param_groups:
                 group["lr"] = course.rate * cosine(c.learning_rate, course.step, c.epochs * steps)
-            with worker.autocast():
-                logits = guesser(prior.palette.paint(real), masked, sketch, levels, places)  # (B, N, K)
-            wanted = real.flatten(1).gather(1, places)  # (B, N)
-            loss = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
+            loss = loss_of(guesser, prior, real, sketch, levels, random)
             optimizer.zero_grad(set_to_none=True)
             (loss * share).backward()
             torch.nn.utils.clip_grad_norm_(guesser.parameters(), c.gradient_norm)
@@ -81,15 +77,35 @@ def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, dri
         )
 
 
-def mask(count: int, asked: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which places of `count` maps are masked (B, 1, 64, 64), and `asked` of them (B, N).
+def loss_of(
+    guesser: torch.nn.Module,
+    prior: MaskedPrior,
+    real: torch.Tensor,
+    sketch: torch.Tensor,
+    levels: torch.Tensor,
+    random: torch.Generator | None,
+) -> torch.Tensor:
+    """How badly some masked codes of the maps `real` (B, 64, 64), of `levels` (B,), are guessed: ().
+
+    `guesser` is the prior's, inside DDP or not; `sketch` (B, D, 64, 64).
+    """
+    masked, places = mask(real, prior.config.places, random)
+    with autocast(real.device):
+        logits = guesser(prior.palette.paint(real), masked, sketch, levels, places)  # (B, N, K)
+    wanted = real.flatten(1).gather(1, places)  # (B, N)
+    return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
+
+
+def mask(maps: torch.Tensor, asked: int, random: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which places of maps (B, 64, 64) are masked (B, 1, 64, 64), and `asked` of them (B, N).
 
     Shares of masked places are those that maps have while they are filled in.
     """
-    order = torch.rand(count, PLACES, generator=random).argsort(1)  # (B, 4096)
-    shares = torch.cos(torch.rand(count, 1, generator=random) * math.pi / 2)  # (B, 1)
-    chosen = torch.arange(PLACES) < (shares * PLACES).long().clamp(min=asked)  # (B, 4096)
-    masked = torch.zeros(count, PLACES, dtype=torch.bool).scatter_(1, order, chosen)
+    count, device = len(maps), maps.device
+    order = torch.rand(count, PLACES, generator=random, device=device).argsort(1)  # (B, 4096)
+    shares = torch.cos(torch.rand(count, 1, generator=random, device=device) * math.pi / 2)  # (B, 1)
+    chosen = torch.arange(PLACES, device=device) < (shares * PLACES).long().clamp(min=asked)  # (B, 4096)
+    masked = torch.zeros_like(chosen).scatter_(1, order, chosen)
     return masked.view(count, 1, CODE_SIZE, CODE_SIZE), order[:, :asked]
 
 

@@ -21,6 +21,11 @@ def all_maps(maps: Feed) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, levels
 
 
+def labelled(maps: Feed, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Code maps (B, 64, 64) of some rows, their levels (B,) and their numbers (B,), int64 all."""
+    return maps.rows(numbers, "codes").astype(np.int64), maps.rows(numbers, "level").astype(np.int64), numbers
+
+
 @torch.no_grad()
 def painted_maps(prior: Prior, seed: int, worker: Worker) -> torch.Tensor:
     """Two maps of each level, always from the same noise: (2, 32, 64, 64)."""

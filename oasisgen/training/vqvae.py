@@ -4,6 +4,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import ray.train.torch
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,14 @@ from oasisgen.config import IMAGE_SIZE, TrainConfig, VQVAEConfig
 from oasisgen.data.feed import Feed, Stored, chunks, epoch_batches, evenly_spaced, steps_per_epoch
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.evaluation.ssim import ssim, ssim_loss
-from oasisgen.models.quantizer import perplexity
+from oasisgen.models.quantizer import count_codes, perplexity
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.precision import autocast
 from oasisgen.training import checkpoint
 from oasisgen.training.averaging import average
 from oasisgen.training.worker import Driver, Pace, Worker, raw
 
+LOSSES = ("loss", "reconstruction_loss", "ssim_loss", "quantizer_loss")  # of a step
 WARM_UP_STEPS = 100
 
 
@@ -35,33 +38,28 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, driver: Dr
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     averaged = copy.deepcopy(raw(model)).requires_grad_(False)
     parts = {"averaged": averaged, "model": raw(model), "optimizer": optimizer}
-    losses = ("loss", "reconstruction_loss", "ssim_loss", "quantizer_loss")
-    course = checkpoint.Course(worker, config, "vqvae", parts, losses)
+    course = checkpoint.Course(worker, config, "vqvae", parts, LOSSES)
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
     timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
         model.train()
-        for numbers, points in epoch_batches(
+        batches = epoch_batches(
             len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
-        ):
-            share = worker.share(len(numbers), c.batch_size)
-            corners = (points * (IMAGE_SIZE - c.crop + 1)).astype(int)
-            x = to_unit(worker.tensor(slices.crops(numbers, corners, c.crop)).unsqueeze(1))  # (B, 1, crop, crop)
+        )
+        for (pixels,) in worker.ahead((cropped(slices, numbers, points, c.crop),) for numbers, points in batches):
+            share = worker.share(len(pixels), c.batch_size)
+            x = to_unit(pixels.unsqueeze(1))  # (B, 1, crop, crop)
             for group in optimizer.param_groups:
                 group["lr"] = course.rate * learning_rate(c, course.step, c.epochs * steps)
-            with worker.autocast():
-                y = model(x, torch.Generator().manual_seed(config.seed + course.step), c.batch_size)
-            error = F.mse_loss(y.image.float(), x) / scale
-            unlike = ssim_loss(y.image.float(), x) if c.ssim_weight else torch.zeros_like(error)
-            loss = error + c.ssim_weight * unlike + y.quantizer_loss
+            loss, *parts_of_loss = losses_of(model, x, scale, c, worker.random(config.seed + course.step))
             optimizer.zero_grad(set_to_none=True)
             (loss * share).backward()
             if c.gradient_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
             optimizer.step()
             raw(model).quantizer.step()
-            course.add(loss, error, unlike, y.quantizer_loss, share=share)
+            course.add(loss, *parts_of_loss, share=share)
             average(averaged, raw(model), c.average_decay, course.step)
             worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(course.step)}")
             if course.step % steps and timer.due(course.step):
@@ -83,6 +81,22 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, driver: Dr
             ),
             always=True,
         )
+
+
+def cropped(slices: Feed, numbers: np.ndarray, points: np.ndarray, side: int) -> np.ndarray:
+    """Of some rows (B,) the square whose corner a point in [0, 1)^2 (B, 2) chooses: (B, side, side) uint8."""
+    return slices.crops(numbers, (points * (IMAGE_SIZE - side + 1)).astype(int), side)
+
+
+def losses_of(
+    model: torch.nn.Module, x: torch.Tensor, scale: float, config: VQVAEConfig, random: torch.Generator | None
+) -> tuple[torch.Tensor, ...]:
+    """`LOSSES` of a step on x (B, 1, crop, crop) in [-1, 1], each (); `scale` as `error_scale`."""
+    with autocast(x.device):
+        y = model(x, random, config.batch_size)
+    error = F.mse_loss(y.image.float(), x) / scale
+    unlike = ssim_loss(y.image.float(), x) if config.ssim_weight else torch.zeros_like(error)
+    return error + config.ssim_weight * unlike + y.quantizer_loss, error, unlike, y.quantizer_loss
 
 
 def learning_rate(config: VQVAEConfig, step: int, steps: int) -> float:
@@ -112,12 +126,12 @@ def score(model: VQVAE, slices: Feed, rows: Any, worker: Worker) -> dict[str, An
     model.eval()
     total = torch.zeros((), device=worker.device)
     counts = torch.zeros(model.quantizer.codebook.shape[0], device=worker.device)  # (K,)
-    for numbers in chunks(rows[worker.rank :: worker.world], 16):
-        images = worker.tensor(slices.rows(numbers, "image"))  # (B, 256, 256) uint8
+    mine = chunks(rows[worker.rank :: worker.world], 16)
+    for (images,) in worker.ahead((slices.rows(numbers, "image"),) for numbers in mine):  # (B, 256, 256) uint8
         with worker.autocast():
             y = model(to_unit(images.unsqueeze(1)))
         total += ssim(to_uint8(y.image).squeeze(1), images).sum()
-        counts += torch.bincount(y.codes.flatten(), minlength=len(counts))
+        counts += count_codes(y.codes.view(1, -1), len(counts))[0]
     worker.sum(total, counts)
     return {
         "ssim": float(total) / len(rows),

@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from ray.train.collective import broadcast_from_rank_zero
 
+from oasisgen.data.feed import read_ahead
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, LockProof
 from oasisgen.precision import autocast
@@ -57,9 +59,21 @@ class Worker:
         """As `precision.autocast`, on this worker's device."""
         return autocast(self.device)
 
-    def tensor(self, array: Any) -> torch.Tensor:
-        """A NumPy array on this worker's device."""
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+    def random(self, seed: int) -> torch.Generator:
+        """A generator of this worker's device: what it draws need not be copied there."""
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def ahead(self, batches: Iterable[tuple[np.ndarray, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Batches of arrays, as tensors on this worker's device.
+
+        For a GPU a thread reads the next batch while the GPU works on this one, into pinned memory: only from there
+        does a copy leave the host free.
+        """
+        tensors = (tuple(map(torch.from_numpy, arrays)) for arrays in batches)
+        if self.device.type == "cpu":
+            return tensors
+        pinned = read_ahead(tuple(tensor.pin_memory() for tensor in batch) for batch in tensors)
+        return (tuple(tensor.to(self.device, non_blocking=True) for tensor in batch) for batch in pinned)
 
     def sum(self, *tensors: torch.Tensor) -> None:
         """Add tensors up over all ranks, in place."""

@@ -1,7 +1,10 @@
+import threading
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
-from oasisgen.data.feed import Feed, epoch_batches, evenly_spaced, steps_per_epoch
+from oasisgen.data.feed import Feed, epoch_batches, evenly_spaced, read_ahead, steps_per_epoch
 
 
 def test_an_epoch_is_the_same_for_any_number_of_workers() -> None:
@@ -41,3 +44,31 @@ def test_rows_and_crops_come_from_the_right_block() -> None:
 @pytest.mark.parametrize(("count", "expected"), [(3, [0, 4, 9]), (0, list(range(10))), (99, list(range(10)))])
 def test_evenly_spaced_rows(count: int, expected: list[int]) -> None:
     assert evenly_spaced(10, count).tolist() == expected
+
+
+def test_reading_ahead_gets_one_item_ready_while_another_is_worked_on() -> None:
+    made, asked = [], threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            made.append(number)
+            if number == 2:
+                asked.set()
+            yield number
+
+    ahead = read_ahead(items())
+    assert [next(ahead), next(ahead)] == [0, 1]
+    assert asked.wait(20)  # nobody has asked for it yet
+    assert 3 not in made
+    assert list(ahead) == [2, 3]
+
+
+def test_what_goes_wrong_ahead_is_raised_where_it_is_due() -> None:
+    def items() -> Iterator[int]:
+        yield 0
+        raise OSError("lost")
+
+    ahead = read_ahead(items())
+    assert next(ahead) == 0
+    with pytest.raises(OSError, match="lost"):
+        next(ahead)

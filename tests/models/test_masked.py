@@ -72,7 +72,7 @@ def test_rounds_fill_in_every_place_once() -> None:
 
 
 def test_training_asks_about_masked_places_and_masks_every_share() -> None:
-    masked, places = mask(64, 100, torch.Generator().manual_seed(0))
+    masked, places = mask(torch.zeros(64, 64, 64), 100, torch.Generator().manual_seed(0))
     assert masked.flatten(1).gather(1, places).all()
     assert all(len(row.unique()) == 100 for row in places)
     shares = masked.float().mean((1, 2, 3))
