@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from oasisgen import storage
+from oasisgen import documents, storage
 from oasisgen.config import differences
 from oasisgen.errors import UserError
 
@@ -33,7 +33,7 @@ def require_same(folder: str, settings: dict[str, Any]) -> None:
     Also raised for a folder that holds somebody else's files: we write into empty folders and into our own.
     """
     try:
-        old = storage.read_json(storage.join(folder, "config.json"))
+        old = documents.read(storage.join(folder, "config.json"), dict)
     except FileNotFoundError:
         require_ours(folder, MARK)
         return

@@ -4,6 +4,7 @@
 `--help`.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -29,6 +30,13 @@ def check_least(settings: Any, group: str, least: int, *names: str) -> None:
     """Raise ValueError for the first of some fields of `settings` that is below `least`."""
     for name in names:
         check(f"{group}.{name}", getattr(settings, name), getattr(settings, name) >= least, f"at least {least}")
+
+
+def check_finite(settings: Any, group: str = "") -> None:
+    """Raise ValueError for the first field of `settings` that is an infinite number or none."""
+    for name, value in vars(settings).items():
+        if isinstance(value, float):
+            check(group + name, value, math.isfinite(value), "a finite number")
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class VQVAEConfig:
     """Slices of the validate split, evenly spaced, that are scored after every epoch; 0 scores all of them."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "vqvae.")
         check_least(self, "vqvae", 1, "channels", "residual_channels", "code_dim", "epochs", "batch_size")
         check("vqvae.residual_blocks", self.residual_blocks, self.residual_blocks >= 0, "at least 0")
         check("vqvae.channels", self.channels, self.channels % 2 == 0, "even")
@@ -138,6 +147,7 @@ class DCGANConfig:
     """Share of the real maps' perplexity and variety below which the generator counts as collapsed; 0: never."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "dcgan.")
         check_least(self, "dcgan", 1, "latent_dim", "channels", "epochs", "batch_size")
         drawable = not self.template or (self.conditional and self.palette == "vector")
         check("dcgan.template", self.template, drawable, "off unless conditional is on and palette is vector")
@@ -180,6 +190,7 @@ class MaskedConfig:
     """Share of the real maps' perplexity and variety below which the prior counts as collapsed; 0: never."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "masked.")
         check_least(self, "masked", 1, "components", "channels", "rounds", "epochs", "batch_size")
         check("masked.places", self.places, 1 <= self.places <= CODE_SIZE**2, f"from 1 to {CODE_SIZE**2}")
         for name in ("learning_rate", "gradient_norm", "temperature"):
@@ -200,6 +211,7 @@ class FeaturesConfig:
     """Learning rate of Adam at the start; it falls to zero along a line."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "features.")
         check_least(self, "features", 1, "epochs", "batch_size")
         check("features.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
 
@@ -236,6 +248,7 @@ class TrainConfig:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
 
     def __post_init__(self) -> None:
+        check_finite(self)
         check("workers", self.workers, self.workers >= 1, "at least 1")
         check("cpus_per_worker", self.cpus_per_worker, self.cpus_per_worker > 0, "above 0")
         gpus = self.gpus_per_worker
@@ -378,6 +391,7 @@ class GateConfig:
     """Most by which the share of suspected copies may be higher."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "gate.")
         check_least(self, "gate", 0, "ssim_real", "ms_ssim", "fid", "precision", "recall", "copies")
 
 
@@ -425,6 +439,7 @@ class GenerateConfig:
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
+        check_finite(self)
         number_ranges("levels", self.levels, LEVELS)
         check("count", self.count, 1 <= self.count <= MOST_IDS, "from 1 to 10^10")
         if self.ids is not None:
@@ -432,7 +447,7 @@ class GenerateConfig:
             asked = self.count, self.levels, self.reject
             check("ids", self.ids, asked == (1000, f"0-{LEVELS - 1}", "none"), "without count, levels and reject")
         if self.base_seed is not None:
-            check("base_seed", self.base_seed, self.base_seed >= 0, "at least 0")
+            check("base_seed", self.base_seed, 0 <= self.base_seed < 2**63, "from 0 to 2**63 - 1")
         check("inception", self.inception, self.measure or not self.inception, "left out where nothing is measured")
         check("reject", self.reject, self.measure or self.reject == "none", "none where nothing is measured")
         check("part_size", self.part_size, 1 <= self.part_size <= 100_000, "from 1 to 100000")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray.data
 from PIL import Image
 
-from oasisgen import storage, tables
+from oasisgen import documents, storage, tables
 from oasisgen.claim import require_ours
 from oasisgen.config import IMAGE_SIZE, LEVELS
 from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
@@ -204,7 +204,7 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
     marker = storage.join(out, "dataset.json")
     finished = storage.exists(marker)
     if finished:
-        old = storage.read_json(marker)
+        old = documents.read(marker, documents.DataSetFile)
         if old["source_fingerprint"] != found.fingerprint:
             raise UserError(
                 f"{out} was packed from {old['source']} with other files than {source} has: use another --out"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from oasisgen import cluster, storage
+from oasisgen import cluster, documents, storage
 from oasisgen.config import IMAGE_SIZE
 from oasisgen.data.shards import Shard, read_shards
 from oasisgen.errors import UserError
@@ -79,13 +79,14 @@ class DataSet:
 def open_data_set(uri: str) -> DataSet:
     """Read `dataset.json`. Raises UserError where the data set is missing or of another schema version."""
     storage.check(uri, write=False)
+    file = storage.join(uri, "dataset.json")
     try:
-        description = storage.read_json(storage.join(uri, "dataset.json"))
+        description = documents.read(file, documents.Versioned)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no packed data set at {uri} (dataset.json is missing): make it with jobs/pack.py") from None
-    if description["schema_version"] != SCHEMA_VERSION:
-        version = description["schema_version"]
+    if (version := description["schema_version"]) != SCHEMA_VERSION:
         raise UserError(f"data set {uri} has schema version {version}, this program reads {SCHEMA_VERSION}: pack again")
+    documents.require(description, documents.DataSetFile, file)
     return DataSet(storage.absolute(uri), description["fingerprint"], description["splits"])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from oasisgen import cluster, storage, tables
+from oasisgen import cluster, documents, storage, tables
 from oasisgen.claim import claim
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import PIECES, DataSet, read_slices
@@ -74,7 +74,7 @@ def evaluate_bundle(bundle_uri: str, data: DataSet, split: str, out: str) -> dic
     claim(out, {"model": bundle.digest, "data_fingerprint": data.fingerprint, "split": split})
     written = storage.join(out, "evaluation.json")
     if storage.exists(written):
-        return storage.read_json(written)
+        return documents.read(written, documents.Evaluation)
     evaluation = evaluate(partial(read_vqvae, bundle.uri), data, split)
     summary = {"model": bundle.digest, **evaluation.summary}
     tables.write(storage.join(out, "slices.parquet"), evaluation.slices, len(evaluation.slices))

@@ -9,9 +9,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from oasisgen import __version__, storage
+from oasisgen import __version__, documents, storage
 from oasisgen.config import PRIORS, DCGANConfig, MaskedConfig, VQVAEConfig
-from oasisgen.errors import UserError
+from oasisgen.errors import InvalidFile, UserError
 from oasisgen.models.dcgan import DCGAN, VectorPalette, make_palette
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.masked import MaskedPrior
@@ -72,14 +72,16 @@ def read_bundle(uri: str) -> Bundle:
     Raises UserError naming the file that is missing, damaged or of another format.
     """
     uri = find_bundle(uri)
+    file = storage.join(uri, "config.json")
     try:
-        text = storage.read_bytes(storage.join(uri, "config.json"))
-        config = json.loads(text)
+        text = storage.read_bytes(file)
+        config = documents.require(json.loads(text), dict, file)
     except (FileNotFoundError, ValueError):
         raise UserError(f"bundle {uri}: config.json is missing or damaged: run the training command again") from None
     if config.get("format") != FORMAT:
         raise UserError(f"bundle {uri} has format {config.get('format')}, this program reads {FORMAT}: train it again")
-    tensors = {}
+    documents.require(config, documents.BundleFile, file)
+    weights = {}
     for name, expected in config["files"].items():
         try:
             data = storage.read_bytes(storage.join(uri, name))
@@ -87,7 +89,17 @@ def read_bundle(uri: str) -> Bundle:
             raise UserError(f"bundle {uri}: {name} is missing: copy the whole folder, or train again") from None
         if hashlib.sha256(data).hexdigest() != expected:
             raise UserError(f"bundle {uri}: {name} is truncated or changed: copy it again, or train again") from None
-        tensors[name.removesuffix(ENDING)] = safetensors.torch.load(data)
+        weights[name.removesuffix(ENDING)] = data
+    try:
+        networks = _networks(config, {name: safetensors.torch.load(data) for name, data in weights.items()})
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidFile(f"bundle {uri}: its weights do not fit its config.json ({reason}): train it again") from None
+    return Bundle(uri, hashlib.sha256(text).hexdigest(), config, *networks)
+
+
+def _networks(config: dict[str, Any], tensors: dict[str, Any]) -> tuple[VQVAE, Prior, FeatureNetwork]:
+    """VQ-VAE, prior and feature network with their weights, in evaluation mode."""
     vqvae = VQVAE(VQVAEConfig(**config["vqvae"]))
     vqvae.load_state_dict(tensors["vqvae"])
     kind = config.get("prior", "dcgan")  # a bundle from before there were two
@@ -97,7 +109,7 @@ def read_bundle(uri: str) -> Bundle:
     features.load_state_dict(tensors["features"])
     for network in (vqvae, prior, features):
         network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Bundle(uri, hashlib.sha256(text).hexdigest(), config, vqvae, prior, features)
+    return vqvae, prior, features
 
 
 def make_prior(kind: str, config: dict[str, Any], codebook: torch.Tensor) -> Prior:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray.data
 from torch import nn
 
-from oasisgen import __version__, cluster, meters, storage, tables
+from oasisgen import __version__, cluster, documents, meters, storage, tables
 from oasisgen.claim import claim, require_same
 from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, number_ranges
 from oasisgen.data.feed import Stored, evenly_spaced, store
@@ -126,7 +126,7 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
         return None
     claim(out, request)
     if finished:
-        return storage.read_json(storage.join(out, "summary.json"))
+        return documents.read(storage.join(out, "summary.json"), documents.Summary)
     with lock(out) as held:
         return make_batch(bundle, reference, load, request, out, held)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray.data
 
-from oasisgen import cluster, storage, tables
+from oasisgen import cluster, documents, storage, tables
 from oasisgen.config import Format
 from oasisgen.errors import UserError
 from oasisgen.sampling import formats
@@ -24,7 +24,7 @@ def verify(uri: str) -> dict[str, Any]:
     """
     uri = storage.absolute(uri)
     try:
-        manifest = storage.read_json(storage.join(uri, "manifest.json"))
+        manifest = documents.read(storage.join(uri, "manifest.json"), documents.Manifest)
     except FileNotFoundError:
         storage.check(uri, write=False)
         raise UserError(

@@ -1,0 +1,155 @@
+"""JSON from storage, checked where it is read: no field that is used later is missing or of another type."""
+
+from functools import lru_cache
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from oasisgen import storage
+from oasisgen.errors import InvalidFile
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # of a file: no path, no `..`
+Path = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Shard(TypedDict):
+    """A Parquet file of a data set."""
+
+    name: Name
+    slices: int
+    bytes: int
+    sha256: str
+
+
+class Split(TypedDict):
+    """One split of a data set."""
+
+    slices: int
+    cases: dict[str, int]  # case -> slices
+    parts: list[Shard]
+
+
+class Rejected(TypedDict):
+    """A file that was not packed."""
+
+    file: str
+    reason: str
+
+
+class Versioned(TypedDict):
+    """What every version of `dataset.json` has."""
+
+    schema_version: int
+
+
+class DataSetFile(TypedDict):
+    """`dataset.json`."""
+
+    fingerprint: str
+    source: str
+    source_fingerprint: str
+    splits: dict[Name, Split]
+    rejected: list[Rejected]
+
+
+class Measure(TypedDict):
+    """A number of a batch beside the same of real slices."""
+
+    value: Finite
+    floor: Finite
+
+
+class Summary(TypedDict):
+    """`summary.json` of a batch: what its page, the page of all batches and the next batch's verdict rest on."""
+
+    verdict: str
+    reasons: list[str]
+    measures: dict[str, Measure]
+    slices: int
+    rejected: int
+    model: str
+    base_seed: int
+    finished: str
+    seconds: dict[str, Finite]
+
+
+class Part(TypedDict):
+    """What a manifest says of a part."""
+
+    name: Path
+    slices: int
+    rejected: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """`manifest.json` of a batch."""
+
+    verdict: str
+    format: str
+    parts: list[Part]
+
+
+class Interval(TypedDict):
+    """A mean with its 95 % interval."""
+
+    mean: Finite
+    low: Finite
+    high: Finite
+
+
+class Evaluation(TypedDict):
+    """`evaluation.json`."""
+
+    slices: int
+    cases: int
+    ssim: Interval
+    psnr_db: Interval
+    codes_in_use: int
+    codes_in_use_percent: float
+    perplexity: float
+
+
+class TrainedOn(TypedDict):
+    """The data set of a model."""
+
+    uri: str
+    fingerprint: str
+
+
+class BundleFile(TypedDict):
+    """`config.json` of a bundle."""
+
+    data: TrainedOn
+    files: dict[Name, str]  # -> sha256
+    vqvae: dict[str, Any]
+    prior: NotRequired[str]
+
+
+def read(uri: str, kind: type) -> dict[str, Any]:
+    """The JSON file at `uri`, of which `kind` names the fields that it must have; it may have more.
+
+    Raises FileNotFoundError, and InvalidFile where it is not JSON or not such a file.
+    """
+    return require(storage.read_json(uri), kind, uri)
+
+
+def require(document: Any, kind: type, name: str) -> dict[str, Any]:
+    """`document`, as it is. Raises InvalidFile, which says what is wrong, unless it has the fields of `kind`."""
+    try:
+        _adapter(kind).validate_python(document, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        fault = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        raise InvalidFile(
+            f"{name} is not a file that this program wrote ({fault}): it is damaged; remove it and make it again"
+        ) from None
+    return document
+
+
+@lru_cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
