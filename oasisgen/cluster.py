@@ -17,7 +17,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from oasisgen import storage
+from oasisgen import s3
 from oasisgen.errors import UserError
 from oasisgen.processes import seen_out
 from oasisgen.progress import duration, say, size
@@ -101,7 +101,7 @@ def _storage_access() -> dict[str, Any] | None:
     As a function that Ray carries to them: `env_vars` would show the secrets in its logs and in `ps`. A cluster that
     this process starts inherits them.
     """
-    variables = storage.aws_environment()
+    variables = s3.environment()
     if not variables or os.environ.get("RAY_ADDRESS") == "local":
         return None
 

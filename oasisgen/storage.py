@@ -1,8 +1,7 @@
 """URI -> file system, and the few verbs the project needs. The only module that knows where files live.
 
-A URI is a plain path, `file:///…`, `s3://bucket/…`, or any other scheme that `pyarrow.fs` opens. A file is written
-whole or not at all. S3 is set up as everywhere, by AWS's environment variables and credential chain; bulk data goes
-through pyarrow, and boto3 does what S3 alone can do.
+A URI is a plain path, `file:///…` or `s3://bucket/…` (see `address`). A file is written whole or not at all. Bulk data
+goes through pyarrow, and boto3 does what S3 alone can do (see `s3`).
 
 What storage answers is raised as StorageError, in one line that names the URI and the fix; a missing file is
 FileNotFoundError.
@@ -10,13 +9,11 @@ FileNotFoundError.
 
 import errno
 import fcntl
-import functools
 import hashlib
 import json
 import mimetypes
 import os
 import posixpath
-import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,62 +21,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import boto3
 import botocore.exceptions
-import pyarrow as pa
-from botocore.config import Config
 from pyarrow import fs
 
-from oasisgen.errors import InvalidFile, StorageError, UserError
+from oasisgen import s3
+from oasisgen.address import parse
+from oasisgen.advice import one_line
+from oasisgen.errors import InvalidFile, UserError
 
-# What a worker on another node must know to open what the driver opens. The values are secrets.
-AWS_VARIABLES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_CA_BUNDLE",
-    "AWS_MAX_ATTEMPTS",
-    "AWS_EC2_METADATA_DISABLED",
-    "AWS_REQUEST_CHECKSUM_CALCULATION",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION",
-)
 TEMPORARY = ".oasisgen-tmp"  # ends the names of local files that are being written
-ATTEMPTS = 8  # at one request, with growing pauses: a server may be out for half a minute
-ADVICE = {  # by S3's error codes, in small letters
-    "invalidaccesskeyid": "the server does not know the access key; mend AWS_ACCESS_KEY_ID",
-    "signaturedoesnotmatch": "the secret key does not fit the access key; mend AWS_SECRET_ACCESS_KEY",
-    "expiredtoken": "the session token has expired; get new credentials",
-    "invalidtoken": "the session token is not valid; mend AWS_SESSION_TOKEN",
-    "requesttimetooskewed": "the clocks of this machine and of the server differ; set this one",
-    "nosuchbucket": "there is no such bucket; create it or mend the URI",
-    "accessdenied": "these credentials may not {verb} it; grant them that",
-    "networkconnection": "the server does not answer; mend AWS_ENDPOINT_URL or the network",
-    "untrusted": "the server's certificate is not trusted; name its authority's in AWS_CA_BUNDLE",
-    "slowdown": "the server asks for fewer requests; run the command again later",
-    "serviceunavailable": "the server is out of service; run the command again later",
-}
+MOUNTS_WITHOUT_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of `uri` and the path in it. Plain paths become absolute."""
-    if "://" not in uri:
-        return fs.LocalFileSystem(), os.path.abspath(Path(uri).expanduser())
-    if is_s3(uri):
-        bucket, key = _bucket_and_key(uri)
-        return _s3(bucket), posixpath.join(bucket, key).rstrip("/")
-    try:
-        return fs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{uri}: not a URI this program can open ({error}); give a path, file:///… or s3://…") from None
+    """The file system of `uri` and the path in it. Raises UserError for what is no address of ours."""
+    address = parse(uri)
+    return (s3.file_system(address.bucket) if address.bucket else fs.LocalFileSystem()), address.path
 
 
 def absolute(uri: str) -> str:
     """`uri` as any process on any node would name it, without a trailing slash."""
-    return (uri if "://" in uri else resolve(uri)[1]).rstrip("/")
+    return str(parse(uri))
 
 
 def real(uri: str) -> str:
@@ -95,14 +57,14 @@ def join(uri: str, *names: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder lies at `uri`."""
-    with _clear_errors(uri, "read"):
+    with one_line(uri, "read"):
         system, path = resolve(uri)
         return system.get_file_info(path).type != fs.FileType.NotFound
 
 
 def size(uri: str) -> int | None:
     """Bytes of the file at `uri`; None where there is none."""
-    with _clear_errors(uri, "read"):
+    with one_line(uri, "read"):
         system, path = resolve(uri)
         return system.get_file_info(path).size
 
@@ -125,7 +87,7 @@ def list_files(uri: str) -> Iterator[tuple[str, int]]:
 
 def list_details(uri: str) -> list[Listed]:
     """Every file under a folder, in the order of their names. Raises as `list_files`."""
-    with _clear_errors(uri, "list"):
+    with one_line(uri, "list"):
         system, path = resolve(uri)
         infos = system.get_file_info(fs.FileSelector(path, recursive=True))
     return [
@@ -146,7 +108,7 @@ def list_dangling(uri: str) -> list[str]:
 
 def list_folders(uri: str) -> list[str]:
     """Names of the folders in a folder, in order; none where it is not there."""
-    with _clear_errors(uri, "list"):
+    with one_line(uri, "list"):
         system, path = resolve(uri)
         infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
@@ -154,14 +116,14 @@ def list_folders(uri: str) -> list[str]:
 
 def list_names(uri: str) -> list[str]:
     """Names of what lies directly in a folder, files and folders, in order; none if there is no such folder."""
-    with _clear_errors(uri, "list"):
+    with one_line(uri, "list"):
         system, path = resolve(uri)
         return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError."""
-    with _clear_errors(uri, "read"):
+    with one_line(uri, "read"):
         system, path = resolve(uri)
         with system.open_input_stream(path) as stream:
             return stream.read()
@@ -179,7 +141,7 @@ def read_json(uri: str) -> Any:
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write the whole file or nothing: a reader sees the old file, the new one, or none."""
-    with _clear_errors(uri, "write"):
+    with one_line(uri, "write"):
         system, path = resolve(uri)
         if isinstance(system, fs.LocalFileSystem):
             with _temporary(Path(path), data) as temporary:
@@ -204,10 +166,10 @@ def read_tagged(uri: str) -> tuple[bytes, str]:
     if not is_s3(uri):
         data = read_bytes(uri)
         return data, hashlib.sha256(data).hexdigest()
-    with _clear_errors(uri, "read"):
-        bucket, key = _bucket_and_key(uri)
+    with one_line(uri, "read"):
+        address = parse(uri)
         try:
-            answer = _boto().get_object(Bucket=bucket, Key=key)
+            answer = s3.client().get_object(Bucket=address.bucket, Key=address.key)
             return answer["Body"].read(), answer["ETag"]
         except botocore.exceptions.ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
@@ -221,15 +183,16 @@ def replace(uri: str, data: bytes, tag: str | None) -> str | None:
     Returns None, and writes nothing, if the file is another one by now. Of many callers at once with the same tag, one
     is told that it wrote, also on S3. `data` must differ from whatever was written there before.
     """
-    with _clear_errors(uri, "write"):
+    with one_line(uri, "write"):
         if not is_s3(uri):
             return _replace_on_disk(Path(resolve(uri)[1]), data, tag)
-        bucket, key = _bucket_and_key(uri)
+        address = parse(uri)
         # Ceph and others know tags without their quotation marks only.
         conditions = [{"IfMatch": tag}, {"IfMatch": tag.strip('"')}] if tag else [{"IfNoneMatch": "*"}]
-        for _ in range(ATTEMPTS):
+        for _ in range(s3.ATTEMPTS):
             try:
-                return str(_boto().put_object(Bucket=bucket, Key=key, Body=data, **conditions[0])["ETag"])
+                where = {"Bucket": address.bucket, "Key": address.key}
+                return str(s3.client().put_object(**where, Body=data, **conditions[0])["ETag"])
             except botocore.exceptions.ClientError as error:
                 code = error.response["Error"]["Code"]
                 if code not in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
@@ -255,9 +218,7 @@ def _read_tagged_if_any(uri: str) -> tuple[bytes | None, str | None]:
 def _replace_on_disk(path: Path, data: bytes, tag: str | None) -> str | None:
     with _temporary(path, data) as temporary:
         if tag is None:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
+            if not _move_if_free(temporary, path, data):
                 return None
         else:
             with _alone_in(path.parent):
@@ -265,6 +226,25 @@ def _replace_on_disk(path: Path, data: bytes, tag: str | None) -> str | None:
                     return None
                 temporary.replace(path)
     return hashlib.sha256(data).hexdigest()
+
+
+def _move_if_free(temporary: Path, path: Path, data: bytes) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in MOUNTS_WITHOUT_LINKS:
+            raise
+        try:  # the name is taken in one step all the same; a reader may see it before its content
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        with open(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    return True
 
 
 @contextmanager
@@ -289,7 +269,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def remove(uri: str) -> None:
     """Remove one file. Raises FileNotFoundError where the file system can tell."""
-    with _clear_errors(uri, "delete"):
+    with one_line(uri, "delete"):
         system, path = resolve(uri)
         system.delete_file(path)
 
@@ -298,106 +278,43 @@ def link(uri: str, hours: float) -> str:
     """An address that opens a file on S3 for some hours without credentials. Raises UserError for other storage."""
     if not is_s3(uri):
         raise UserError(f"{uri} is not on S3: only there can a file be shared by a link")
-    bucket, key = _bucket_and_key(uri)
-    with _clear_errors(uri, "share"):
-        kind = mimetypes.guess_type(key)[0] or "application/octet-stream"  # a browser would save it, not show it
-        parameters = {"Bucket": bucket, "Key": key, "ResponseContentType": kind}
-        return _boto().generate_presigned_url("get_object", parameters, ExpiresIn=round(hours * 3600))
+    address = parse(uri)
+    with one_line(uri, "share"):
+        kind = mimetypes.guess_type(address.key)[0] or "application/octet-stream"  # else a browser saves it
+        parameters = {"Bucket": address.bucket, "Key": address.key, "ResponseContentType": kind}
+        return s3.client().generate_presigned_url("get_object", parameters, ExpiresIn=round(hours * 3600))
 
 
 def check(uri: str, write: bool) -> None:
-    """Raise UserError unless the storage answers and this process may list and read there; `write`: and write, delete.
+    """Raise UserError unless storage answers and this process may list and read there; `write`: and write, delete.
 
     `uri` is a folder and need not exist. What is written to see is removed again.
     """
-    if is_s3(uri):
-        _check_s3(uri, write)
-        return
-    system, path = resolve(uri)
-    if write and isinstance(system, fs.LocalFileSystem):
-        home = next(parent for parent in (Path(path), *Path(path).parents) if parent.exists())
-        if not (home.is_dir() and os.access(home, os.W_OK | os.X_OK)):
-            reason = "may not be written to" if home.is_dir() else "is no folder"
-            raise UserError(f"{uri}: {home} {reason}; give another --out, or the right to write there")
+    address = parse(uri)
+    if address.bucket:
+        s3.check(uri, address, write)
+    elif write:
+        _check_disk(uri, Path(address.path))
 
 
-def _check_s3(uri: str, write: bool) -> None:
-    client = _boto(attempts=2)  # a wrong address should not take half a minute to be told
-    bucket, key = _bucket_and_key(uri)
-    with _clear_errors(uri, "list"):
-        client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-    if not write:
-        return
-    probe = {"Bucket": bucket, "Key": posixpath.join(key, f".check-{uuid.uuid4().hex[:8]}")}
-    for verb, call in (
-        ("write", functools.partial(client.put_object, Body=b"oasisgen")),
-        ("read", client.get_object),
-        ("delete", client.delete_object),
-    ):
-        with _clear_errors(uri, verb):
-            call(**probe)
+def _check_disk(uri: str, path: Path) -> None:
+    """Do in the folder, or in the nearest one above it that exists, what a job does: create, replace, remove."""
+    home = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not home.is_dir():
+        raise UserError(f"{uri}: {home} is no folder; give another --out")
+    probe = home / f".check-{uuid.uuid4().hex[:8]}"
+    with one_line(uri, "write"):
+        try:
+            tag = _replace_on_disk(probe, b"first", None)
+            if not tag or _replace_on_disk(probe, b"other", None) or not _replace_on_disk(probe, b"second", tag):
+                raise UserError(f"{uri}: {home} does not keep one file from being created twice; give another --out")
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def is_s3(uri: str) -> bool:
     """Whether `uri` is on S3, or on a server that speaks its protocol."""
     return uri.startswith("s3://")
-
-
-def aws_environment() -> dict[str, str]:
-    """The AWS variables of this process. They hold secrets: not for logs, command lines or runtime environments."""
-    return {name: os.environ[name] for name in AWS_VARIABLES if name in os.environ}
-
-
-class _S3(fs.S3FileSystem):  # type: ignore[misc]
-    """Travels between processes as "the one your own environment describes": without secrets, and with its retries."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _s3, (self.bucket,)
-
-
-@functools.cache
-def _s3(bucket: str) -> _S3:
-    endpoint = _endpoint()
-    region = os.environ.get("AWS_REGION") or boto3.Session().region_name
-    system = _S3(
-        region=region or (None if endpoint else fs.resolve_s3_region(bucket)),
-        endpoint_override=endpoint,
-        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),  # pyarrow does not read this variable itself
-        allow_delayed_open=True,  # a small file is one request
-        check_directory_existence_before_creation=True,  # rights may begin below the bucket's root
-        connect_timeout=10,
-        request_timeout=30,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(int(os.environ.get("AWS_MAX_ATTEMPTS", ATTEMPTS))),
-    )
-    system.bucket = bucket
-    return system
-
-
-@functools.cache
-def _boto(attempts: int = ATTEMPTS) -> Any:
-    _endpoint()
-    retries: Any = {"mode": "standard", "max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", attempts))}
-    config = Config(retries=retries, connect_timeout=10, read_timeout=30, signature_version="s3v4")
-    try:
-        return boto3.client("s3", config=config)
-    except ValueError as error:  # an address that is none
-        raise UserError(f"{error}: mend AWS_ENDPOINT_URL") from None
-
-
-def _endpoint() -> str | None:
-    """The server in the place of AWS, if there is one. Some do not know the trailing checksums of newer clients."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-    return endpoint
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise UserError(f"{uri} names no bucket: give s3://bucket/prefix")
-    return bucket, key.strip("/")
 
 
 @contextmanager
@@ -414,34 +331,3 @@ def _temporary(target: Path, data: bytes) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-@contextmanager
-def _clear_errors(uri: str, verb: str) -> Iterator[None]:
-    """What storage answers to `verb`, as a StorageError."""
-    try:
-        yield
-    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
-        raise StorageError(
-            f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
-        ) from None
-    except botocore.exceptions.SSLError:
-        raise StorageError(f"{uri}: {ADVICE['untrusted']}") from None
-    except (botocore.exceptions.HTTPClientError, botocore.exceptions.EndpointConnectionError) as error:
-        raise StorageError(f"{uri}: {ADVICE['networkconnection']} ({error})") from None
-    except botocore.exceptions.BotoCoreError as error:  # a profile that is not there, a region that is none, …
-        raise StorageError(f"{uri}: {error}") from None
-    except botocore.exceptions.ClientError as error:
-        raise StorageError(f"{uri}: {_advice(error.response['Error']['Code'], verb) or error}") from None
-    except OSError as error:
-        code = re.search(r"AWS Error (\w+)", str(error))  # pyarrow's way of spelling them
-        advice = _advice(code[1], verb) if code else None
-        if isinstance(error, FileNotFoundError | NotADirectoryError) and not advice:
-            raise
-        reason = advice or f"cannot {verb}: {error.strerror or error}; free space, or give another place"
-        raise StorageError(f"{uri}: {' '.join(reason.split())}") from None
-
-
-def _advice(code: str, verb: str) -> str | None:
-    advice = ADVICE.get(code.replace("_", "").lower())
-    return advice and advice.format(verb=verb)

@@ -80,14 +80,15 @@ def proxy(upstream: str, certificate: Path | None = None) -> Iterator[Proxy]:
             body = self.rfile.read(length)
             if fault and fault[0].isdigit():
                 status, code = fault.split()
-                answer = ERROR.format(code=code).encode() if self.command != "HEAD" else b""
+                answer = b"" if self.command == "HEAD" or code == "OK" else ERROR.format(code=code).encode()
                 self.send_response(int(status))
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
                 return
             connection = HTTPConnection(host, timeout=60)
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            path = self.path.removeprefix(upstream)  # a client that takes us for its proxy names the whole address
+            connection.putrequest(self.command, path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():  # signed: as they came
                 connection.putheader(name, value)
             connection.endheaders(body)

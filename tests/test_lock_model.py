@@ -19,7 +19,7 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
-from oasisgen import lock, storage
+from oasisgen import lock, s3, storage
 from oasisgen.errors import StorageError, UserError
 
 FOLDER, PARTS = "s3://bucket/batch", 3
@@ -204,7 +204,7 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch, keeps_conditions: bool = Tr
         store.outage = first, first + world.random.uniform(5, 90)
     written: dict[str, bytes] = {}
     schedule = Schedule(world, store)
-    monkeypatch.setattr(storage, "_boto", lambda attempts=0: store)
+    monkeypatch.setattr(s3, "client", lambda attempts=0: store)
     monkeypatch.setattr(storage, "read_bytes", lambda uri: storage.read_tagged(uri)[0])
     monkeypatch.setattr(lock, "_now", lambda: world.now)
     monkeypatch.setattr(lock, "_sleep", world.sleep)

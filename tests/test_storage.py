@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from oasisgen import storage
+from oasisgen.advice import one_line
 from oasisgen.data.slices import open_data_set
 from oasisgen.errors import UserError
 from oasisgen.models.bundle import find_bundle
@@ -225,9 +227,31 @@ except UserError as error:
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_unknown_scheme_and_a_damaged_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="gopher://x"):
-        storage.resolve("gopher://x")
+def test_a_mount_without_links_keeps_one_creator_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")  # what s3fs and others answer
+
+    monkeypatch.setattr(os, "link", refuse)
+    storage.check(str(tmp_path), write=True)
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda number: storage.create(f"{tmp_path}/x", str(number).encode()), range(16)))
+    assert won.count(True) == 1
+    assert storage.read_bytes(f"{tmp_path}/x") == str(won.index(True)).encode()
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_advice_fits_what_the_disk_says(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write: File name too long; give a shorter name"):
+        storage.write_bytes(f"{tmp_path}/{'x' * 300}", b"")
+    with pytest.raises(UserError, match="a file is in the way: give another place"):
+        storage.write_bytes(f"{tmp_path}/file/x", b"")
+    full = Path("/dev/full")
+    with pytest.raises(UserError, match="No space left on device; free space"), one_line(str(full), "write"):
+        full.write_bytes(b"x")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
         storage.read_json(str(tmp_path / "x.json"))

@@ -1,0 +1,69 @@
+"""What a URI names: one parser for every address that a job is given."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from oasisgen.errors import UserError
+
+KNOWN = "give a path, file:///folder or s3://bucket/prefix"
+
+
+@dataclass(frozen=True)
+class Address:
+    """A place on disk, or on S3."""
+
+    path: str  # absolute; on S3: bucket/key
+    bucket: str = ""  # empty on disk
+
+    @property
+    def key(self) -> str:
+        """The name of an object in its bucket."""
+        return self.path.removeprefix(self.bucket).lstrip("/")
+
+    def __str__(self) -> str:
+        return f"s3://{self.path}" if self.bucket else self.path
+
+
+def parse(uri: str) -> Address:
+    """The address that `uri` spells. Raises UserError for what is none.
+
+    Equal places on S3 have equal addresses; on disk, links are not followed.
+    """
+    if not uri.strip() or not uri.isprintable():
+        raise UserError(f"{uri!r} is no address: {KNOWN}")
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        if re.match(r"(s3a?|file|gs|https?):", uri):
+            raise UserError(f"{uri}: // is missing after the first colon: {KNOWN}")
+        return Address(os.path.abspath(Path(uri).expanduser()))
+    if scheme == "file":
+        return _on_disk(uri)
+    if scheme != "s3":
+        raise UserError(f"{uri}: {scheme}:// is not storage that this program knows: {KNOWN}")
+    return _on_s3(uri, rest)
+
+
+def _on_disk(uri: str) -> Address:
+    parts = urlsplit(uri)
+    if parts.query or parts.fragment or uri.endswith(("?", "#")):
+        raise UserError(f"{uri}: ? and # cannot stand in a file:// address: give the plain path instead")
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise UserError(f"{uri} names another machine: give file:///folder, with three slashes, or a path")
+    return Address(os.path.abspath(unquote(parts.path)))
+
+
+def _on_s3(uri: str, rest: str) -> Address:
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise UserError(f"{uri} names no bucket: give s3://bucket/prefix")
+    if not re.fullmatch(r"[\w.-]{3,255}", bucket, re.ASCII):
+        raise UserError(f"{uri}: {bucket} is no bucket's name: give s3://bucket/prefix, without keys or ports")
+    if "?" in key:
+        raise UserError(f"{uri}: options after ? are not read: set AWS_REGION or AWS_ENDPOINT_URL instead")
+    names = key.rstrip("/").split("/") if key.strip("/") else []
+    if {"", ".", ".."} & set(names):
+        raise UserError(f"{uri}: names between slashes cannot be empty, . or ..: write the prefix out")
+    return Address("/".join([bucket, *names]), bucket)

@@ -1,0 +1,72 @@
+"""What storage answers, as one line that names the address and the fix."""
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import botocore.exceptions
+
+from oasisgen.errors import StorageError
+
+S3_ADVICE = {  # by S3's error codes, in small letters
+    "invalidaccesskeyid": "the server does not know the access key; mend AWS_ACCESS_KEY_ID",
+    "signaturedoesnotmatch": "the secret key does not fit the access key; mend AWS_SECRET_ACCESS_KEY",
+    "expiredtoken": "the session token has expired; get new credentials",
+    "invalidtoken": "the session token is not valid; mend AWS_SESSION_TOKEN",
+    "requesttimetooskewed": "the clocks of this machine and of the server differ; set this one",
+    "nosuchbucket": "there is no such bucket; create it or mend the URI",
+    "accessdenied": "these credentials may not {verb} it; grant them that",
+    "networkconnection": "the server does not answer; mend AWS_ENDPOINT_URL or the network",
+    "untrusted": "the server's certificate is not trusted; name its authority's in AWS_CA_BUNDLE",
+    "slowdown": "the server asks for fewer requests; run the command again later",
+    "serviceunavailable": "the server is out of service; run the command again later",
+}
+DISK_ADVICE = {  # by errno
+    errno.ENOSPC: "free space, or give another place",
+    errno.EDQUOT: "free space, or give another place",
+    errno.EFBIG: "allow larger files, or give another place",
+    errno.EACCES: "get the right to {verb} there, or give another place",
+    errno.EPERM: "get the right to {verb} there, or give another place",
+    errno.EROFS: "give a place that can be written to",
+    errno.ENOTDIR: "a file is in the way: give another place",
+    errno.EEXIST: "a file is in the way: give another place",
+    errno.EISDIR: "a folder is in the way: give another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead in a circle: mend them",
+}
+
+
+@contextmanager
+def one_line(uri: str, verb: str) -> Iterator[None]:
+    """What storage answers to `verb`, raised as StorageError. A missing file stays FileNotFoundError."""
+    try:
+        yield
+    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
+        raise StorageError(
+            f"{uri}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
+        ) from None
+    except botocore.exceptions.SSLError:
+        raise StorageError(f"{uri}: {S3_ADVICE['untrusted']}") from None
+    except (botocore.exceptions.HTTPClientError, botocore.exceptions.EndpointConnectionError) as error:
+        raise StorageError(f"{uri}: {S3_ADVICE['networkconnection']} ({error})") from None
+    except botocore.exceptions.BotoCoreError as error:
+        raise StorageError(f"{uri}: {error}") from None
+    except botocore.exceptions.ClientError as error:
+        raise StorageError(f"{uri}: {_of_s3(error.response['Error']['Code'], verb) or error}") from None
+    except OSError as error:
+        code = re.search(r"AWS Error (\w+)", str(error))  # pyarrow's way of spelling them
+        advice = _of_s3(code[1], verb) if code else None
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not advice:
+            raise
+        reason = advice or f"cannot {verb}: {error.strerror or error}; {_of_disk(error, verb)}"
+        raise StorageError(f"{uri}: {' '.join(reason.split())}") from None
+
+
+def _of_s3(code: str, verb: str) -> str | None:
+    advice = S3_ADVICE.get(code.replace("_", "").lower())
+    return advice and advice.format(verb=verb)
+
+
+def _of_disk(error: OSError, verb: str) -> str:
+    return DISK_ADVICE.get(error.errno or 0, "run the command again, or give another place").format(verb=verb)

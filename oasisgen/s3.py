@@ -1,0 +1,209 @@
+"""S3, set up as AWS's own tools are: environment variables, profiles, roles, proxies, private authorities.
+
+boto3 resolves all of these, once; pyarrow, which moves the data, is told the result. Left to themselves the two read
+different settings, and a job's check and its work would go to different servers.
+"""
+
+import functools
+import os
+import re
+import uuid
+from typing import Any
+
+import boto3
+import botocore.exceptions
+import botocore.session
+import botocore.utils
+from botocore.config import Config
+from pyarrow import fs
+
+from oasisgen.address import Address
+from oasisgen.advice import one_line
+from oasisgen.errors import UserError
+
+# What a worker on another node must know to open what the driver opens. The values are secrets.
+VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_CA_BUNDLE",
+    "AWS_MAX_ATTEMPTS",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+)
+KEY_VARIABLES = {  # pyarrow's argument -> variable
+    "access_key": "AWS_ACCESS_KEY_ID",
+    "secret_key": "AWS_SECRET_ACCESS_KEY",
+    "session_token": "AWS_SESSION_TOKEN",
+}
+ATTEMPTS = 8  # at one request, with growing pauses: a server may be out for half a minute
+OF_AWS = re.compile(r"https://s3[\w.-]*\.amazonaws\.com(\.cn)?")  # what boto3 uses if nobody names an endpoint
+# Credentials that pyarrow finds and renews by itself. It knows no other kind: those it is told, as they are now.
+RENEWED_BY_PYARROW = ("iam-role", "container-role", "assume-role-with-web-identity")
+
+
+def session() -> botocore.session.Session:
+    """AWS's settings of this process. Raises UserError for a variable or profile that cannot be used."""
+    for name in ("AWS_PROFILE", "AWS_CA_BUNDLE"):
+        if os.environ.get(name, "set").strip() == "":
+            raise UserError(f"{name} is blank: give it a value, or unset it")
+    found = botocore.session.Session()
+    try:
+        bundle = found.get_config_variable("ca_bundle")
+        found.get_scoped_config()
+    except botocore.exceptions.BotoCoreError as error:
+        raise UserError(f"{error}: mend AWS_PROFILE, or the file that it stands in") from None
+    if bundle and not os.path.isfile(bundle):
+        raise UserError(f"AWS_CA_BUNDLE (or ca_bundle of the profile) names {bundle}, where there is no file")
+    _attempts()
+    return found
+
+
+@functools.cache
+def client(attempts: int = ATTEMPTS) -> Any:
+    """boto3's client. Raises as `session`."""
+    config = Config(
+        retries={"mode": "standard", "max_attempts": _attempts(attempts)},
+        connect_timeout=10,
+        read_timeout=30,
+        signature_version="s3v4",
+        # Servers other than AWS may not know the trailing checksums of newer clients.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    found = session()
+    try:
+        return boto3.Session(botocore_session=found).client("s3", region_name=_region(found), config=config)
+    except botocore.exceptions.InvalidRegionError as error:
+        raise UserError(f"{error} Mend AWS_REGION") from None
+    except botocore.exceptions.BotoCoreError as error:
+        raise UserError(f"S3 cannot be set up: {error}") from None
+    except ValueError as error:  # an address that is none
+        raise UserError(f"{error}: mend AWS_ENDPOINT_URL") from None
+
+
+def file_system(bucket: str) -> fs.S3FileSystem:
+    """pyarrow's view of a bucket, with the settings that `client` has. Raises as `session`."""
+    return _file_system(bucket, _keys())
+
+
+class _S3(fs.S3FileSystem):  # type: ignore[misc]
+    """Travels between processes as "the one your own settings describe": without secrets, and with its retries."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return file_system, (self.bucket,)
+
+
+@functools.cache
+def _file_system(bucket: str, keys: tuple[tuple[str, str], ...]) -> _S3:
+    # pyarrow has no argument for it, and reads these variables only.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    found, endpoint = session(), endpoint_url()
+    proxies = botocore.utils.get_environ_proxies(client().meta.endpoint_url)
+    system = _S3(
+        **dict(keys),
+        region=_region(found) or (None if endpoint else fs.resolve_s3_region(bucket)),
+        endpoint_override=endpoint,
+        tls_ca_file_path=found.get_config_variable("ca_bundle"),
+        proxy_options=proxies.get(client().meta.endpoint_url.partition(":")[0]),
+        allow_delayed_open=True,  # a small file is one request
+        check_directory_existence_before_creation=True,  # rights may begin below the bucket's root
+        connect_timeout=10,
+        request_timeout=30,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(_attempts()),
+    )
+    system.bucket = bucket
+    return system
+
+
+def endpoint_url() -> str | None:
+    """The server in the place of AWS, if there is one."""
+    url = client().meta.endpoint_url
+    return None if OF_AWS.fullmatch(url) else url
+
+
+def environment() -> dict[str, str]:
+    """Variables with which a process on another node finds the same S3. They hold secrets: not for logs or `ps`.
+
+    Settings of a profile, which is a file of this machine, are among them. Keys that such a profile gets for a while
+    (SSO, an assumed role) are not renewed there: give the nodes a role of their own.
+    """
+    variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    found = session()
+    if not found.full_config["profiles"]:  # nothing but variables, or a role that every node asks for itself
+        return variables
+    resolved = {
+        "AWS_ENDPOINT_URL_S3": endpoint_url(),
+        "AWS_REGION": _region(found),
+        "AWS_CA_BUNDLE": found.get_config_variable("ca_bundle"),
+    }
+    resolved |= {KEY_VARIABLES[name]: value for name, value in _keys()}
+    return variables | {name: value for name, value in resolved.items() if value}
+
+
+def check(uri: str, address: Address, write: bool) -> None:
+    """Raise UserError unless the server answers and this process may list there; `write`: and write, read, delete.
+
+    The server must also keep the conditions of a write, or two jobs could hold one folder.
+    """
+    asking = client(attempts=2)  # a wrong address should not take half a minute to be told
+    with one_line(uri, "list"):
+        asking.list_objects_v2(Bucket=address.bucket, Prefix=address.key, MaxKeys=1)
+    if not write:
+        return
+    probe = {"Bucket": address.bucket, "Key": f"{address.key}/.check-{uuid.uuid4().hex[:8]}".lstrip("/")}
+    with one_line(uri, "write"):
+        asking.put_object(**probe, Body=b"oasisgen")
+    try:
+        with one_line(uri, "read"):
+            asking.get_object(**probe)
+        with one_line(uri, "write"):
+            for condition in ({"IfNoneMatch": "*"}, {"IfMatch": "another"}):
+                if not _refuses(asking, probe, condition):
+                    raise UserError(f"{uri}: the server ignores If-None-Match and If-Match: use one that keeps them")
+    finally:
+        with one_line(uri, "delete"):
+            asking.delete_object(**probe)
+
+
+def _refuses(asking: Any, probe: dict[str, str], condition: dict[str, str]) -> bool:
+    try:
+        asking.put_object(**probe, Body=b"oasisgen", **condition)
+    except botocore.exceptions.ClientError as error:
+        if error.response["Error"]["Code"] in ("PreconditionFailed", "412"):
+            return True
+        raise
+    return False
+
+
+def _keys() -> tuple[tuple[str, str], ...]:
+    """Credentials for pyarrow, as they are now; none where it finds and renews them itself."""
+    credentials = _credentials()
+    if credentials is None or credentials.method in RENEWED_BY_PYARROW:
+        return ()
+    now = credentials.get_frozen_credentials()
+    keys = {"access_key": now.access_key, "secret_key": now.secret_key, "session_token": now.token}
+    return tuple((name, value) for name, value in keys.items() if value)
+
+
+@functools.cache
+def _credentials() -> Any:
+    """botocore's, which renews them."""
+    return session().get_credentials()
+
+
+def _region(found: botocore.session.Session) -> str | None:
+    return os.environ.get("AWS_REGION", "").strip() or found.get_config_variable("region") or None
+
+
+def _attempts(default: int = ATTEMPTS) -> int:
+    text = os.environ.get("AWS_MAX_ATTEMPTS", "").strip() or str(default)
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"AWS_MAX_ATTEMPTS is {text}: must be a number, at least 1")
+    return int(text)

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+
+from oasisgen import storage
+from oasisgen.address import parse
+from oasisgen.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("", "is no address"),
+        ("s3://bucket/a\nb", "is no address"),
+        ("s3:/bucket/x", "// is missing after the first colon"),
+        ("file:/tmp/x", "// is missing after the first colon"),
+        ("gs://bucket/x", "gs:// is not storage that this program knows"),
+        ("https://host/x", "https:// is not storage"),
+        ("hdfs://x", "hdfs:// is not storage"),
+        ("s3:///x", "names no bucket"),
+        ("s3://key:secret@bucket/x", "is no bucket's name"),
+        ("s3://bucket:9000/x", "is no bucket's name"),
+        ("s3://bucket/a//b", "names between slashes cannot be empty"),
+        ("s3://bucket//a", "names between slashes cannot be empty"),
+        ("s3://bucket/a/../b", "names between slashes cannot be empty, . or .."),
+        ("s3://bucket/x?region=eu-west-1", "options after \\? are not read: set AWS_REGION"),
+        ("file:///tmp/a#b", "\\? and # cannot stand in a file:// address"),
+        ("file:///tmp/a?b=1", "\\? and # cannot stand in a file:// address"),
+        ("file://host/x", "names another machine"),
+    ],
+)
+def test_what_is_no_address_is_one_line_that_says_what_is(uri: str, reason: str) -> None:
+    for use in (parse, storage.resolve, storage.absolute, lambda uri: storage.check(uri, write=True)):
+        with pytest.raises(UserError, match=reason) as raised:
+            use(uri)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_one_place_has_one_spelling(tmp_path: Path) -> None:
+    for spelling in (f"{tmp_path}/", f"file://{tmp_path}", f"file://localhost{tmp_path}", f"{tmp_path}/x/.."):
+        assert storage.absolute(spelling) == str(tmp_path)
+    assert storage.absolute("s3://bucket/run/") == storage.absolute("s3://bucket/run") == "s3://bucket/run"
+    assert (parse("s3://bucket/a/b#c").bucket, parse("s3://bucket/a/b#c").key) == ("bucket", "a/b#c")
+    assert (parse("s3://bucket").path, parse("s3://bucket/").key) == ("bucket", "")
+    assert storage.absolute("file:///tmp/a%20b") == "/tmp/a b"
