@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -163,10 +164,16 @@ REFUSED: dict[str, Change] = {
 }
 
 
+@cache
+def training() -> tuple[Manifest, Manifest]:
+    """The policy of the overlay gpu and its RayJob, which it lets in."""
+    built = build(ROOT / "k8s/overlays/gpu")
+    return policy(built, "rayjobs"), stored(only(built, "RayJob"))
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_not_of_our_shape_is_refused(what: str) -> None:
-    built = build(ROOT / "k8s/overlays/gpu")
-    rule, job = policy(built, "rayjobs"), stored(only(built, "RayJob"))
+    rule, job = training()
     changed = copy.deepcopy(job)
     REFUSED[what](changed)
     assert changed != job
@@ -192,11 +199,10 @@ def test_the_nights_creator_creates_nights_alone(what: str, night: Night) -> Non
 
 
 def test_the_nights_creator_cannot_train_under_a_nights_name() -> None:
-    built = build(ROOT / "k8s/overlays/gpu")
-    job = stored(only(built, "RayJob"))
+    rule, job = copy.deepcopy(training())
     job["metadata"]["name"] = "nightly-2026-11-24"
-    assert refusals(policy(built, "rayjobs"), job) == []
-    assert refusals(policy(built, "rayjobs"), job, user=CREATOR) == ["the nights' creator creates nights"]
+    assert refusals(rule, job) == []
+    assert refusals(rule, job, user=CREATOR) == ["the nights' creator creates nights"]
 
 
 def test_a_job_of_the_last_image_ends_as_it_began(variant: Callable[..., list[Manifest]]) -> None:
