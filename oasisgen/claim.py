@@ -1,12 +1,15 @@
 """A folder in storage is ours, and its name stands for one configuration."""
 
+import importlib.metadata
 import json
 from typing import Any
 
-from oasisgen import documents, storage
+from oasisgen import __version__, documents, storage
 from oasisgen.config import differences
 from oasisgen.errors import UserError
 
+# What a slice depends on beside the request it is made for.
+SOFTWARE = {"oasisgen": __version__, "torch": importlib.metadata.version("torch")}
 MARK = "config.json"  # what makes a folder ours: it is written before anything else
 
 
@@ -39,3 +42,24 @@ def require_same(folder: str, settings: dict[str, Any]) -> None:
         return
     if changed := differences(old, settings):
         raise UserError(f"{folder} exists with other settings ({'; '.join(changed)}): use another --out")
+
+
+def require_same_software(folder: str) -> None:
+    """Raise UserError where the work in `folder` was begun with other versions: a part of it would be of another kind.
+
+    For work that is unfinished, and whose settings hold SOFTWARE as `software`.
+    """
+    try:
+        begun = documents.read(storage.join(folder, MARK), dict).get("software")
+    except FileNotFoundError:
+        return
+    if begun != SOFTWARE:
+        was = _in_words(begun) if isinstance(begun, dict) else "a version that did not write down which"
+        raise UserError(
+            f"{folder} was begun with {was}, this is {_in_words(SOFTWARE)}: go on with the same versions, or use "
+            "another --out"
+        )
+
+
+def _in_words(software: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in software.items())

@@ -325,8 +325,12 @@ PRESETS = {
     "full": ("The best we know.", FULL),
 }
 
-# How a run computes is not what it computes: these may change between two calls of the same run.
+# How a run computes is not what it computes: these may change between two calls of the same run. (Versions may not
+# while a batch is unfinished: `claim.require_same_software`.)
 _PLACEMENT = (
+    "software",
+    "software.oasisgen",
+    "software.torch",
     "out",
     "workers",
     "cpus_per_worker",

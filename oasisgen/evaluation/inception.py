@@ -38,9 +38,15 @@ def digest(uri: str) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_inception(uri: str) -> Inception:
-    """The network with the weights at `uri`, a file of torchvision's for `inception_v3`, in evaluation mode."""
-    return _build(_read(uri), uri)
+def read_inception(uri: str, expected: str = "") -> Inception:
+    """The network with the weights at `uri`, a file of torchvision's for `inception_v3`, in evaluation mode.
+
+    Raises UserError if their digest is not the `expected` one.
+    """
+    data = _read(uri)
+    if expected and hashlib.sha256(data).hexdigest() != expected:
+        raise UserError(f"weights {uri} were replaced while the job ran: put the old ones back, or begin anew")
+    return _build(data, uri)
 
 
 def _read(uri: str) -> bytes:

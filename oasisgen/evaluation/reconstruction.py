@@ -75,7 +75,7 @@ def evaluate_bundle(bundle_uri: str, data: DataSet, split: str, out: str) -> dic
     written = storage.join(out, "evaluation.json")
     if storage.exists(written):
         return documents.read(written, documents.Evaluation)
-    evaluation = evaluate(partial(read_vqvae, bundle.uri), data, split)
+    evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split)
     summary = {"model": bundle.digest, **evaluation.summary}
     tables.write(storage.join(out, "slices.parquet"), evaluation.slices, len(evaluation.slices))
     storage.write_text(written, json.dumps(summary, indent=2) + "\n")

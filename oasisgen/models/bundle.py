@@ -66,10 +66,11 @@ def find_bundle(uri: str) -> str:
     raise UserError(f"no model bundle at {uri}: give --model a run that jobs/train.py finished, or its model folder")
 
 
-def read_bundle(uri: str) -> Bundle:
+def read_bundle(uri: str, expected: str = "") -> Bundle:
     """Read a bundle (or the one of a run) and check every file against its digest.
 
-    Raises UserError naming the file that is missing, damaged or of another format.
+    Raises UserError naming the file that is missing, damaged or of another format, and if the bundle's digest is not
+    the `expected` one: actors read it anew, perhaps hours after the job did.
     """
     uri = find_bundle(uri)
     file = storage.join(uri, "config.json")
@@ -81,13 +82,17 @@ def read_bundle(uri: str) -> Bundle:
     if config.get("format") != FORMAT:
         raise UserError(f"bundle {uri} has format {config.get('format')}, this program reads {FORMAT}: train it again")
     documents.require(config, documents.BundleFile, file)
+    digest = hashlib.sha256(text).hexdigest()
+    if expected and digest != expected:
+        change = f"{expected[:12]} by {digest[:12]}"
+        raise UserError(f"bundle {uri} was replaced, {change}: put the old one back, or begin anew")
     weights = {}
-    for name, expected in config["files"].items():
+    for name, sha256 in config["files"].items():
         try:
             data = storage.read_bytes(storage.join(uri, name))
         except FileNotFoundError:
             raise UserError(f"bundle {uri}: {name} is missing: copy the whole folder, or train again") from None
-        if hashlib.sha256(data).hexdigest() != expected:
+        if hashlib.sha256(data).hexdigest() != sha256:
             raise UserError(f"bundle {uri}: {name} is truncated or changed: copy it again, or train again") from None
         weights[name.removesuffix(ENDING)] = data
     try:
@@ -95,7 +100,7 @@ def read_bundle(uri: str) -> Bundle:
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidFile(f"bundle {uri}: its weights do not fit its config.json ({reason}): train it again") from None
-    return Bundle(uri, hashlib.sha256(text).hexdigest(), config, *networks)
+    return Bundle(uri, digest, config, *networks)
 
 
 def _networks(config: dict[str, Any], tensors: dict[str, Any]) -> tuple[VQVAE, Prior, FeatureNetwork]:
@@ -129,14 +134,14 @@ def is_whole(uri: str) -> bool:
     return True
 
 
-def read_vqvae(uri: str) -> VQVAE:
-    """The VQ-VAE of a bundle, in evaluation mode."""
-    return read_bundle(uri).vqvae
+def read_vqvae(uri: str, expected: str = "") -> VQVAE:
+    """The VQ-VAE of a bundle, in evaluation mode. As `read_bundle`."""
+    return read_bundle(uri, expected).vqvae
 
 
-def read_features(uri: str) -> FeatureNetwork:
-    """The feature network of a bundle, in evaluation mode."""
-    return read_bundle(uri).features
+def read_features(uri: str, expected: str = "") -> FeatureNetwork:
+    """The feature network of a bundle, in evaluation mode. As `read_bundle`."""
+    return read_bundle(uri, expected).features
 
 
 def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) -> str:

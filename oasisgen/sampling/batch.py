@@ -16,7 +16,7 @@ import ray.data
 from torch import nn
 
 from oasisgen import __version__, cluster, documents, meters, storage, tables
-from oasisgen.claim import claim, require_same
+from oasisgen.claim import SOFTWARE, claim, require_same, require_same_software
 from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, number_ranges
 from oasisgen.data.feed import Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
@@ -86,7 +86,9 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
         raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
     reference = open_reference_data(bundle, config.data) if config.measure else None
     weights = storage.absolute(config.inception) if config.inception else None
-    load = partial(inception.read_inception, weights) if weights else partial(read_features, bundle.uri)
+    seen_with = inception.digest(weights) if weights else ""
+    read = partial(inception.read_inception, weights) if weights else partial(read_features, bundle.uri)
+    load = partial(read, expected=seen_with or bundle.digest)
     ids = number_ranges("ids", config.ids, MOST_IDS) if config.ids else []
     if ids:
         levels = np.unique(level_of(np.array(ids))).tolist()
@@ -101,12 +103,14 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
         "reject": config.reject,
         "part_size": config.part_size,
         "data_fingerprint": reference.fingerprint if reference else None,
-        "inception": inception.digest(weights) if weights else None,
+        "inception": seen_with or None,
         "gate": asdict(config.gate),
+        "software": SOFTWARE,
     }
     require_same(out, request)
     finished = storage.exists(storage.join(out, "manifest.json"))
     if not finished:
+        require_same_software(out)
         bundles = [{"CPU": cluster.ACTOR_CPUS}, {"CPU": cluster.TASK_CPUS}, {"CPU": cluster.TASK_CPUS}]
         with unless_locked(out):
             minutes = 0 if config.dry_run else config.wait_minutes
@@ -240,7 +244,7 @@ def make_parts(
         return
     rows = ray.data.from_items(pieces, override_num_blocks=1 + len(pieces) // GROUPS_PER_BLOCK).map_batches(
         Sampler,
-        fn_constructor_args=(bundle.uri, request["base_seed"], request["precision"]),
+        fn_constructor_args=(bundle.uri, request["base_seed"], request["precision"], bundle.digest),
         batch_size=1,
         **cluster.pool(use_gpu=cluster.gpus() > 0),
     )

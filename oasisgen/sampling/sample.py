@@ -19,9 +19,9 @@ def latent(base_seed: int, number: int, size: int) -> np.ndarray:
 
 
 class Sampler:
-    """A Ray actor that samples groups of slices."""
+    """A Ray actor that samples groups of slices. Raises UserError if the bundle's digest is not the `expected` one."""
 
-    def __init__(self, bundle_uri: str, base_seed: int, precision: Precision = "bfloat16") -> None:
+    def __init__(self, bundle_uri: str, base_seed: int, precision: Precision = "bfloat16", expected: str = "") -> None:
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.mixed = precision == "bfloat16" and has_bfloat16(self.device)
@@ -29,7 +29,7 @@ class Sampler:
         cpu = f"cpu {torch.backends.cpu.get_cpu_capability()}"
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu
         self.device_name = f"{name}, bfloat16" if self.mixed else name
-        bundle = read_bundle(bundle_uri)
+        bundle = read_bundle(bundle_uri, expected)
         self.vqvae, self.prior = bundle.vqvae.to(self.device), bundle.prior.to(self.device)
         self.base_seed = base_seed
 

@@ -111,7 +111,9 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     histories = {stage: history.read(metrics_uri, stage) for stage in config.stages}
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
-    report.write_run_report(config.out, described, metrics, histories, pairs, samples(bundle_uri, config, feed))
+    report.write_run_report(
+        config.out, described, metrics, histories, pairs, samples(bundle_uri, metrics["model"], config, feed)
+    )
 
 
 def check_size(config: TrainConfig, data: DataSet) -> None:
@@ -132,9 +134,9 @@ def reconstructions(vqvae: VQVAE, held_out: Feed) -> list[tuple[np.ndarray, np.n
     return list(zip(images.numpy(), written.numpy(), strict=True))
 
 
-def samples(bundle_uri: str, config: TrainConfig, held_out: Feed) -> list[tuple[np.ndarray, np.ndarray]]:
+def samples(bundle_uri: str, digest: str, config: TrainConfig, held_out: Feed) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first 32 sample ids, each with a held-out slice of its level."""
-    sampler = Sampler(bundle_uri, config.seed)
+    sampler = Sampler(bundle_uri, config.seed, expected=digest)
     levels = np.concatenate([block["level"] for block in held_out.blocks])
     chosen: list[tuple[np.ndarray, np.ndarray]] = []
     for group in groups(np.arange(LEVELS)):

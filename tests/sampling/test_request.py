@@ -14,7 +14,6 @@ from oasisgen.sampling import batch as batches
 from oasisgen.sampling.batch import generate
 
 
-@pytest.mark.xfail(strict=True, reason="actors read whatever lies there by then")
 def test_a_model_that_is_replaced_under_a_batch_is_refused(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,7 +35,6 @@ def test_a_model_that_is_replaced_under_a_batch_is_refused(
     assert not list((tmp_path / "b").rglob("*.png"))
 
 
-@pytest.mark.xfail(strict=True, reason="a request does not say which version it was made by")
 @pytest.mark.parametrize("version", ["0.0.1", None])
 def test_a_batch_that_another_version_began_is_not_gone_on_with(
     trained: Path, batch: Path, tmp_path: Path, version: str | None
