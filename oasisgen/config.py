@@ -229,7 +229,8 @@ class TrainConfig:
     workers: int = 1
     """Training processes (DDP ranks)."""
     cpus_per_worker: float = 1.0
-    """CPUs that Ray reserves for each of them; fractions are fine, 0 is not."""
+    """CPUs that Ray reserves for each of them, which computes with as many threads; fractions are fine, 0 is not.
+    On a Ray that the job starts for itself, the workers share all CPUs of the machine."""
     gpus_per_worker: float = 0.0
     """GPUs for each of them, a whole number; a single worker may have a part of one. 0 trains on the CPU."""
     min_workers: int = 0

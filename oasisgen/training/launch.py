@@ -1,6 +1,7 @@
 """Run a stage's loop on Ray Train's workers, its progress shown by the driver."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from oasisgen import cluster, storage
+from oasisgen import cluster, processes, storage
 from oasisgen.config import TrainConfig
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, LockProof
@@ -86,7 +87,7 @@ def fit(
     # Other nodes may go. Not `soft`: Ray then puts an actor without CPUs elsewhere more often than not.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    arguments = {"config": config, "driver": Driver(mailbox, lock), **inputs}
+    arguments = {"config": config, "driver": Driver(mailbox, lock, threads_of(config)), **inputs}
 
     def guarded(arguments: dict[str, Any]) -> str | None:
         """What all ranks raise alike is returned instead: Ray would start the workers again, to the same end."""
@@ -134,6 +135,17 @@ def fit(
     if result.return_value:
         raise UserError(result.return_value)
     return result
+
+
+def threads_of(config: TrainConfig) -> int:
+    """Threads that a worker computes with: those of the CPUs that it reserves.
+
+    Where Ray was started by this job, for itself, the workers share all CPUs of the machine instead: with the default
+    of one CPU each, the others would lie idle.
+    """
+    if processes.started():
+        return max(1, int(cluster.cpus()) // config.workers)
+    return math.ceil(config.cpus_per_worker)
 
 
 def drop_damaged_list(uri: str) -> None:

@@ -34,6 +34,7 @@ class Driver:
 
     mailbox: Any  # actor handle of oasisgen.training.launch.Mailbox: lines to print
     lock: LockProof | None = None  # of the run's folder
+    threads: int = 0  # of each rank; 0: its share of its machine
 
 
 @dataclass
@@ -50,8 +51,9 @@ class Worker:
     def start(cls, seed: int, driver: Driver | None) -> "Worker":
         """Set up this process: seed, threads, device."""
         context = ray.train.get_context()
-        threads = (os.cpu_count() or 1) // context.get_local_world_size()
-        torch.set_num_threads(max(1, threads))  # Ray leaves OMP_NUM_THREADS=1
+        threads = driver.threads if driver else 0
+        share = (os.cpu_count() or 1) // context.get_local_world_size()
+        torch.set_num_threads(threads or max(1, share))  # Ray leaves OMP_NUM_THREADS=1
         torch.manual_seed(seed)
         return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), driver)
 
