@@ -15,6 +15,7 @@ from oasisgen.config import CODE_SIZE
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.shards import Shard, read_shards
 from oasisgen.data.slices import PIECES, DataSet, read_slices
+from oasisgen.errors import UserError
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import repeatable
 from oasisgen.progress import Progress
@@ -40,9 +41,9 @@ class Encoder:
         return {"case": batch["case"], "level": batch["level"], "codes": codes.cpu().numpy().astype(np.uint16)}
 
 
-def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str) -> None:
+def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str) -> str:
     """Write `<uri>/<split>/part-*.parquet` and last `<uri>/<split>.json`, with their digests. A finished split is left
-    as it is.
+    as it is. Returns the digest of the VQ-VAE.
     """
     done = storage.join(uri, f"{split}.json")
     source = hashlib.sha256()
@@ -50,7 +51,7 @@ def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str)
         source.update(name.encode() + value.numpy().tobytes())
     mark = {"version": 2, "data": data.fingerprint, "vqvae": source.hexdigest()}  # 1 had no digests
     if storage.exists(done) and mark.items() <= storage.read_json(done).items():
-        return
+        return source.hexdigest()
     parts = []
     encoded = read_slices(data, split, PIECES).map_batches(
         Encoder,
@@ -67,6 +68,21 @@ def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str)
             parts.append({"name": name, "maps": len(table), "sha256": hashlib.sha256(written).hexdigest()})
             progress.advance(len(table))
     storage.write_text(done, json.dumps(mark | {"parts": parts}) + "\n")
+    return source.hexdigest()
+
+
+def require_same_codes(uri: str, vqvae: str) -> None:
+    """Raise UserError if the prior whose checkpoints lie at `uri` was begun on the codes of another VQ-VAE.
+
+    `vqvae` is the digest that `encode_split` returns. The best checkpoint of stage 1 may have been lost since.
+    """
+    mark = storage.join(uri, "codes.json")
+    written = (json.dumps({"vqvae": vqvae}) + "\n").encode()
+    if not storage.create(mark, written) and storage.read_bytes(mark) != written:
+        raise UserError(
+            f"{uri} was begun on the codes of another VQ-VAE, whose checkpoint cannot be read: put it back, or use "
+            "another --out"
+        )
 
 
 def _decode(table: pa.Table) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The training job: VQ-VAE, feature network, code maps, prior, bundle, report. What is done is not done again."""
 
 import dataclasses
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from oasisgen.progress import say
 from oasisgen.sampling.ids import groups
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint, history
-from oasisgen.training.codes import encode_split, read_codes
+from oasisgen.training.codes import encode_split, read_codes, require_same_codes
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.features import Questions, train_features
 from oasisgen.training.launch import complete
@@ -84,7 +85,8 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     questions.load_state_dict(state["model"])
     del train_slices, inputs  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
-    encode_split(data, "train", load_vqvae, codes_uri)
+    digest = encode_split(data, "train", load_vqvae, codes_uri)
+    require_same_codes(storage.join(config.out, config.prior), digest)
 
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
@@ -105,6 +107,8 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     evaluation = evaluate(load_vqvae, data, "validate")
     metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
     held.renew()
+    with suppress(FileNotFoundError):
+        storage.remove(storage.join(config.out, "report", "index.html"))  # of a bundle before: the run is not finished
     metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, questions.network, metrics)
 
     metrics_uri = storage.join(config.out, "metrics")

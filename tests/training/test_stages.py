@@ -309,7 +309,6 @@ def test_metrics_are_lines_and_tensorboard_events(trained: Path) -> None:
         assert [event.value for event in scalars] == pytest.approx([line[name] for line in lines])
 
 
-@pytest.mark.xfail(strict=True, reason="the page of the bundle before stays until the new one is written")
 def test_a_report_is_of_its_bundle_and_a_prior_of_its_vqvae(
     data: DataSet, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
