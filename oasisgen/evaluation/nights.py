@@ -4,11 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from oasisgen import storage
+from oasisgen import documents, storage
+from oasisgen.errors import InvalidFile
 from oasisgen.evaluation import figures, report
 from oasisgen.progress import say
 
 FOLDER = "batches"  # <root>/batches/<name>: nothing is read or written beside a batch that lies elsewhere
+MOST_WRITES = 10  # of the page, while more batches end
 # What requests have in common whose measures can be compared.
 SAME = ("count", "levels", "ids", "reject", "data_fingerprint", "inception")
 ABOUT = "batch", "verdict", "why quarantined", "finished, UTC", "slices", "refused"
@@ -32,25 +34,33 @@ def root_of(batch: str) -> str | None:
 
 
 def read_nights(root: str) -> list[dict[str, Any]]:
-    """What `summary.json` says of each measured batch, with its `name`, the oldest first."""
+    """What `summary.json` says of each batch that has a manifest, with its `name`, the oldest first.
+
+    A batch whose summary is damaged or of another version is named and left out.
+    """
 
     def read(name: str) -> dict[str, Any] | None:
-        with suppress(FileNotFoundError):
-            summary = storage.read_json(storage.join(root, name, "summary.json"))
-            return summary | {"name": name} if "verdict" in summary else None  # another version's
-        return None
+        if not storage.exists(storage.join(root, name, "manifest.json")):
+            return None
+        try:
+            return documents.read(storage.join(root, name, "summary.json"), documents.Summary) | {"name": name}
+        except (FileNotFoundError, InvalidFile) as error:
+            say("nights", f"{name} is left out: {error}")
+            return None
 
     with ThreadPoolExecutor(16) as pool:
         nights = [night for night in pool.map(read, storage.list_folders(root)) if night]
-    return sorted(nights, key=lambda night: night["finished"])
+    return sorted(nights, key=lambda night: (night["finished"], night["name"]))
 
 
-def last_released(root: str, request: dict[str, Any]) -> dict[str, Any] | None:
-    """What the last released batch that was asked for and measured alike says; None where there is none."""
+def last_released(root: str, request: dict[str, Any], but: str) -> dict[str, Any] | None:
+    """What the last released batch that was asked for and measured alike says; None if there is none `but` one."""
     alike = [
         night
         for night in read_nights(root)
-        if night["verdict"] == "released" and all(night.get(name) == request[name] for name in SAME)
+        if night["name"] != but
+        and night["verdict"] == "released"
+        and all(night.get(name) == request[name] for name in SAME)
     ]
     return alike[-1] if alike else None
 
@@ -58,7 +68,8 @@ def last_released(root: str, request: dict[str, Any]) -> dict[str, Any] | None:
 def write_index(root: str) -> None:
     """`<root>/index.html`: every batch in a table, the newest first, with trends.
 
-    A page of somebody else's under that name stays as it is.
+    A page of somebody else's under that name stays as it is. A batch calls this once its manifest is written. Two that
+    end together overwrite each other's page, so each writes it until no batch has been added in the meantime.
     """
     page = storage.join(root, "index.html")
     with suppress(FileNotFoundError):
@@ -66,6 +77,14 @@ def write_index(root: str) -> None:
             say("report", f"{page} is not ours: the page of all batches is not written")
             return
     nights = read_nights(root)
+    for _ in range(MOST_WRITES):
+        _write_page(page, nights)
+        shown, nights = nights, read_nights(root)
+        if nights == shown:
+            return
+
+
+def _write_page(page: str, nights: list[dict[str, Any]]) -> None:
     rows, history = [], []
     for number, night in enumerate(nights, 1):
         values = {heading: night["measures"].get(name) for heading, name in COLUMNS.items()}

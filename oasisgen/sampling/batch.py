@@ -130,6 +130,8 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
         return None
     claim(out, request)
     if finished:
+        if root := nights.root_of(out):
+            nights.write_index(root)  # the job that made the batch may have been killed before it did
         return documents.read(storage.join(out, "summary.json"), documents.Summary)
     with lock(out) as held:
         return make_batch(bundle, reference, load, request, out, held)
@@ -154,7 +156,7 @@ def make_batch(
     )
     measures = measure(load, request, references, slices, out) if references else {}
     root = nights.root_of(out)
-    last = nights.last_released(root, request) if root else None
+    last = nights.last_released(root, request, but=out.rpartition("/")[2]) if root else None
     reasons = release.judge(measures, GateConfig(**request["gate"]), last and last["measures"])
     if len(slices) < request["count"]:
         reasons.insert(0, f"only {len(slices)} slices were left of {MOST_TRIED * request['count']} tried")
@@ -184,10 +186,10 @@ def make_batch(
     storage.write_text(storage.join(out, "summary.json"), json.dumps(summary, indent=2, allow_nan=False) + "\n")
     floor, train = (references.floor, references.train.load()) if references else (None, None)
     batch_report.write(out, summary, slices, floor, train)
-    if root:
-        nights.write_index(root)
     manifest = {"verdict": verdict, **request, "version": __version__, "parts": parts}
     held.commit(storage.join(out, "manifest.json"), (json.dumps(manifest, indent=2) + "\n").encode())
+    if root:
+        nights.write_index(root)
     return summary
 
 

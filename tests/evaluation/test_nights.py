@@ -8,7 +8,6 @@ from oasisgen import storage
 from oasisgen.evaluation import figures
 from oasisgen.evaluation.nights import last_released, read_nights, root_of, write_index
 
-XFAIL = pytest.mark.xfail(strict=True, reason="KeyError; itself; lost from the page")
 REQUEST = {"count": 10, "levels": [1, 2], "ids": None, "reject": "none", "data_fingerprint": "f", "inception": None}
 
 
@@ -35,7 +34,7 @@ def test_the_nights_of_a_root_are_found_and_shown(place: str) -> None:
     root = f"{place}/batches"
     assert root_of(f"{root}/first") == root
     assert root_of(f"{place}/elsewhere/first") is None
-    assert last_released(root, REQUEST) is None
+    assert last_released(root, REQUEST, but="tonight") is None
     night(root, "b-first", 1)
     night(root, "a-second", 2)
     night(root, "third", 3, verdict="quarantined", reasons=["too <little> variety"], measures={})
@@ -44,7 +43,7 @@ def test_the_nights_of_a_root_are_found_and_shown(place: str) -> None:
     storage.write_text(f"{root}/unfinished/config.json", "{}")
     storage.write_text(f"{root}/older/summary.json", "{}")
     assert [each["name"] for each in read_nights(root)] == ["b-first", "a-second", "third", "other", "by-inception"]
-    last = last_released(root, REQUEST)
+    last = last_released(root, REQUEST, but="tonight")
     assert last
     assert last["name"] == "a-second"
 
@@ -57,7 +56,6 @@ def test_the_nights_of_a_root_are_found_and_shown(place: str) -> None:
     assert "3.000 (1.000)" in rows[3]
 
 
-@XFAIL
 def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,7 +72,6 @@ def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
     assert all(f"{name}/summary.json" in said for name in ("list", "cut", "lacking", "untimed"))
 
 
-@XFAIL
 def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_itself(tmp_path: Path) -> None:
     root = f"{tmp_path}/batches"
     night(root, "first", 1)
@@ -85,7 +82,6 @@ def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_its
     assert last_released(root, REQUEST, but="first") is None
 
 
-@XFAIL
 def test_a_batch_that_ends_while_another_writes_the_page_is_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
