@@ -1,9 +1,11 @@
 """Measure how well a trained model reconstructs a split."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from oasisgen import cli, storage
+from oasisgen.config import check
 from oasisgen.progress import say
 
 
@@ -19,6 +21,15 @@ class Flags:
     """URI of the folder for evaluation.json and slices.parquet."""
     split: Literal["train", "validate", "test"] = "validate"
     """The split; choose models by validate, report test once."""
+    gpus_per_worker: float | None = None
+    """GPUs for each worker; by default one where the cluster has any. 0 works on CPUs."""
+    wait_minutes: float = 0.0
+    """Minutes to wait for room on the cluster, which an autoscaler sees and starts nodes for; 0: some seconds."""
+
+    def __post_init__(self) -> None:
+        gpus = self.gpus_per_worker
+        check("gpus_per_worker", gpus, gpus is None or 0 <= gpus <= 1, "from 0 to 1")
+        check("wait_minutes", self.wait_minutes, 0 <= self.wait_minutes < math.inf, "at least 0, and finite")
 
 
 def main() -> None:
@@ -33,7 +44,8 @@ def main() -> None:
 
         out = storage.absolute(flags.out)
         with cluster.connection():
-            summary = evaluate_bundle(flags.model, open_data_set(flags.data), flags.split, out)
+            data = open_data_set(flags.data)
+            summary = evaluate_bundle(flags.model, data, flags.split, out, flags.gpus_per_worker, flags.wait_minutes)
         say(
             "evaluate",
             f"{flags.split}: {summary['slices']} slices of {summary['cases']} cases; 95 % intervals over cases",

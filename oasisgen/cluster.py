@@ -10,11 +10,13 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from oasisgen import s3
@@ -47,6 +49,21 @@ ALONE = {
 }
 PATIENCE_SECONDS = 10  # for resources that a job that has just ended still holds
 LOOK_SECONDS = 30  # between two words about waiting
+STALLED_SECONDS = 120  # without any progress, after which Ray Data gives up
+
+
+@dataclass(frozen=True)
+class Actors:
+    """What model actors ask of the cluster: samplers, encoders, reconstructors, feature extractors."""
+
+    gpus: float = 0.0  # of each of them
+    wait_minutes: float = 0.0  # for room
+    flag: str = "--gpus-per-worker"  # by which a job's user sets `gpus`
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The resources of one."""
+        return {"CPU": ACTOR_CPUS} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 @contextmanager
@@ -68,6 +85,9 @@ def connection() -> Iterator[None]:
             yield
         except ray.exceptions.RayError as error:
             raise UserError(_cause(error)) from error
+        except ExecutionTimeoutError as error:
+            room = "another job may hold the CPUs or GPUs that it asks for (--wait-minutes)"
+            raise UserError(f"nothing went on for {STALLED_SECONDS} s: {room}") from error
 
 
 def _connect() -> None:
@@ -92,7 +112,7 @@ def _connect() -> None:
     context.execution_options.preserve_order = True  # the same job reads and writes in the same order
     context.raise_original_map_exception = True  # a UserError of a task arrives as one
     context.use_datasource_v2 = False  # the V2 Parquet source takes 1.3 s to start, the first one 0.2 s
-    context.execution_no_progress_timeout_s = 120
+    context.execution_no_progress_timeout_s = STALLED_SECONDS
 
 
 def _storage_access() -> dict[str, Any] | None:
@@ -151,19 +171,54 @@ def tasks() -> dict[str, Any]:
     return {"num_cpus": TASK_CPUS, "concurrency": max(1, int(cpus()))}
 
 
-def pool(use_gpu: bool = False) -> dict[str, Any]:
+def actors(gpus: float | None, wait_minutes: float, flag: str) -> Actors:
+    """Model actors with so many GPUs each; None: one, where the cluster has any once it has room for an actor at all.
+
+    Raises UserError where it has none in time.
+    """
+    if gpus is None and not gpus_there():
+        require_actors(Actors(0, wait_minutes, flag))  # an autoscaler may have to start the first node
+    return Actors(min(1.0, gpus_there()) if gpus is None else gpus, wait_minutes, flag)
+
+
+def require_actors(actors: Actors) -> None:
+    """As `require`, for one model actor, and a reading and a writing task beside it."""
+    shape = f"{ACTOR_CPUS:g} CPUs" + (f", {actors.gpus:g} GPU{'s' if actors.gpus > 1 else ''}" if actors.gpus else "")
+    require(
+        [actors.bundle, {"CPU": TASK_CPUS}, {"CPU": TASK_CPUS}],
+        f"a model actor ({shape}), a reading and a writing task",
+        f"use CPUs ({actors.flag} 0)" if actors.gpus else "add a node",
+        actors.wait_minutes,
+    )
+
+
+def pool(actors: Actors) -> dict[str, Any]:
     """`map_batches` arguments for a pool of model actors, as many as fit beside a reading and a writing task.
 
-    On two CPUs these are two actors; all of them and both tasks fit at once, or the pipeline would wait for itself. An
-    actor on a GPU has one of its own.
+    On two CPUs these are two actors; all of them and both tasks fit at once, or the pipeline would wait for itself.
+    Raises UserError where there is no room for one: another job may have come in since this one began.
     """
-    most = int(gpus()) if use_gpu else int((cpus() - 2 * TASK_CPUS) / ACTOR_CPUS)
+    require_actors(actors)
+    most = int((cpus() - 2 * TASK_CPUS) / ACTOR_CPUS)
+    if actors.gpus:
+        most = min(most, int(gpus_there() / actors.gpus))
     return {
         "num_cpus": ACTOR_CPUS,
-        "num_gpus": 1 if use_gpu else 0,
+        "num_gpus": actors.gpus,
         "compute": ActorPoolStrategy(min_size=1, max_size=max(1, most)),
         "runtime_env": {"env_vars": MALLOC},
     }
+
+
+def device() -> str:
+    """`cuda` where Ray reserved a GPU for this process, `cpu` where it did not; without Ray, what the machine has.
+
+    Ray hides no GPU from a process that has reserved none.
+    """
+    import torch  # it takes seconds, and packing does without
+
+    reserved = not ray.is_initialized() or ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    return "cuda" if reserved and torch.cuda.is_available() else "cpu"
 
 
 def require_workers(workers: int, cpus_per_worker: float, gpus_per_worker: float, wait_minutes: float = 0.0) -> None:
@@ -224,7 +279,7 @@ def require_store(count: int, cpus: float, gpus: float = 0) -> None:
             )
 
 
-def gpus() -> float:
+def gpus_there() -> float:
     """GPUs of the whole cluster."""
     return float(ray.cluster_resources().get("GPU", 0))
 

@@ -232,7 +232,7 @@ class TrainConfig:
     """CPUs that Ray reserves for each of them, which computes with as many threads; fractions are fine, 0 is not.
     On a Ray that the job starts for itself, the workers share all CPUs of the machine."""
     gpus_per_worker: float = 0.0
-    """GPUs for each of them, a whole number; a single worker may have a part of one. 0 trains on the CPU."""
+    """GPUs for each of them, a whole number; a single worker may have a part of one. 0: CPUs, to encode and evaluate too."""
     min_workers: int = 0
     """Start, and go on when nodes are lost, with as few as these, and with more as they come; 0 waits for all."""
     checkpoint_seconds: float = 30.0
@@ -433,6 +433,8 @@ class GenerateConfig:
     """Sample ids in a part, which is made, or made again, as a whole."""
     data: str | None = None
     """URI of the data set to measure against; by default the one the model was trained on."""
+    gpus_per_sampler: float | None = None
+    """GPUs for each sampler and feature extractor; by default one where the cluster has any. 0 works on CPUs."""
     inception: str | None = None
     """URI of torchvision's weights of Inception v3, whose features then tell fidelity instead of the run's own."""
     wait_minutes: float = 0.0
@@ -453,6 +455,8 @@ class GenerateConfig:
             check("ids", self.ids, asked == (1000, f"0-{LEVELS - 1}", "none"), "without count, levels and reject")
         if self.base_seed is not None:
             check("base_seed", self.base_seed, 0 <= self.base_seed < 2**63, "from 0 to 2**63 - 1")
+        gpus = self.gpus_per_sampler
+        check("gpus_per_sampler", gpus, gpus is None or 0 <= gpus <= 1, "from 0 to 1")
         check("inception", self.inception, self.measure or not self.inception, "left out where nothing is measured")
         check("reject", self.reject, self.measure or self.reject == "none", "none where nothing is measured")
         check("part_size", self.part_size, 1 <= self.part_size <= 100_000, "from 1 to 100000")

@@ -55,7 +55,6 @@ input()
 """
 
 
-@pytest.mark.xfail(strict=True, reason="generation asks for CPUs only, and its sampler waits for the GPU")
 def test_a_busy_gpu_is_named_and_cpus_can_be_asked_for(trained: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BUSY, str(trained), str(tmp_path / "night")],
@@ -93,7 +92,6 @@ def busy() -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="generation asks for CPUs only, and its sampler waits for the GPU")
 def test_a_job_waits_for_the_gpu_that_another_job_holds(
     busy: tuple[str, subprocess.Popen[str]], trained: Path, tmp_path: Path
 ) -> None:
@@ -109,7 +107,6 @@ def test_a_job_waits_for_the_gpu_that_another_job_holds(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="encoding and evaluating wait for the GPU, also in a run on CPUs")
 def test_a_run_and_an_evaluation_on_cpus_leave_the_gpu_alone(
     busy: tuple[str, subprocess.Popen[str]], data: DataSet, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ class Describer:
 
     def __init__(self, load: Callable[[], nn.Module]) -> None:
         torch.set_num_threads(1)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(cluster.device())
         self.network = load().to(self.device)
 
     @torch.no_grad()
@@ -53,10 +53,10 @@ class Describer:
         return {"features": features.float().cpu().numpy()}
 
 
-def describe(load: Callable[[], nn.Module], images: np.ndarray) -> torch.Tensor:
+def describe(load: Callable[[], nn.Module], images: np.ndarray, actors: cluster.Actors) -> torch.Tensor:
     """(N, 256, 256) uint8 -> features (N, F), with the network that `load` reads. Needs a connected Ray."""
     described = ray.data.from_numpy(list(chunks(images, BATCH))).map_batches(
-        Describer, fn_constructor_args=(load,), batch_size=BATCH, **cluster.pool(use_gpu=cluster.gpus() > 0)
+        Describer, fn_constructor_args=(load,), batch_size=BATCH, **cluster.pool(actors)
     )
     return torch.cat([torch.from_numpy(batch["features"].copy()) for batch in described.iter_batches(batch_size=None)])
 
@@ -109,7 +109,12 @@ def chosen(feed: Feed, wanted: np.ndarray) -> Slices:
 
 
 def measure(
-    load: Callable[[], nn.Module], synthetic: Slices, levels: list[int], train: Feed, held_out: Feed
+    load: Callable[[], nn.Module],
+    synthetic: Slices,
+    levels: list[int],
+    train: Feed,
+    held_out: Feed,
+    actors: cluster.Actors = cluster.Actors(),  # noqa: B008 (frozen)
 ) -> dict[str, dict[str, float]]:
     """Each measure of `synthetic` against all held-out slices of the `levels` asked for: `value`, `floor`, `distance`.
 
@@ -118,7 +123,7 @@ def measure(
     """
     real = chosen(held_out, np.repeat(levels, len(held_out)))
     others = chosen(train, np.resize(levels, len(synthetic.levels)))
-    features = describe(load, np.concatenate([real.images, synthetic.images, others.images]))
+    features = describe(load, np.concatenate([real.images, synthetic.images, others.images]), actors)
     real_features, *candidates = features.split([len(real.levels), len(synthetic.levels), len(others.levels)])
     values, floors = (
         {"ms_ssim": variety(*slices), **fidelity(real_features, its)}

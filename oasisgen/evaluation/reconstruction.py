@@ -37,7 +37,7 @@ class Reconstructor:
 
     def __init__(self, load: Callable[[], VQVAE]) -> None:
         torch.set_num_threads(1)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(cluster.device())
         self.vqvae = load().to(self.device)
         self.codebook_size = len(self.vqvae.quantizer.codebook)
 
@@ -62,11 +62,14 @@ class Reconstructor:
         }
 
 
-def evaluate_bundle(bundle_uri: str, data: DataSet, split: str, out: str) -> dict[str, Any]:
+def evaluate_bundle(
+    bundle_uri: str, data: DataSet, split: str, out: str, gpus: float | None = None, wait_minutes: float = 0.0
+) -> dict[str, Any]:
     """Evaluate a bundle, or the one of a run; returns what `<out>/evaluation.json` says, beside `slices.parquet`.
 
-    A finished evaluation is left as it is. Raises UserError for storage that may not be used, a damaged bundle or data
-    set, and where `out` holds the evaluation of something else.
+    Each of its actors has so many GPUs, None: one, where the cluster has any. A finished evaluation is left as it is.
+    Raises UserError for storage that may not be used, a damaged bundle or data set, no room on the cluster, and where
+    `out` holds the evaluation of something else.
     """
     storage.check(out, write=True)
     bundle = read_bundle(bundle_uri)
@@ -75,21 +78,22 @@ def evaluate_bundle(bundle_uri: str, data: DataSet, split: str, out: str) -> dic
     written = storage.join(out, "evaluation.json")
     if storage.exists(written):
         return documents.read(written, documents.Evaluation)
-    evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split)
+    actors = cluster.actors(gpus, wait_minutes, "--gpus-per-worker")
+    evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split, actors)
     summary = {"model": bundle.digest, **evaluation.summary}
     tables.write(storage.join(out, "slices.parquet"), evaluation.slices, len(evaluation.slices))
     storage.write_text(written, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def evaluate(load: Callable[[], VQVAE], data: DataSet, split: str) -> Evaluation:
+def evaluate(load: Callable[[], VQVAE], data: DataSet, split: str, actors: cluster.Actors) -> Evaluation:
     """Reconstruct a whole split with the model that `load` reads, in evaluation mode. Needs a connected Ray."""
     counts = np.zeros(1, np.int64)
     scored = read_slices(data, split, PIECES).map_batches(
         Reconstructor,
         fn_constructor_args=(load,),
         batch_size=BATCH,
-        **cluster.pool(use_gpu=cluster.gpus() > 0),
+        **cluster.pool(actors),
     )
     tables = []
     with Progress("evaluate", data.count(split), f"{split} slices") as progress:

@@ -111,10 +111,10 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     finished = storage.exists(storage.join(out, "manifest.json"))
     if not finished:
         require_same_software(out)
-        bundles = [{"CPU": cluster.ACTOR_CPUS}, {"CPU": cluster.TASK_CPUS}, {"CPU": cluster.TASK_CPUS}]
         with unless_locked(out):
             minutes = 0 if config.dry_run else config.wait_minutes
-            cluster.require(bundles, "sampler, comparer and writer", "add a node", minutes)
+            actors = cluster.actors(config.gpus_per_sampler, minutes, "--gpus-per-sampler")
+            cluster.require_actors(actors)
         if reference:
             cluster.require_store(reference.pixels("train", "validate"), cluster.ACTOR_CPUS)
     if config.dry_run:
@@ -126,7 +126,7 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
         say("plan", f"{sum(map(len, planned))} slices in {len(planned)} parts, {done}, about {weight}")
         if reference:
             say("plan", f"measured against {reference.uri}, {reference.count('train')} training slices")
-        say("plan", f"to {out}; {cluster.free()['CPU']:g} CPUs are free")
+        say("plan", f"to {out}; {cluster.free()['CPU']:g} CPUs, {cluster.free()['GPU']:g} GPUs are free")
         return None
     claim(out, request)
     if finished:
@@ -134,27 +134,33 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
             nights.write_index(root)  # the job that made the batch may have been killed before it did
         return documents.read(storage.join(out, "summary.json"), documents.Summary)
     with lock(out) as held:
-        return make_batch(bundle, reference, load, request, out, held)
+        return make_batch(bundle, reference, load, request, out, held, actors)
 
 
 def make_batch(
-    bundle: Bundle, data: DataSet | None, load: Callable[[], nn.Module], request: dict[str, Any], out: str, held: Lock
+    bundle: Bundle,
+    data: DataSet | None,
+    load: Callable[[], nn.Module],
+    request: dict[str, Any],
+    out: str,
+    held: Lock,
+    actors: cluster.Actors,
 ) -> dict[str, Any]:
     """Make the parts that are missing; then summary, report, the page of all nights and, last, the manifest.
 
-    `load` reads the network whose features fidelity is measured by.
+    `load` reads the network whose features fidelity is measured by; `actors` is what samplers and that network run on.
     """
     started = time.monotonic()
     references = read_references(data, request) if data else None
     least = release.limits(references.floor, request["reject"]) if references else {}
     measured = time.monotonic()
-    parts = make_slices(bundle, request, references, least, out, held)
+    parts = make_slices(bundle, request, references, least, out, held, actors)
     made = time.monotonic()
 
     slices = tables.read_folder(
         storage.join(out, "summary"), SUMMARY, [name for name in SUMMARY.names if name != "sha256"]
     )
-    measures = measure(load, request, references, slices, out) if references else {}
+    measures = measure(load, request, references, slices, out, actors) if references else {}
     root = nights.root_of(out)
     last = nights.last_released(root, request, but=out.rpartition("/")[2]) if root else None
     reasons = release.judge(measures, GateConfig(**request["gate"]), last and last["measures"])
@@ -212,6 +218,7 @@ def make_slices(
     least: dict[str, float],
     out: str,
     held: Lock,
+    actors: cluster.Actors,
 ) -> list[dict[str, Any]]:
     """Make what is missing of all parts, until as many slices as asked for are left; returns the manifest's `parts`."""
     count, tried = request["count"], 0
@@ -221,7 +228,7 @@ def make_slices(
         numbered = dict(enumerate(planned, len(entries)))
         missing = {number: ids for number, ids in numbered.items() if not storage.exists(part_uri(out, number))}
         with Progress("generate", sum(map(len, missing.values())), "slices") as progress:
-            for number, slices in make_parts(bundle, request, references, least, out, missing, progress):
+            for number, slices in make_parts(bundle, request, references, least, out, missing, actors, progress):
                 write_part(out, number, request["format"], slices, held)
         entries += [entry_of(out, number, len(ids)) for number, ids in numbered.items()]
         tried += sum(map(len, planned))
@@ -238,6 +245,7 @@ def make_parts(
     least: dict[str, float],
     out: str,
     missing: dict[int, np.ndarray],
+    actors: cluster.Actors,
     progress: Progress,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Sample, compare and write the slices of some parts {number: ids}; yields a part once its PNGs are written."""
@@ -248,7 +256,7 @@ def make_parts(
         Sampler,
         fn_constructor_args=(bundle.uri, request["base_seed"], request["precision"], bundle.digest),
         batch_size=1,
-        **cluster.pool(use_gpu=cluster.gpus() > 0),
+        **cluster.pool(actors),
     )
     compare: list[Any] = [Comparer(references.train, references.held_out, request["base_seed"])] if references else []
     for step in (
@@ -271,7 +279,12 @@ def make_parts(
 
 
 def measure(
-    load: Callable[[], nn.Module], request: dict[str, Any], references: References, slices: pa.Table, out: str
+    load: Callable[[], nn.Module],
+    request: dict[str, Any],
+    references: References,
+    slices: pa.Table,
+    out: str,
+    actors: cluster.Actors,
 ) -> release.Measures:
     """The batch in numbers, each beside its floor."""
     if not len(slices):
@@ -282,7 +295,7 @@ def measure(
     train, held_out = (split.load() for split in (references.train, references.held_out))
     written = quality.Slices(images, chosen["level"].to_numpy())
     return quality.mean_measures(slices, references.floor) | quality.measure(
-        load, written, request["levels"], train, held_out
+        load, written, request["levels"], train, held_out, actors
     )
 
 

@@ -30,7 +30,7 @@ class Encoder:
 
     def __init__(self, load: Callable[[], VQVAE]) -> None:
         torch.set_num_threads(1)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(cluster.device())
         self.model = load().to(self.device)
 
     @torch.no_grad()
@@ -41,7 +41,7 @@ class Encoder:
         return {"case": batch["case"], "level": batch["level"], "codes": codes.cpu().numpy().astype(np.uint16)}
 
 
-def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str) -> str:
+def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str, actors: cluster.Actors) -> str:
     """Write `<uri>/<split>/part-*.parquet` and last `<uri>/<split>.json`, with their digests. A finished split is left
     as it is. Returns the digest of the VQ-VAE.
     """
@@ -57,7 +57,7 @@ def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str)
         Encoder,
         fn_constructor_args=(load,),
         batch_size=ENCODE_BATCH,
-        **cluster.pool(use_gpu=cluster.gpus() > 0),
+        **cluster.pool(actors),
     )
     with Progress("codes", data.count(split), f"{split} slices") as progress:
         for number, batch in enumerate(encoded.iter_batches(batch_size=MAPS_PER_PART)):

@@ -54,6 +54,7 @@ def train(config: TrainConfig) -> str | None:
             cluster.require_workers(
                 config.min_workers or config.workers, config.cpus_per_worker, config.gpus_per_worker, minutes
             )
+            cluster.require_actors(dataclasses.replace(actors_of(config), wait_minutes=minutes))
         cluster.require_store(data.pixels("train", "validate"), config.cpus_per_worker, config.gpus_per_worker)
     if config.dry_run:
         require_unlocked(config.out)
@@ -85,7 +86,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     questions.load_state_dict(state["model"])
     del train_slices, inputs  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
-    digest = encode_split(data, "train", load_vqvae, codes_uri)
+    digest = encode_split(data, "train", load_vqvae, codes_uri, actors_of(config))
     require_same_codes(storage.join(config.out, config.prior), digest)
 
     codebook = vqvae.quantizer.codebook.detach()
@@ -104,7 +105,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
         config.prior: settings,
         "features": dataclasses.asdict(config.features),
     }
-    evaluation = evaluate(load_vqvae, data, "validate")
+    evaluation = evaluate(load_vqvae, data, "validate", actors_of(config))
     metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
     held.renew()
     with suppress(FileNotFoundError):
@@ -118,6 +119,11 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     report.write_run_report(
         config.out, described, metrics, histories, pairs, samples(bundle_uri, metrics["model"], config, feed)
     )
+
+
+def actors_of(config: TrainConfig) -> cluster.Actors:
+    """What encodes and evaluates: on a GPU, or a share of one, where the workers train on such; else on CPUs."""
+    return cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
 
 
 def check_size(config: TrainConfig, data: DataSet) -> None:
