@@ -1,6 +1,8 @@
 """What all jobs share: flags in, one clear line out when something is wrong, and the exit status."""
 
 import io
+import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -19,13 +21,26 @@ def parse(parser: Callable[[list[str]], T], job: str) -> T:
     said = io.TextIOWrapper(io.BytesIO(), "utf-8")
     try:
         with redirect_stderr(said):
-            return parser(sys.argv[1:])
+            flags = parser(sys.argv[1:])
     except SystemExit as stop:
         if not stop.code:
             raise
         said.seek(0)
         print(f"{job}: {_one_line(said.read())} (see {job} --help)", file=sys.stderr)
         raise SystemExit(2) from None
+    for name in ("source", "data", "model", "inception", "out", "verify"):
+        uri = getattr(flags, name, None)
+        if is_submitted() and uri and "://" not in uri and not os.path.isabs(uri):
+            where = "name s3://… or an absolute path that every node has"
+            print(f"{job}: {name} is {uri}: a submitted job runs in a folder of Ray's, {where}", file=sys.stderr)
+            raise SystemExit(2)
+    return flags
+
+
+def is_submitted() -> bool:
+    """Whether `ray job submit` started this process: on the cluster, in a copy of the working directory."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return "job_submission_id" in job.get("metadata", {})
 
 
 def _one_line(boxed: str) -> str:

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import threading
 import time
 import warnings
@@ -21,6 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from oasisgen import s3
 from oasisgen.errors import UserError
+from oasisgen.head import require_ray
 from oasisgen.processes import seen_out
 from oasisgen.progress import duration, say, size
 
@@ -78,7 +78,7 @@ def connection() -> Iterator[None]:
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="ray")
-    _require_listener(os.environ.get("RAY_ADDRESS", ""))
+    require_ray()
     with seen_out():
         _connect()
         try:
@@ -141,24 +141,6 @@ def _cause(error: BaseException) -> str:
         # What stopped an actor from starting stands at the end of the traceback that Ray makes its message of.
         return lines[-1] if isinstance(cause, ray.exceptions.ActorDiedError) else lines[0]
     raise error
-
-
-def _require_listener(address: str) -> None:
-    """Raise UserError where the address is the dashboard's, or nothing answers at host:port.
-
-    Ray itself would end the process with a page of text.
-    """
-    if address.startswith("http"):
-        raise UserError(
-            f"RAY_ADDRESS={address} is for `ray job submit`: a driver of your own needs that of the head, :6379"
-        )
-    match = re.fullmatch(r"([\w.-]+):(\d+)", address)
-    if not match:  # none, `auto`, `local`, `ray://…`
-        return
-    try:
-        socket.create_connection((match[1], int(match[2])), timeout=10).close()
-    except OSError as error:
-        raise UserError(f"no Ray at RAY_ADDRESS={address} ({error.strerror or error}): start it, or unset") from None
 
 
 def cpus() -> float:

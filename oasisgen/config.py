@@ -232,7 +232,7 @@ class TrainConfig:
     """CPUs that Ray reserves for each of them, which computes with as many threads; fractions are fine, 0 is not.
     On a Ray that the job starts for itself, the workers share all CPUs of the machine."""
     gpus_per_worker: float = 0.0
-    """GPUs for each of them, a whole number; a single worker may have a part of one. 0: CPUs, to encode and evaluate too."""
+    """GPUs for each of them, a whole number; one worker may have a part of one. 0: CPUs, for encoding too."""
     min_workers: int = 0
     """Start, and go on when nodes are lost, with as few as these, and with more as they come; 0 waits for all."""
     checkpoint_seconds: float = 30.0

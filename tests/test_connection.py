@@ -1,10 +1,17 @@
 """What Ray says when something goes wrong, as one line."""
 
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import ray
 
 from oasisgen import cluster
 from oasisgen.errors import UserError
+from oasisgen.head import require_ray
+from tests.conftest import one_line, run_job
 
 
 @ray.remote(num_cpus=0)
@@ -25,6 +32,56 @@ def test_an_actor_that_cannot_start_says_why() -> None:
     assert cluster._cause(died.value) == "OSError: When creating key 'team/': ACCESS_DENIED"
 
 
-def test_the_address_for_submitting_is_not_taken_for_the_head() -> None:
-    with pytest.raises(UserError, match=r"RAY_ADDRESS=http://head:8265 is for `ray job submit`"):
-        cluster._require_listener("http://head:8265")
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of something that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://head:8265", "RAY_ADDRESS=http://head:8265 is for `ray job submit`"),
+        ("127.0.0.1:1", r"no Ray at RAY_ADDRESS=127\.0\.0\.1:1 \(nothing answers there\): start it, or unset"),
+        ("[::1]:1", r"no Ray at RAY_ADDRESS=\[::1\]:1 \(nothing answers there\)"),
+        ("127.0.0.1:{silent}", "(nothing answers there|something else answers there)"),
+        ("nowhere", "no Ray at RAY_ADDRESS=nowhere"),
+    ],
+)
+def test_an_address_without_a_ray_is_one_line_at_once(
+    address: str, said: str, silent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address.format(silent=silent))
+    monkeypatch.setattr("oasisgen.head.SECONDS", 2.0)
+    with pytest.raises(UserError, match=said) as refused:
+        require_ray()
+    assert "\n" not in str(refused.value)
+
+
+def test_the_port_of_another_server_of_rays_is_not_the_heads(connected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_ray()
+    raylet = ray.nodes()[0]["NodeManagerPort"]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{raylet}")
+    with pytest.raises(UserError, match="something else answers there"):
+        require_ray()
+
+
+def test_a_cluster_that_is_gone_but_noted_is_named_with_the_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.write_text("127.0.0.1:1")
+    with pytest.raises(UserError, match=rf"no Ray at [\d.]+:1, which {note} names .*: remove that file"):
+        require_ray()
+
+
+@pytest.mark.parametrize("flags", ["--source raw --out s3://bucket/d", "--source s3://bucket/raw --out d"])
+def test_a_submitted_job_refuses_paths_that_lie_in_rays_folder(flags: str, tmp_path: Path) -> None:
+    submitted = json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}})
+    done = run_job("pack", *flags.split(), RAY_JOB_CONFIG_JSON_ENV_VAR=submitted)
+    assert done.returncode == 2
+    assert "a submitted job runs in a folder of Ray's" in one_line(done.stderr)
