@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from oasisgen.cluster import Actors
 from oasisgen.config import VQVAEConfig
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
@@ -15,12 +16,12 @@ def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_an
 ) -> None:
     vqvae = VQVAE(VQVAEConfig(channels=16, residual_channels=8)).eval()
     uri, part = str(tmp_path), tmp_path / "validate" / "part-00000.parquet"
-    encode_split(data, "validate", lambda: vqvae, uri)
+    encode_split(data, "validate", lambda: vqvae, uri, Actors())
     (entry,) = json.loads((tmp_path / "validate.json").read_text())["parts"]
     assert (entry["name"], entry["maps"]) == (part.name, 64)
     whole = part.read_bytes()
     assert len(read_codes(uri, "validate").take_all()) == 64
-    encode_split(data, "validate", lambda: vqvae, uri)  # is finished: left as it is
+    encode_split(data, "validate", lambda: vqvae, uri, Actors())  # is finished: left as it is
     assert part.read_bytes() == whole
 
     flipped = bytearray(whole)
@@ -29,5 +30,5 @@ def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_an
     with pytest.raises(UserError, match=r"part-00000\.parquet .* remove .*/validate\.json and run the command again"):
         read_codes(uri, "validate").take_all()
     (tmp_path / "validate.json").unlink()
-    encode_split(data, "validate", lambda: vqvae, uri)
+    encode_split(data, "validate", lambda: vqvae, uri, Actors())
     assert part.read_bytes() == whole
