@@ -231,7 +231,7 @@ def read_vqvae(saved: Saved, config: VQVAEConfig) -> VQVAE:
     """The VQ-VAE in a checkpoint of stage 1, in evaluation mode."""
     model = VQVAE(config)
     model.load_state_dict(_read(saved)["averaged"])
-    return model.eval().requires_grad_(False)
+    return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # as in a bundle
 
 
 def _states(uri: str) -> Iterator[tuple[Saved, dict[str, Any]]]:
