@@ -329,6 +329,7 @@ PRESETS = {
 # How a run computes is not what it computes: these may change between two calls of the same run. (Versions may not
 # while a batch is unfinished: `claim.require_same_software`.)
 _PLACEMENT = (
+    "data",  # its fingerprint says whether it is the same
     "software",
     "software.oasisgen",
     "software.torch",
@@ -368,6 +369,13 @@ def number_ranges(name: str, text: str, end: int) -> list[int]:
             raise ValueError(f"{name} is {text}: must be like 10-20,25, within 0-{end - 1}")
         numbers.update(range(first, last + 1))
     return sorted(numbers)
+
+
+def in_ranges(numbers: list[int]) -> str:
+    """[10, 11, 12, 25] -> `10-12,25`: what `number_ranges` reads. `numbers` ascend."""
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 Format = Literal["png", "parquet", "webdataset"]

@@ -11,6 +11,7 @@ from oasisgen.config import (
     TrainConfig,
     VQVAEConfig,
     differences,
+    in_ranges,
     number_ranges,
 )
 
@@ -92,3 +93,14 @@ def test_levels_are_listed_and_checked() -> None:
     for wrong in ("32", "5-3", "a", "", "1-", "-4"):
         with pytest.raises(ValueError, match=r"levels is .*: must be like 10-20,25, within 0-31"):
             number_ranges("levels", wrong, 32)
+
+
+def test_a_run_goes_on_wherever_its_data_set_lies_now() -> None:
+    old = {"data": "/mnt/a/datasets/oasis", "data_fingerprint": "f", "seed": 0}
+    assert differences(old, old | {"data": "s3://bucket/datasets/oasis"}) == []
+    assert differences(old, old | {"data_fingerprint": "g"}) == ["data_fingerprint f -> g"]
+
+
+@pytest.mark.parametrize("text", ["0-31", "8-15", "3", "3,5", "0-2,7,9-10"])
+def test_ranges_are_written_as_they_are_read(text: str) -> None:
+    assert in_ranges(number_ranges("levels", text, 32)) == text

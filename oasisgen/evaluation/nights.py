@@ -33,6 +33,11 @@ def root_of(batch: str) -> str | None:
     return folder if folder.rpartition("/")[2] == FOLDER else None
 
 
+def name_of(batch: str) -> str:
+    """A batch's name: its path below the folder of all batches, or, outside of one, its whole address."""
+    return batch.rpartition(f"/{FOLDER}/")[2]
+
+
 def read_nights(root: str) -> list[dict[str, Any]]:
     """What `summary.json` says of each batch that has a manifest, with its `name`, the oldest first.
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from oasisgen import __version__, cluster, documents, meters, storage, tables
 from oasisgen.claim import SOFTWARE, claim, require_same, require_same_software
-from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, number_ranges
-from oasisgen.data.feed import Stored, evenly_spaced, store
+from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, in_ranges, number_ranges
+from oasisgen.data.feed import Feed, Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 from oasisgen.evaluation import batch_report, inception, nights, quality, release
@@ -68,7 +68,7 @@ def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
 
 
 def seed_of(name: str) -> int:
-    """The base seed that a batch's name stands for: two nights differ."""
+    """The base seed that a batch's name stands for: two nights differ, in whatever folders they lie."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
 
 
@@ -94,7 +94,7 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
         levels = np.unique(level_of(np.array(ids))).tolist()
     request = {
         "model": bundle.digest,
-        "base_seed": seed_of(out.rpartition("/")[2]) if config.base_seed is None else config.base_seed,
+        "base_seed": seed_of(nights.name_of(out)) if config.base_seed is None else config.base_seed,
         "count": len(ids) or config.count,
         "levels": levels,
         "ids": config.ids,
@@ -202,6 +202,7 @@ def make_batch(
 def read_references(data: DataSet, request: dict[str, Any]) -> References:
     """Read the real slices, and measure the floor: what held-out slices score in the place of synthetic ones."""
     train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+    require_levels(request["levels"], data, train.load(), held_out.load())
     # What is refused must not depend on how many are asked for.
     fewest, most = FLOOR_SLICES
     count = most if request["reject"] != "none" else int(np.clip(request["count"], fewest, most))
@@ -209,6 +210,19 @@ def read_references(data: DataSet, request: dict[str, Any]) -> References:
     with Progress("floor", len(real.levels), "held-out slices") as progress:
         floor = quality.compare(real, train, held_out, request["base_seed"], progress)
     return References(train, held_out, floor)
+
+
+def require_levels(wanted: list[int], data: DataSet, train: Feed, held_out: Feed) -> None:
+    """Raise UserError if a level that is asked for has no training or no held-out slice: nothing to compare with."""
+    levels = [
+        {int(level) for block in feed.blocks for level in np.unique(block["level"])} for feed in (train, held_out)
+    ]
+    there = set.intersection(*levels)
+    if lacking := sorted(set(wanted) - there):
+        raise UserError(
+            f"{data.uri} has no slices of level {in_ranges(lacking)} to compare with: "
+            f"give --levels {in_ranges(sorted(there))}, or another data set with --data"
+        )
 
 
 def make_slices(

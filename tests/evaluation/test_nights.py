@@ -6,7 +6,7 @@ import pytest
 
 from oasisgen import storage
 from oasisgen.evaluation import figures
-from oasisgen.evaluation.nights import last_released, read_nights, root_of, write_index
+from oasisgen.evaluation.nights import last_released, name_of, read_nights, root_of, write_index
 
 REQUEST = {"count": 10, "levels": [1, 2], "ids": None, "reject": "none", "data_fingerprint": "f", "inception": None}
 
@@ -98,3 +98,10 @@ def test_a_batch_that_ends_while_another_writes_the_page_is_on_it(
     write_index(root)
     page = storage.read_bytes(f"{root}/index.html").decode()
     assert all(f"{name}/report/" in page for name in ("first", "second"))
+
+
+def test_two_nights_differ_in_whatever_folders_they_lie() -> None:
+    root = "s3://bucket/team/batches"
+    assert name_of(f"{root}/2026-11-24") == "2026-11-24"
+    assert name_of(f"{root}/month=11/day=24") != name_of(f"{root}/month=12/day=24")
+    assert name_of("/data/11/24") != name_of("/data/12/24")
