@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -42,21 +44,56 @@ def test_a_model_without_levels_gets_that_of_the_nearest(references: References)
     assert references.compare(image, -1, [0]).level == 20
 
 
-def test_both_measures_are_their_definitions(references: References) -> None:
+DAMAGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {  # what becomes of the image, of the level
+    "shifted by 4 pixels": (lambda image: np.roll(image, (4, 4), (0, 1)), 0),
+    "shifted by 3 and 7 pixels": (lambda image: np.roll(image, (-3, 7), (0, 1)), 0),
+    "mirrored": (lambda image: image[:, ::-1], 0),
+    "filed four levels higher": (lambda image: image, 4),
+    "filed four levels lower": (lambda image: image, -4),
+    "mirrored, shifted, filed elsewhere": (lambda image: np.roll(image[:, ::-1], (4, -2), (0, 1)), 3),
+}
+
+
+MISSED = [name for name in DAMAGES if not name.startswith("filed")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.xfail(strict=True, reason="looked for as it lies")] * (n in MISSED))
+        for n in DAMAGES
+    ],
+)
+def test_a_copy_is_found_out_however_it_is(name: str, references: References) -> None:
+    change, levels = DAMAGES[name]
+    image = references.train.slices.rows(np.array([4 * 6 + 2]), "image")[0]  # case 007, level 20
+    found = references.compare(np.ascontiguousarray(change(image)), 20 + levels, [0])
+    assert (found.nearest_case, found.nearest_level) == ("007", 20)
+    assert found.copy_ratio < 0.1
+
+
+@pytest.mark.xfail(strict=True, reason="looked for as they lie")
+def test_held_out_slices_are_looked_for_in_the_same_way(references: References) -> None:
+    image = np.roll(subject(0, 25)[20][:, ::-1], (4, 4), (0, 1))  # case 025 of the held-out ones
+    assert references.compare(image, 23, [0]).copy_ratio > 1e3  # nothing is as near to it as that
+    assert references.compare(image, 23, [0], case="025").copy_ratio < 10
+
+
+def test_what_a_copy_lacks_does_not_hide_it(references: References) -> None:
+    image = references.train.slices.rows(np.array([4 * 6 + 2]), "image")[0]
+    image[120:, :110] = 0  # its centre moves by many pixels
+    found = references.compare(image, 20, [0])
+    assert (found.nearest_case, found.copy_ratio < 0.7) == ("007", True)
+
+
+def test_ssim_real_is_its_definition(references: References) -> None:
     image = subject(0, 50)[10]
     found = references.compare(image, 10, [7, 3])
     pixels = torch.from_numpy(image)
     real = [block["image"][1] for block in references.held_out.slices.blocks]
-    drawn = np.random.default_rng([7, 3]).permutation(np.arange(1, 80, 4))[:HELD_OUT] // 4
+    drawn = np.random.default_rng([7, 3]).permutation(np.arange(20))[:HELD_OUT]
     expected = np.mean([float(ssim(pixels[None], torch.from_numpy(real[i])[None])) for i in drawn])
     assert found.ssim_real == pytest.approx(expected, abs=1e-6)
-    train = [float(ssim(pixels[None], torch.from_numpy(b["image"][1])[None])) for b in references.train.slices.blocks]
-    assert found.ssim_train_max == pytest.approx(max(train), abs=1e-6)
-    assert int(found.nearest_case) == int(np.argmax(train)) + 1
-    others = [
-        float(ssim(pixels[None], torch.from_numpy(b["image"][1])[None])) for b in references.held_out.slices.blocks
-    ]
-    assert found.copy_ratio == pytest.approx((1 - max(train)) / (1 - max(others)), abs=1e-5)
     assert references.compare(image, 10, [7, 3]) == found
     assert references.compare(image, 10, [7, 4]).ssim_real != found.ssim_real
 

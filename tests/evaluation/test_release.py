@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 
 from oasisgen.config import GateConfig
+from oasisgen.errors import UserError
 from oasisgen.evaluation.release import Measures, Refuser, judge, limits
 
 REAL = {"ssim_real": 0.66, "ms_ssim": 0.68, "fid": 8.0, "precision": 0.7, "recall": 0.9, "suspected_copies": 0.01}
@@ -74,3 +75,18 @@ def test_slices_that_score_below_99_of_100_real_ones_are_refused() -> None:
         "suspected copy: copy_ratio 0.2000 is below 0.5100",
     ]
     assert Refuser({})(batch)["refused"].tolist() == [""] * 4
+
+
+@pytest.mark.parametrize(
+    ("copies", "refuses_nothing"),
+    [(1, False), pytest.param(3, True, marks=pytest.mark.xfail(strict=True, reason="0 is a limit"))],
+)
+def test_a_limit_that_can_refuse_nothing_is_an_error(copies: int, refuses_nothing: bool) -> None:
+    ratios = np.linspace(0.8, 1.2, 200)
+    ratios[:copies] = 0.0  # held-out slices that lie in the training split too
+    floor = pa.table({"copy_ratio": ratios, "ssim_real": np.full(200, 0.6)})
+    if refuses_nothing:
+        with pytest.raises(UserError, match=r"a limit of copy_ratio 0\.0000 refuses nothing"):
+            limits(floor, "copies")
+    else:
+        assert limits(floor, "copies")["copy_ratio"] > 0.7
