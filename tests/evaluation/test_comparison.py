@@ -54,16 +54,7 @@ DAMAGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {  # what b
 }
 
 
-MISSED = [name for name in DAMAGES if not name.startswith("filed")]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=[pytest.mark.xfail(strict=True, reason="looked for as it lies")] * (n in MISSED))
-        for n in DAMAGES
-    ],
-)
+@pytest.mark.parametrize("name", DAMAGES)
 def test_a_copy_is_found_out_however_it_is(name: str, references: References) -> None:
     change, levels = DAMAGES[name]
     image = references.train.slices.rows(np.array([4 * 6 + 2]), "image")[0]  # case 007, level 20
@@ -72,7 +63,6 @@ def test_a_copy_is_found_out_however_it_is(name: str, references: References) ->
     assert found.copy_ratio < 0.1
 
 
-@pytest.mark.xfail(strict=True, reason="looked for as they lie")
 def test_held_out_slices_are_looked_for_in_the_same_way(references: References) -> None:
     image = np.roll(subject(0, 25)[20][:, ::-1], (4, 4), (0, 1))  # case 025 of the held-out ones
     assert references.compare(image, 23, [0]).copy_ratio > 1e3  # nothing is as near to it as that
