@@ -38,6 +38,14 @@ class Rejected(TypedDict):
     reason: str
 
 
+class Named(TypedDict):
+    """A slice of a data set."""
+
+    split: Name
+    case: str
+    level: int
+
+
 class Versioned(TypedDict):
     """What every version of `dataset.json` has."""
 
@@ -52,6 +60,24 @@ class DataSetFile(TypedDict):
     source_fingerprint: str
     splits: dict[Name, Split]
     rejected: list[Rejected]
+    blank: NotRequired[list[Named]]
+    equal: NotRequired[list[list[Named]]]
+
+
+class CodeMaps(TypedDict):
+    """A Parquet file of code maps."""
+
+    name: Name
+    maps: int
+    sha256: str
+
+
+class CodesFile(TypedDict):
+    """`codes/<split>.json` of a run."""
+
+    data: str
+    vqvae: str
+    parts: list[CodeMaps]
 
 
 class Measure(TypedDict):

@@ -91,7 +91,9 @@ def main() -> None:
             gan = train(gan, maps, arguments.steps)
             rate = arguments.steps * c.batch_size / (time.monotonic() - started)
             made = slices(replace(bundle, prior=gan), arguments.count)
-            measures = quality.measure(load, made, list(range(LEVELS)), split["train"], split["validate"])
+            measures = quality.measure(
+                load, quality.equal_sets(made, list(range(LEVELS)), split["train"], split["validate"])
+            )
             print_row(name, f"{rate:.0f}", measures, with_floor=not number)
 
 

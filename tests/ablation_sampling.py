@@ -74,7 +74,7 @@ def main() -> None:
         for number, (rounds, temperature) in enumerate(product(arguments.rounds, arguments.temperatures)):
             bundle.prior.config = replace(trained_with, rounds=rounds, temperature=temperature)
             made = slices(bundle, arguments.count, mixed=not arguments.float32)
-            measures = quality.measure(load, made, list(range(LEVELS)), train, held_out)
+            measures = quality.measure(load, quality.equal_sets(made, list(range(LEVELS)), train, held_out))
             print_row(f"{temperature}", f"{rounds}", measures, with_floor=not number)
 
 

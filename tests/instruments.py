@@ -72,6 +72,21 @@ def copies(half: Slices, train: Slices) -> Slices:
     return Slices(train.images, train.levels)
 
 
+def shifted_copies(half: Slices, train: Slices) -> Slices:
+    """The same, shifted by four pixels down and to the right."""
+    return Slices(np.roll(train.images, (4, 4), (1, 2)), train.levels)
+
+
+def mirrored_copies(half: Slices, train: Slices) -> Slices:
+    """The same, left and right exchanged."""
+    return Slices(np.ascontiguousarray(train.images[..., ::-1]), train.levels)
+
+
+def misfiled_copies(half: Slices, train: Slices) -> Slices:
+    """The same, each under the name of a level four above or below its own."""
+    return Slices(train.images, np.where(train.levels + 4 < LEVELS, train.levels + 4, train.levels - 4))
+
+
 def wrong_levels(half: Slices, train: Slices) -> Slices:
     """Each slice under the name of a level eight above its own."""
     return half._replace(levels=(half.levels + 8) % LEVELS)
@@ -89,6 +104,9 @@ DAMAGES: list[tuple[str, Damage, dict[str, int]]] = [
         {"fid": 1, "kid": 1, "recall": -1, "coverage": -1, "ms_ssim": 1, "suspected_copies": 1},
     ),
     ("copies of training slices", copies, {"suspected_copies": 1, "copy_ratio": -1, "ssim_train_max": 1}),
+    ("copies, shifted by 4 pixels", shifted_copies, {"suspected_copies": 1, "copy_ratio": -1, "ssim_train_max": 1}),
+    ("copies, mirrored", mirrored_copies, {"suspected_copies": 1, "copy_ratio": -1, "ssim_train_max": 1}),
+    ("copies, filed four levels off", misfiled_copies, {"suspected_copies": 1, "copy_ratio": -1, "ssim_train_max": 1}),
     ("slices of wrong levels", wrong_levels, {"ssim_real": -1}),
 ]
 
@@ -120,9 +138,8 @@ def read_scores(
     stored = Stored(tuple(ray.put(block) for block in held_out.blocks))
     compared = quality.compare(Slices(batch.images[some], batch.levels[some]), train, stored, 0)
     real = quality.compare(chosen(held_out, levels_of(COMPARED)), train, stored, 0)
-    measures = quality.mean_measures(compared, real) | quality.measure(
-        load, batch, list(range(LEVELS)), train.load(), held_out
-    )
+    sets = quality.equal_sets(batch, list(range(LEVELS)), train.load(), held_out)
+    measures = quality.mean_measures(compared, real) | quality.measure(load, sets)
     return {name: measure["value"] for name, measure in measures.items()}
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from oasisgen import documents, storage, tables
 from oasisgen.claim import require_ours
 from oasisgen.config import IMAGE_SIZE, LEVELS
+from oasisgen.data import degenerate
 from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
 from oasisgen.errors import StorageError, UserError
 from oasisgen.lock import Lock, lock, require_unlocked
@@ -165,6 +166,11 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
             "sha256": hashlib.sha256(data).hexdigest(),
         },
         "cases": Counter(slice_["case"] for slice_ in good),
+        "pixels": [
+            (case, level, degenerate.pixel_digest(image))
+            for (_, case, level), image in zip(entries, images, strict=True)
+            if isinstance(image, np.ndarray)
+        ],
         "rejected": [
             {"file": path, "reason": image}
             for (path, _, _), image in zip(entries, images, strict=True)
@@ -235,6 +241,7 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Loc
         split: {"slices": 0, "cases": Counter(), "parts": []} for split in found.slices
     }  # filled below
     rejected = list(found.rejected)
+    pixels: list[tuple[degenerate.Named, str]] = []
     with Progress("pack", sum(map(len, found.slices.values())), "slices") as progress:
         for row in packed.iter_rows():
             entry = json.loads(row["entry"])
@@ -243,6 +250,7 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Loc
             split["cases"].update(entry["cases"])
             split["parts"].append(entry["part"])
             rejected += entry["rejected"]
+            pixels += [(degenerate.Named(entry["split"], *named), digest) for *named, digest in entry["pixels"]]
             progress.advance(entry["part"]["slices"] + len(entry["rejected"]))
     rejected.sort(key=lambda file: file["file"])
     refuse_rejected(rejected, strict)
@@ -266,6 +274,7 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Loc
         "splits": splits,
         "label_maps_left_out": found.label_maps,
         "rejected": rejected,
+        **degenerate.find(pixels),
     }
     held.commit(storage.join(out, "dataset.json"), (json.dumps(description, indent=1) + "\n").encode())
     return description

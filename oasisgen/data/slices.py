@@ -11,6 +11,7 @@ import ray.data
 
 from oasisgen import cluster, documents, storage
 from oasisgen.config import IMAGE_SIZE
+from oasisgen.data.degenerate import Named, names
 from oasisgen.data.shards import Shard, read_shards
 from oasisgen.errors import UserError
 
@@ -41,6 +42,7 @@ class DataSet:
     uri: str
     fingerprint: str
     splits: dict[str, Any]
+    degenerate: frozenset[Named] = frozenset()  # blank slices, and those with the pixels of another
 
     def parts(self, split: str) -> list[str]:
         """URIs of a split's Parquet files. Raises UserError where the data set lacks the split."""
@@ -56,6 +58,10 @@ class DataSet:
     def pixels(self, *splits: str) -> int:
         """Bytes of the slices of some splits once they are read."""
         return sum(map(self.count, splits)) * IMAGE_SIZE**2
+
+    def degenerate_in(self, split: str) -> frozenset[tuple[str, int]]:
+        """Case and level of a split's slices that are blank or have the pixels of another one, of any split."""
+        return frozenset((named.case, named.level) for named in self.degenerate if named.split == split)
 
     def size(self, split: str) -> int:
         """Bytes of a split's files."""
@@ -87,7 +93,7 @@ def open_data_set(uri: str) -> DataSet:
     if (version := description["schema_version"]) != SCHEMA_VERSION:
         raise UserError(f"data set {uri} has schema version {version}, this program reads {SCHEMA_VERSION}: pack again")
     documents.require(description, documents.DataSetFile, file)
-    return DataSet(storage.absolute(uri), description["fingerprint"], description["splits"])
+    return DataSet(storage.absolute(uri), description["fingerprint"], description["splits"], names(description))
 
 
 def _decode(table: pa.Table) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """A batch in numbers: means over its slices, variety and fidelity, each beside what real slices score."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from oasisgen import cluster
-from oasisgen.data.feed import Feed, Stored, chunks
+from oasisgen.data.feed import Feed, Stored, chunks, evenly_spaced
 from oasisgen.data.pixels import to_unit
 from oasisgen.evaluation import release
 from oasisgen.evaluation.comparison import Comparer, rows_of_levels
@@ -101,28 +101,50 @@ def mean_measures(slices: pa.Table, floor: pa.Table) -> dict[str, dict[str, floa
     return measures
 
 
-def chosen(feed: Feed, wanted: np.ndarray) -> Slices:
-    """Real slices, as many of each level as `wanted` (M,) has, where there are so many."""
+def chosen(feed: Feed, wanted: np.ndarray, without: Collection[tuple[str, int]] = ()) -> Slices:
+    """Real slices, as many of each level as `wanted` (M,) has, as far as there are so many; none of `without`.
+
+    `without` names slices by case and level.
+    """
     columns = {name: np.concatenate([block[name] for block in feed.blocks]) for name in ("level", "case")}
-    rows = rows_of_levels(columns["level"], wanted)
+    named = zip(columns["case"], columns["level"].tolist(), strict=True)
+    fit = np.flatnonzero([name not in without for name in named])
+    rows = fit[rows_of_levels(columns["level"][fit], wanted)]
     return Slices(feed.rows(rows, "image"), columns["level"][rows], columns["case"][rows])
+
+
+class Sets(NamedTuple):
+    """What is measured against each other, as many slices of each: FID and its kin depend on how many there are."""
+
+    synthetic: Slices
+    real: Slices  # held-out
+    others: Slices  # of the training split, in the place of synthetic ones: what they score is the floor
+
+
+def equal_sets(synthetic: Slices, levels: list[int], train: Feed, held_out: Feed) -> Sets:
+    """The three sets, evenly spaced over what there is; real slices are of the `levels` asked for."""
+    wanted = np.resize(levels, min(MOST, len(synthetic.levels)))
+    real, others = chosen(held_out, wanted), chosen(train, wanted)
+    count = min(len(real.levels), len(others.levels), len(wanted))
+    return Sets(*(take(slices, evenly_spaced(len(slices.levels), count)) for slices in (synthetic, real, others)))
+
+
+def take(slices: Slices, rows: np.ndarray) -> Slices:
+    """Some rows of all columns."""
+    return Slices(slices.images[rows], slices.levels[rows], None if slices.cases is None else slices.cases[rows])
 
 
 def measure(
     load: Callable[[], nn.Module],
-    synthetic: Slices,
-    levels: list[int],
-    train: Feed,
-    held_out: Feed,
+    sets: Sets,
     actors: cluster.Actors = cluster.Actors(),  # noqa: B008 (frozen)
 ) -> dict[str, dict[str, float]]:
-    """Each measure of `synthetic` against all held-out slices of the `levels` asked for: `value`, `floor`, `distance`.
+    """Each measure of the synthetic slices against the real ones: `value`, `floor`, `distance`.
 
-    The floor is what as many training slices score in its place: real against real. What so few slices have no value
-    for is left out. Needs a connected Ray.
+    The floor is what the training slices score in their place: real against real. What so few slices have no value for
+    is left out. Needs a connected Ray.
     """
-    real = chosen(held_out, np.repeat(levels, len(held_out)))
-    others = chosen(train, np.resize(levels, len(synthetic.levels)))
+    synthetic, real, others = sets
     features = describe(load, np.concatenate([real.images, synthetic.images, others.images]), actors)
     real_features, *candidates = features.split([len(real.levels), len(synthetic.levels), len(others.levels)])
     values, floors = (

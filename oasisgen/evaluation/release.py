@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from oasisgen.config import GateConfig, Reject
+from oasisgen.errors import UserError
 
 Measures = dict[str, dict[str, float]]  # name -> value, floor, distance
 PERCENTILE = 1  # of what held-out slices score: one of them in a hundred would be refused too
+LEAST_LIMIT = {"copy_ratio": 0.01, "ssim_real": 0.0}  # a copy has 0, a slice unlike all others about 0
 SAYS = {"copy_ratio": "suspected copy", "ssim_real": "unlike real slices"}  # of a slice with too low a measure
 REFUSED_BY: dict[Reject, tuple[str, ...]] = {
     "none": (),
@@ -21,8 +23,19 @@ REFUSED_BY: dict[Reject, tuple[str, ...]] = {
 
 
 def limits(floor: pa.Table, reject: Reject) -> dict[str, float]:
-    """The least that a slice must have of each measure, from those of held-out slices, not to be refused."""
-    return {name: float(np.percentile(floor[name].to_numpy(), PERCENTILE)) for name in REFUSED_BY[reject]}
+    """The least that a slice must have of each measure, from those of held-out slices, not to be refused.
+
+    Raises UserError if a limit could refuse nothing: more than one held-out slice in a hundred is itself a copy of a
+    training slice, or unlike all others.
+    """
+    least = {name: float(np.percentile(floor[name].to_numpy(), PERCENTILE)) for name in REFUSED_BY[reject]}
+    for name, limit in least.items():
+        if not limit > LEAST_LIMIT[name]:
+            raise UserError(
+                f"a limit of {name} {limit:.4f} refuses nothing, it must be above {LEAST_LIMIT[name]}: more than "
+                f"{PERCENTILE} % of held-out slices are copies, blank or unlike all others; mend them, pack again"
+            )
+    return least
 
 
 @dataclass(frozen=True)

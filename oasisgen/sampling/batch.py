@@ -160,7 +160,7 @@ def make_batch(
     slices = tables.read_folder(
         storage.join(out, "summary"), SUMMARY, [name for name in SUMMARY.names if name != "sha256"]
     )
-    measures = measure(load, request, references, slices, out, actors) if references else {}
+    measures, compared = measure(load, request, references, slices, out, actors) if references else ({}, 0)
     root = nights.root_of(out)
     last = nights.last_released(root, request, but=out.rpartition("/")[2]) if root else None
     reasons = release.judge(measures, GateConfig(**request["gate"]), last and last["measures"])
@@ -173,6 +173,7 @@ def make_batch(
         "reasons": reasons,
         "compared_with": last and last["name"],
         "measures": measures,
+        "measured_on": compared,  # so many synthetic slices, and as many real ones
         "slices": len(slices),
         "rejected": sum(part["rejected"] for part in parts),
         **counts(slices),
@@ -206,9 +207,12 @@ def read_references(data: DataSet, request: dict[str, Any]) -> References:
     # What is refused must not depend on how many are asked for.
     fewest, most = FLOOR_SLICES
     count = most if request["reject"] != "none" else int(np.clip(request["count"], fewest, most))
-    real = quality.chosen(held_out.load(), np.resize(request["levels"], count))
+    real = quality.chosen(held_out.load(), np.resize(request["levels"], count), data.degenerate_in("validate"))
+    if not len(real.levels):
+        raise UserError(f"{data.uri} has no held-out slice of the levels asked for that is neither blank nor a copy")
     with Progress("floor", len(real.levels), "held-out slices") as progress:
         floor = quality.compare(real, train, held_out, request["base_seed"], progress)
+    release.limits(floor, "copies")  # the share of suspected copies is always measured: rather no slices than no limit
     return References(train, held_out, floor)
 
 
@@ -299,18 +303,18 @@ def measure(
     slices: pa.Table,
     out: str,
     actors: cluster.Actors,
-) -> release.Measures:
-    """The batch in numbers, each beside its floor."""
+) -> tuple[release.Measures, int]:
+    """The batch in numbers, each beside its floor; and how many slices fidelity and variety were measured on."""
     if not len(slices):
-        return {}
+        return {}, 0
     chosen = slices.take(evenly_spaced(len(slices), quality.MOST))
     pngs = formats.read_pngs(out, request["format"], chosen)
     images = np.stack([decode(png) for _, png in pngs if png])
     train, held_out = (split.load() for split in (references.train, references.held_out))
     written = quality.Slices(images, chosen["level"].to_numpy())
-    return quality.mean_measures(slices, references.floor) | quality.measure(
-        load, written, request["levels"], train, held_out, actors
-    )
+    sets = quality.equal_sets(written, request["levels"], train, held_out)
+    measures = quality.mean_measures(slices, references.floor) | quality.measure(load, sets, actors)
+    return measures, len(sets.synthetic.levels)
 
 
 def counts(slices: pa.Table) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray.data
 import torch
 
-from oasisgen import cluster, storage, tables
+from oasisgen import cluster, documents, storage, tables
 from oasisgen.config import CODE_SIZE
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.shards import Shard, read_shards
@@ -50,7 +50,8 @@ def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str,
     for name, value in sorted(load().state_dict().items()):
         source.update(name.encode() + value.numpy().tobytes())
     mark = {"version": 2, "data": data.fingerprint, "vqvae": source.hexdigest()}  # 1 had no digests
-    if storage.exists(done) and mark.items() <= storage.read_json(done).items():
+    found = storage.read_json(done) if storage.exists(done) else None
+    if isinstance(found, dict) and mark.items() <= found.items():
         return source.hexdigest()
     parts = []
     encoded = read_slices(data, split, PIECES).map_batches(
@@ -103,7 +104,7 @@ def read_codes(uri: str, split: str) -> ray.data.Dataset:
             part["maps"],
             f"is not the file that was written (other sha256): remove {done} and run the command again",
         )
-        for part in storage.read_json(done)["parts"]
+        for part in documents.read(done, documents.CodesFile)["parts"]
     ]
     parts = read_shards(shards, SCHEMA, 2 * CODE_SIZE**2)
     return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())

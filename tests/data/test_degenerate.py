@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import subject
@@ -10,7 +9,6 @@ from oasisgen.data.slices import open_data_set
 from tests.conftest import png
 
 
-@pytest.mark.xfail(strict=True, reason="not named")
 def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(connected: str, tmp_path: Path) -> None:
     first, second = subject(0, 1), subject(0, 2)
     raw = {
