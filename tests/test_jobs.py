@@ -18,6 +18,7 @@ from oasisgen.config import Format, GenerateConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
+from oasisgen.evaluation.comparison import NEIGHBOURS
 from oasisgen.evaluation.reconstruction import evaluate_bundle
 from oasisgen.sampling import formats
 from oasisgen.sampling.batch import generate
@@ -205,7 +206,7 @@ def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> 
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
         assert 0 < row["ssim_real"] < 1
         assert 0 < row["ssim_train_max"] < 1
-        assert row["nearest_level"] == row["level"]
+        assert abs(row["nearest_level"] - row["level"]) <= NEIGHBOURS
     image = Image.open(batch / rows[33]["file"])
     assert (image.mode, image.size) == ("L", (256, 256))
     digest = hashlib.sha256((trained / "model" / "config.json").read_bytes()).hexdigest()

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from oasisgen import cluster, storage
+from oasisgen.claim import claim
 from oasisgen.config import TrainConfig
 from oasisgen.data.feed import Stored, store
 from oasisgen.data.slices import DataSet, read_slices
@@ -262,6 +263,7 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     course: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
     config = tiny(data, tmp_path / "run")
     config = replace(config, prior="masked", masked=replace(config.masked, **shape, **course))
+    claim(config.out, asdict(config) | {"data_fingerprint": data.fingerprint})
     for name in ("vqvae", "features", "metrics", "codes"):
         shutil.copytree(trained / name, tmp_path / "run" / name)
     train(config)
