@@ -9,7 +9,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11
   --no-header --no-annotate --quiet
 export RAY_ADDRESS ?= local
 
-.PHONY: demo test test-slow test-infra lint bench ablation instruments lock
+.PHONY: demo test test-slow test-infra soak lint bench ablation instruments lock
 
 demo: $(READY)  ## the main job on the embedded data set
 	$(BIN)/python jobs/phantom.py  --out $(DEMO)/raw
@@ -26,6 +26,9 @@ test-slow: $(READY)  ## real faults
 
 test-infra: $(READY)  ## an image and three nights as pods would run them; needs root, buildah, kubectl
 	$(BIN)/pytest -q -m infra tests/infra
+
+soak: $(READY)  ## half an hour of faults on the S3 server that AWS's variables and S3_TEST_BUCKET name
+	$(BIN)/python -m tests.soak
 
 lint: $(READY)
 	$(BIN)/ruff check .

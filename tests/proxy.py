@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
-Fault = Callable[[str, str], str | None]  # method, path -> "503 SlowDown", "slow", "hang up" or None
+Fault = Callable[[str, str], str | None]  # method, path -> "503 SlowDown", "slow", "hang up", "cut" or None
 
 
 @dataclass
@@ -101,8 +101,12 @@ def proxy(upstream: str, certificate: Path | None = None) -> Iterator[Proxy]:
             if response.getheader("Content-Length") is None:
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
             connection.close()
+            if fault == "cut":  # in the middle of the answer
+                self.wfile.write(data[: len(data) // 2])
+                self.close_connection = True
+                return
+            self.wfile.write(data)
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay
 
