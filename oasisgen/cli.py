@@ -12,6 +12,7 @@ from typing import TypeVar
 import tyro
 
 from oasisgen.errors import UserError
+from oasisgen.stderr import without_ray_lines
 
 T = TypeVar("T")
 
@@ -60,7 +61,8 @@ def _one_line(boxed: str) -> str:
 def run(job: Callable[[], None], name: str) -> None:
     """Call `job`; a UserError ends in one line and exit status 1, Ctrl-C or SIGTERM in one line and 130."""
     try:
-        job()
+        with without_ray_lines():
+            job()
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None

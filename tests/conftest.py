@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -169,8 +168,8 @@ def digests(folder: Path, pattern: str) -> dict[str, str]:
 
 
 def one_line(text: str) -> str:
-    """The only line of a text, but for those of Ray's C++ core, which has no other place for them than stderr."""
-    (line,) = [line for line in text.strip().splitlines() if not re.match(r"\[[-0-9:, ]+ [IWE] .*\.cc:", line)]
+    """The only line of a text."""
+    (line,) = text.strip().splitlines()
     return line
 
 
