@@ -94,7 +94,10 @@ def survey(source: str) -> Survey:
                 other = next(other for other, _ in paths if other != path)
                 rejected.append({"file": path, "reason": f"case {case}, level {level} is also {other}: remove one"})
     if not any(slices.values()):
-        raise UserError(f"no slices in {source}: expected <split>/case_<number>_slice_<level>.nii.png, splits {SPLITS}")
+        why = f"expected <split>/case_<number>_slice_<level>.nii.png, splits {', '.join(SPLITS)}"
+        if rejected:
+            why = f"{rejected[0]['file']}: {rejected[0]['reason']}"
+        raise UserError(f"no slices in {source}: {why}")
     homes: dict[int, str] = {}
     for split in slices:
         for number in {number for number, _ in found[split]}:

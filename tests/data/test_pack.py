@@ -198,7 +198,7 @@ def test_cases_1_and_001_are_one_person(tmp_path: Path) -> None:
 def test_label_maps_under_the_names_of_the_slices_are_not_taken_for_slices(tmp_path: Path) -> None:
     for kind in ("images", "labels"):
         fill(tmp_path / "train" / kind, ["case_001_slice_0.nii.png"])
-    with pytest.raises(UserError, match="no slices in"):
+    with pytest.raises(UserError, match=r"no slices in .*images/case_001_slice_0.*is also.*labels/case_001_slice_0"):
         survey(str(tmp_path))
     fill(tmp_path / "train" / "a", ["case_002_slice_0.nii.png"])
     found = survey(str(tmp_path))
@@ -222,6 +222,7 @@ def test_a_file_that_was_mended_at_the_same_size_is_noticed(connected: str, tmp_
     assert pack(str(tmp_path / "raw"), out) == described
 
 
+@pytest.mark.slow
 def test_storage_in_trouble_fails_the_job_and_loses_no_slice(s3: str, tmp_path: Path) -> None:
     raw, out = f"{s3}/trouble/raw", f"{s3}/trouble/packed"
     for level in range(8):
@@ -262,8 +263,7 @@ def test_other_formats_never_reach_their_decoders(monkeypatch: pytest.MonkeyPatc
 
 def test_whatever_a_file_holds_is_a_slice_or_one_reason() -> None:
     random = np.random.default_rng(0)
-    broken_profile = png(GREY).replace(b"IDAT", b"IDAT")
-    header, rest = broken_profile[:33], broken_profile[33:]
+    header, rest = png(GREY)[:33], png(GREY)[33:]
     seeds = [header + chunk(b"iCCP", b"") + rest, header + chunk(b"iCCP", b"x\0") + rest]
     seeds += [png(GREY, kind) for kind in ("PNG", "JPEG", "TIFF")]
     seeds += [png(Image.fromarray(GREY).convert(mode)) for mode in ("RGB", "RGBA", "P", "1", "LA", "I;16")]

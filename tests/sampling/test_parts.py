@@ -35,7 +35,7 @@ def make(uri: str, kind: Format, refused: set[int], part: int = 0) -> pa.Table:
 def finish(uri: str, kind: Format, parts: int) -> dict[str, object]:
     """Write the manifest, and read everything back."""
     entries = [entry_of(uri, number, len(IDS)) for number in range(parts)]
-    storage.write_text(f"{uri}/manifest.json", json.dumps({"format": kind, "parts": entries}))
+    storage.write_text(f"{uri}/manifest.json", json.dumps({"verdict": "released", "format": kind, "parts": entries}))
     return verify(uri)
 
 

@@ -190,6 +190,7 @@ def at_odds(config: Any, driver: Any, rows: torch.Tensor, folder: str) -> None:
     torch.save([mean, learned, course.step, raw(network).weight.detach()], f"{folder}/{worker.rank}.pt")
 
 
+@pytest.mark.slow
 def test_rank_0_decides_for_all_and_uneven_ranks_weigh_as_much_as_they_see(data: DataSet, tmp_path: Path) -> None:
     config = three_of_four(data, tmp_path)
     torch.manual_seed(1)
