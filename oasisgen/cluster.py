@@ -121,8 +121,8 @@ def _storage_access() -> dict[str, Any] | None:
     As a function that Ray carries to them: `env_vars` would show the secrets in its logs and in `ps`. A cluster that
     this process starts inherits them.
     """
-    variables = s3.environment()
-    if not variables or os.environ.get("RAY_ADDRESS") == "local":
+    variables = {} if os.environ.get("RAY_ADDRESS") == "local" else s3.environment()
+    if not variables:
         return None
 
     def set_up() -> None:

@@ -28,6 +28,7 @@ class Split(TypedDict):
 
     slices: int
     cases: dict[str, int]  # case -> slices
+    levels: NotRequired[list[int]]  # which older versions did not write
     parts: list[Shard]
 
 
@@ -168,7 +169,7 @@ def require(document: Any, kind: type, name: str) -> dict[str, Any]:
         _adapter(kind).validate_python(document, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
+        where = " ".join(".".join(map(str, first["loc"])).split()) or "the whole"
         fault = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
         raise InvalidFile(
             f"{name} is not a file that this program wrote ({fault}): it is damaged; remove it and make it again"

@@ -6,6 +6,7 @@ import grpc
 from ray._common.utils import get_ray_address_file
 from ray._private import services
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 
 from oasisgen.errors import UserError
 
@@ -36,7 +37,7 @@ def require_ray() -> None:
 
 def answers_wrong(head: str) -> str:
     """Why no head is at host:port; empty where there is one. Without a token a head answers that it wants one."""
-    with init_grpc_channel(head) as channel:
+    with init_grpc_channel(head, options=GLOBAL_GRPC_OPTIONS) as channel:
         try:
             channel.unary_unary(QUESTION)(b"", timeout=SECONDS)
         except grpc.RpcError as error:

@@ -10,8 +10,10 @@ second apart: a read that fails proves nothing and starts the count again. No cl
 
 A job renews the lock right before each file that says "complete" and creates that file only if there is none, so two
 jobs never both complete something. What remains: plain PUTs on S3 know no lock, so a job that is stopped between
-renewing and writing may still write other files after a takeover. Those are slices, shards and checkpoints, whose
-names depend only on what they hold: equal names get equal bytes.
+renewing and writing may still write other files after a takeover. Slices and shards get the same bytes under the same
+name, unless source or device changed in between, which their digests tell. A checkpoint gets a name of its own, and
+who reads goes by its step and digest; but Ray Train may then drop older checkpoints of the run, and some epochs are
+trained again.
 """
 
 import json
@@ -224,7 +226,7 @@ def _read(uri: str) -> tuple[Holder | None, str]:
         holder = Holder(**content)
         if not all(isinstance(getattr(holder, field.name), field.type) for field in fields(Holder)):  # type: ignore[arg-type]
             raise TypeError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise InvalidFile(f"{uri} is damaged: remove it if no job works on {_folder(uri)}") from None
     return holder, tag
 

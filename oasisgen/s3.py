@@ -41,6 +41,7 @@ KEY_VARIABLES = {  # pyarrow's argument -> variable
     "secret_key": "AWS_SECRET_ACCESS_KEY",
     "session_token": "AWS_SESSION_TOKEN",
 }
+NOT_MET = ("PreconditionFailed", "412")  # what servers answer to a conditional write whose condition does not hold
 ATTEMPTS = 8  # at one request, with growing pauses: a server may be out for half a minute
 OF_AWS = re.compile(r"https://s3[\w.-]*\.amazonaws\.com(\.cn)?")  # what boto3 uses if nobody names an endpoint
 # Credentials that pyarrow finds and renews by itself. It knows no other kind: those it is told, as they are now.
@@ -135,15 +136,18 @@ def environment() -> dict[str, str]:
     (SSO, an assumed role) are not renewed there: give the nodes a role of their own.
     """
     variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    found = session()
-    if not found.full_config["profiles"]:  # nothing but variables, or a role that every node asks for itself
+    try:
+        found = session()
+        if not found.full_config["profiles"]:  # nothing but variables, or a role that every node asks for itself
+            return variables
+        resolved = {
+            "AWS_ENDPOINT_URL_S3": endpoint_url(),
+            "AWS_REGION": _region(found),
+            "AWS_CA_BUNDLE": found.get_config_variable("ca_bundle"),
+        }
+        resolved |= {KEY_VARIABLES[name]: value for name, value in _keys()}
+    except UserError:  # a job that uses S3 says so when it checks its storage; others do not need a working profile
         return variables
-    resolved = {
-        "AWS_ENDPOINT_URL_S3": endpoint_url(),
-        "AWS_REGION": _region(found),
-        "AWS_CA_BUNDLE": found.get_config_variable("ca_bundle"),
-    }
-    resolved |= {KEY_VARIABLES[name]: value for name, value in _keys()}
     return variables | {name: value for name, value in resolved.items() if value}
 
 
@@ -176,18 +180,21 @@ def _refuses(asking: Any, probe: dict[str, str], condition: dict[str, str]) -> b
     try:
         asking.put_object(**probe, Body=b"oasisgen", **condition)
     except botocore.exceptions.ClientError as error:
-        if error.response["Error"]["Code"] in ("PreconditionFailed", "412"):
-            return True
-        raise
+        if error.response["Error"]["Code"] not in NOT_MET:
+            raise
+        return True
     return False
 
 
 def _keys() -> tuple[tuple[str, str], ...]:
     """Credentials for pyarrow, as they are now; none where it finds and renews them itself."""
-    credentials = _credentials()
-    if credentials is None or credentials.method in RENEWED_BY_PYARROW:
-        return ()
-    now = credentials.get_frozen_credentials()
+    try:
+        credentials = _credentials()
+        if credentials is None or credentials.method in RENEWED_BY_PYARROW:
+            return ()
+        now = credentials.get_frozen_credentials()
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        raise UserError(f"the AWS profile gives no credentials: {' '.join(str(error).split())}") from None
     keys = {"access_key": now.access_key, "secret_key": now.secret_key, "session_token": now.token}
     return tuple((name, value) for name, value in keys.items() if value)
 

@@ -5,14 +5,21 @@ of Ray Data, whose arguments are always in the object store. They tell a user no
 """
 
 import os
-import re
+import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-RAY_LINE = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+ [DIWE] \d+ \d+\] \(?.*\.(cc|h):\d+: ")
-SECONDS_TO_END = 1.0  # for the last lines; a process that we started may hold the pipe for longer
+# A process of its own passes the other lines on: what this one says while it crashes still arrives.
+FILTER = r"""
+import re, sys
+ray_line = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+ [DIWE] \d+ \d+\] \(?.*\.(cc|h):\d+: ")
+for line in sys.stdin.buffer:
+    if not ray_line.match(line):
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+"""
+SECONDS_TO_END = 2.0  # for the last lines; a process that we started may hold the pipe for longer
 
 
 @contextmanager
@@ -21,22 +28,20 @@ def without_ray_lines() -> Iterator[None]:
 
     Replaces the process's file descriptor 2, and puts it back at the end.
     """
-    reading, writing = os.pipe()
     original = os.dup(2)
-    os.dup2(writing, 2)
-    os.close(writing)
-    copying = threading.Thread(target=_copy, args=(reading, original), daemon=True)
-    copying.start()
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(original, 2)  # closes our end of the pipe: the thread reads what is left, and ends
-        copying.join(SECONDS_TO_END)
-
-
-def _copy(reading: int, original: int) -> None:
-    with open(reading, "rb") as lines, open(original, "wb", buffering=0) as target:
-        for line in lines:
-            if not RAY_LINE.match(line):
-                target.write(line)
+    # In a session of its own, it does not get the Ctrl-C of a terminal: it ends when nobody writes any more.
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", FILTER], stdin=subprocess.PIPE, stdout=original, start_new_session=True
+    ) as passing_on:
+        assert passing_on.stdin
+        os.dup2(passing_on.stdin.fileno(), 2)
+        passing_on.stdin.close()
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(original, 2)  # closes our end of the pipe
+            os.close(original)
+            with suppress(subprocess.TimeoutExpired):
+                passing_on.wait(SECONDS_TO_END)
+            passing_on.returncode = passing_on.returncode or 0  # it ends with the last process that holds the pipe

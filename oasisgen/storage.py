@@ -131,11 +131,11 @@ def read_bytes(uri: str) -> bytes:
 
 def read_json(uri: str) -> Any:
     """The JSON file at `uri`. Raises FileNotFoundError, and InvalidFile where it is not JSON."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.loads(read_bytes(uri))
     try:
         return json.loads(read_bytes(uri))  # one that was replaced while it was read is whole now
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidFile(f"{uri} is not valid JSON: it is damaged; remove it and run the command again") from None
 
 
@@ -195,7 +195,7 @@ def replace(uri: str, data: bytes, tag: str | None) -> str | None:
                 return str(s3.client().put_object(**where, Body=data, **conditions[0])["ETag"])
             except botocore.exceptions.ClientError as error:
                 code = error.response["Error"]["Code"]
-                if code not in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
+                if code not in (*s3.NOT_MET, "ConditionalRequestConflict", "NoSuchKey"):
                     raise
             there, its_tag = _read_tagged_if_any(uri)
             if there == data:  # written by an attempt whose answer was lost
@@ -299,11 +299,11 @@ def check(uri: str, write: bool) -> None:
 
 def _check_disk(uri: str, path: Path) -> None:
     """Do in the folder, or in the nearest one above it that exists, what a job does: create, replace, remove."""
-    home = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not home.is_dir():
-        raise UserError(f"{uri}: {home} is no folder; give another --out")
-    probe = home / f".check-{uuid.uuid4().hex[:8]}"
     with one_line(uri, "write"):
+        home = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not home.is_dir():
+            raise UserError(f"{uri}: {home} is no folder; give another --out")
+        probe = home / f".check-{uuid.uuid4().hex[:8]}"
         try:
             tag = _replace_on_disk(probe, b"first", None)
             if not tag or _replace_on_disk(probe, b"other", None) or not _replace_on_disk(probe, b"second", tag):

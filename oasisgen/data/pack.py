@@ -8,6 +8,7 @@ import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from oasisgen.config import IMAGE_SIZE, LEVELS
 from oasisgen.data import degenerate
 from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
 from oasisgen.errors import StorageError, UserError
-from oasisgen.lock import Lock, lock, require_unlocked
+from oasisgen.lock import Lock, LockProof, lock, require_unlocked
 from oasisgen.progress import Progress, say
 
 SLICES_PER_PART = 1024
@@ -30,8 +31,7 @@ OPEN_FILES = 16  # reads in flight per task: what hides an object store's latenc
 MOST_BYTES = 4_000_000  # of a file that is opened: 20 times an uncompressed slice in RGB
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SPLIT_FOLDER = re.compile(r"(keras_png_slices_)?(?P<split>train|validate|test)", re.IGNORECASE)
-# A data set is ours from the moment that its lock is taken. Before there was a lock there was a folder `holders`.
-MARKS = "dataset.json", "lock.json", "holders"
+MARKS = "dataset.json", "lock.json"  # a data set is ours from the moment that its lock is taken
 PART = re.compile(r"part-\d{5}\.parquet")
 LABEL_FOLDER = re.compile(r"keras_png_slices_seg_.*|seg", re.IGNORECASE)
 
@@ -158,8 +158,10 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
         for (_, case, level), image in zip(entries, images, strict=True)
         if isinstance(image, np.ndarray)
     ]
-    uri = storage.join(row["out"], row["split"], row["name"])
-    data = tables.write(uri, pa.Table.from_pylist(good, SCHEMA), ROWS_PER_GROUP)
+    data = tables.to_bytes(pa.Table.from_pylist(good, SCHEMA), ROWS_PER_GROUP)
+    if row["lock"]:  # else it is only compared
+        LockProof(**json.loads(row["lock"])).require()
+        storage.write_bytes(storage.join(row["out"], row["split"], row["name"]), data)
     entry = {
         "split": row["split"],
         "part": {
@@ -169,6 +171,7 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
             "sha256": hashlib.sha256(data).hexdigest(),
         },
         "cases": Counter(slice_["case"] for slice_ in good),
+        "levels": sorted({slice_["level"] for slice_ in good}),
         "pixels": [
             (case, level, degenerate.pixel_digest(image))
             for (_, case, level), image in zip(entries, images, strict=True)
@@ -183,12 +186,15 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
     return {"entry": json.dumps(entry)}
 
 
-def _plan(slices: dict[str, list[tuple[str, str, int]]], source: str, out: str) -> Iterable[dict[str, str]]:
+def _plan(
+    slices: dict[str, list[tuple[str, str, int]]], source: str, out: str, lock: LockProof | None
+) -> Iterable[dict[str, str]]:
     for split, entries in slices.items():
         for number, start in enumerate(range(0, len(entries), SLICES_PER_PART)):
             yield {
                 "source": source,
                 "out": out,
+                "lock": json.dumps(asdict(lock)) if lock else "",
                 "split": split,
                 "name": f"part-{number:05d}.parquet",
                 "entries": json.dumps(entries[start : start + SLICES_PER_PART]),
@@ -210,6 +216,8 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
     for folder in sorted({path.rpartition("/")[0] for entries in found.slices.values() for path, _, _ in entries}):
         refuse_overlap(storage.join(source, folder), out)  # which may be a link
     require_ours(out, *MARKS)
+    if storage.exists(storage.join(out, "config.json")):
+        raise UserError(f"{out} is the folder of a run or a batch: use another --out")
     marker = storage.join(out, "dataset.json")
     finished = storage.exists(marker)
     if finished:
@@ -218,7 +226,8 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
             raise UserError(
                 f"{out} was packed from {old['source']} with other files than {source} has: use another --out"
             )
-        if old.get("source_times", found.times) != found.times:  # which data sets of older versions do not have
+        touched = old.get("source_times", found.times) != found.times  # older versions did not write them
+        if touched and not dry_run and not same_content(found, source, old):
             raise UserError(f"files in {source} were changed after they were packed into {out}: use another --out")
         refuse_rejected(old["rejected"], strict)
         if not dry_run:
@@ -236,12 +245,25 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
         return write_data_set(found, source, out, strict, held)
 
 
+def same_content(found: Survey, source: str, old: dict[str, Any]) -> bool:
+    """Whether the files of a source give the very shards that `old`, a `dataset.json`, names; nothing is written."""
+    say("pack", "files were written again since they were packed: comparing what they hold")
+    plan = list(_plan(found.slices, source, "", None))
+    entries = [
+        json.loads(row["entry"])
+        for row in ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part).iter_rows()
+    ]
+    now = {(entry["split"], entry["part"]["name"], entry["part"]["sha256"]) for entry in entries}
+    then = {(name, part["name"], part["sha256"]) for name, split in old["splits"].items() for part in split["parts"]}
+    return now == then
+
+
 def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Lock) -> dict[str, Any]:
     """Write the shards of all splits and, last, `dataset.json`."""
-    plan = list(_plan(found.slices, source, out))
+    plan = list(_plan(found.slices, source, out, held.proof))
     packed = ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part)
     splits: dict[str, Any] = {
-        split: {"slices": 0, "cases": Counter(), "parts": []} for split in found.slices
+        split: {"slices": 0, "cases": Counter(), "levels": [], "parts": []} for split in found.slices
     }  # filled below
     rejected = list(found.rejected)
     pixels: list[tuple[degenerate.Named, str]] = []
@@ -251,12 +273,14 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Loc
             split = splits[entry["split"]]
             split["slices"] += entry["part"]["slices"]
             split["cases"].update(entry["cases"])
+            split["levels"] = sorted({*split["levels"], *entry["levels"]})
             split["parts"].append(entry["part"])
             rejected += entry["rejected"]
             pixels += [(degenerate.Named(entry["split"], *named), digest) for *named, digest in entry["pixels"]]
             progress.advance(entry["part"]["slices"] + len(entry["rejected"]))
     rejected.sort(key=lambda file: file["file"])
     refuse_rejected(rejected, strict)
+    held.renew()  # before anything is removed
     digest = hashlib.sha256()
     for name, split in splits.items():
         if not split["slices"]:

@@ -35,7 +35,7 @@ def root_of(batch: str) -> str | None:
 
 def name_of(batch: str) -> str:
     """A batch's name: its path below the folder of all batches, or, outside of one, its whole address."""
-    return batch.rpartition(f"/{FOLDER}/")[2]
+    return batch.partition(f"/{FOLDER}/")[2] or batch
 
 
 def read_nights(root: str) -> list[dict[str, Any]]:

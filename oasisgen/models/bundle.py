@@ -77,7 +77,7 @@ def read_bundle(uri: str, expected: str = "") -> Bundle:
     try:
         text = storage.read_bytes(file)
         config = documents.require(json.loads(text), dict, file)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         raise UserError(f"bundle {uri}: config.json is missing or damaged: run the training command again") from None
     if config.get("format") != FORMAT:
         raise UserError(f"bundle {uri} has format {config.get('format')}, this program reads {FORMAT}: train it again")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from oasisgen import __version__, cluster, documents, meters, storage, tables
 from oasisgen.claim import SOFTWARE, claim, require_same, require_same_software
 from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, in_ranges, number_ranges
-from oasisgen.data.feed import Feed, Stored, evenly_spaced, store
+from oasisgen.data.feed import Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 from oasisgen.evaluation import batch_report, inception, nights, quality, release
@@ -67,9 +68,16 @@ def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
     return reference
 
 
-def seed_of(name: str) -> int:
-    """The base seed that a batch's name stands for: two nights differ, in whatever folders they lie."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
+def seed_of(out: str) -> int:
+    """The base seed of a batch for which none is given: the one it was begun with, else the one its name stands for.
+
+    So two nights differ, in whatever folders they lie, and a batch that is moved goes on.
+    """
+    with suppress(FileNotFoundError):
+        begun = documents.read(storage.join(out, "config.json"), dict).get("base_seed")
+        if isinstance(begun, int):
+            return begun
+    return int.from_bytes(hashlib.sha256(nights.name_of(out).encode()).digest()[:4])
 
 
 def generate(config: GenerateConfig) -> dict[str, Any] | None:
@@ -92,9 +100,11 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     ids = number_ranges("ids", config.ids, MOST_IDS) if config.ids else []
     if ids:
         levels = np.unique(level_of(np.array(ids))).tolist()
+    if reference:
+        require_levels(levels, reference)
     request = {
         "model": bundle.digest,
-        "base_seed": seed_of(nights.name_of(out)) if config.base_seed is None else config.base_seed,
+        "base_seed": seed_of(out) if config.base_seed is None else config.base_seed,
         "count": len(ids) or config.count,
         "levels": levels,
         "ids": config.ids,
@@ -203,7 +213,6 @@ def make_batch(
 def read_references(data: DataSet, request: dict[str, Any]) -> References:
     """Read the real slices, and measure the floor: what held-out slices score in the place of synthetic ones."""
     train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
-    require_levels(request["levels"], data, train.load(), held_out.load())
     # What is refused must not depend on how many are asked for.
     fewest, most = FLOOR_SLICES
     count = most if request["reject"] != "none" else int(np.clip(request["count"], fewest, most))
@@ -216,12 +225,13 @@ def read_references(data: DataSet, request: dict[str, Any]) -> References:
     return References(train, held_out, floor)
 
 
-def require_levels(wanted: list[int], data: DataSet, train: Feed, held_out: Feed) -> None:
-    """Raise UserError if a level that is asked for has no training or no held-out slice: nothing to compare with."""
-    levels = [
-        {int(level) for block in feed.blocks for level in np.unique(block["level"])} for feed in (train, held_out)
-    ]
-    there = set.intersection(*levels)
+def require_levels(wanted: list[int], data: DataSet) -> None:
+    """Raise UserError if a level that is asked for has no training or no held-out slice: nothing to compare with.
+
+    Data sets of older versions do not say which levels they have; for these nothing is refused.
+    """
+    levels = [data.splits[split].get("levels", wanted) for split in ("train", "validate")]
+    there = set(levels[0]) & set(levels[1])
     if lacking := sorted(set(wanted) - there):
         raise UserError(
             f"{data.uri} has no slices of level {in_ranges(lacking)} to compare with: "

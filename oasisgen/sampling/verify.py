@@ -30,7 +30,7 @@ def verify(uri: str) -> dict[str, Any]:
         raise UserError(
             f"no finished batch at {uri} (manifest.json is missing): run the command that makes it"
         ) from None
-    parts = ray.data.from_items(manifest["parts"], override_num_blocks=len(manifest["parts"]))
+    parts = ray.data.from_items(manifest["parts"], override_num_blocks=max(1, len(manifest["parts"])))
     checked = parts.map(partial(_check, uri=uri, kind=manifest["format"]), **cluster.tasks()).take_all()
     faults = [fault for part in checked for fault in part["faults"]]
     if all(part["files"] for part in checked):

@@ -213,8 +213,11 @@ def test_a_file_that_was_mended_at_the_same_size_is_noticed(connected: str, tmp_
     out = str(tmp_path / "d")
     described = pack(str(tmp_path / "raw"), out)
     file = tmp_path / "raw" / "train" / "case_001_slice_0.nii.png"
-    file.write_bytes(file.read_bytes())
     os.utime(file, (1, 1))
+    assert pack(str(tmp_path / "raw"), out) == described  # written again, with the same content
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
     with pytest.raises(UserError, match=r"files in .*raw were changed after they were packed into"):
         pack(str(tmp_path / "raw"), out)
     assert described.pop("source_times")

@@ -83,7 +83,7 @@ def write(out: Path, vqvae: VQVAE, prior: DCGAN, like: Bundle, data: dict[str, s
 @pytest.fixture(scope="module")
 def painted(good: Path, connected: str, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     """A data set of what the good model paints."""
-    raw = tmp_path_factory.mktemp("painted")
+    raw, packed = tmp_path_factory.mktemp("painted"), tmp_path_factory.mktemp("packed")
     for split, (seed, cases) in CASES.items():
         (raw / split).mkdir()
         sampler = Sampler(str(good), seed)
@@ -91,8 +91,8 @@ def painted(good: Path, connected: str, tmp_path_factory: pytest.TempPathFactory
             made = sampler.sample(group)
             for number, level, image in zip(made["id"], made["level"], made["image"], strict=True):
                 (raw / split / file_name(str(seed + number // 32), int(level))).write_bytes(png(image))
-    pack(str(raw), str(raw / "packed"))
-    return open_data_set(str(raw / "packed"))
+    pack(str(raw), str(packed))
+    return open_data_set(str(packed))
 
 
 @pytest.fixture(scope="module")
