@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -141,9 +142,9 @@ def threads_of(config: TrainConfig) -> int:
     """Threads that a worker computes with: those of the CPUs that it reserves.
 
     Where Ray was started by this job, for itself, the workers share all CPUs of the machine instead: with the default
-    of one CPU each, the others would lie idle.
+    of one CPU each, the others would lie idle. If RAY_ADDRESS names that Ray, other jobs use it too.
     """
-    if processes.started():
+    if processes.started() and os.environ.get("RAY_ADDRESS", "local") == "local":
         return max(1, int(cluster.cpus()) // config.workers)
     return math.ceil(config.cpus_per_worker)
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from oasisgen.cluster import Actors
 from oasisgen.config import DEMO, DCGANConfig, GateConfig, GenerateConfig, VQVAEConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import subject
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.slices import DataSet, file_name, open_data_set
+from oasisgen.lock import acquire
 from oasisgen.models.bundle import Bundle, read_bundle, write_bundle
 from oasisgen.models.dcgan import DCGAN, make_palette
 from oasisgen.models.vqvae import VQVAE
@@ -183,7 +185,8 @@ def test_refused_slices_are_replaced_by_the_next_ids(good: Path, painted: DataSe
     }
     references = read_references(painted, request)
     least = {"copy_ratio": float(np.median(references.floor["copy_ratio"].to_numpy()))}  # refuses about a half
-    entries = make_slices(bundle, request, references, least, out)
+    held = acquire(out)
+    entries = make_slices(bundle, request, references, least, out, held, Actors())
     kept, rejected = (pq.read_table(f"{out}/{name}") for name in ("summary", "rejected"))
     assert 5 < len(rejected) <= 40
     assert len(kept) == sum(entry["slices"] for entry in entries) == min(40, 80 - len(rejected))
@@ -191,7 +194,7 @@ def test_refused_slices_are_replaced_by_the_next_ids(good: Path, painted: DataSe
     ids = [*kept["id"].to_pylist(), *rejected["id"].to_pylist()]
     assert sorted(ids) == ids_of_levels(LEVELS, 0, len(ids)).tolist()
     assert len(list(Path(out).rglob("*.png"))) == len(kept)
-    assert make_slices(bundle, request, references, least, out) == entries  # nothing is made twice
+    assert make_slices(bundle, request, references, least, out, held, Actors()) == entries  # nothing is made twice
 
 
 def make(parts: Bundle) -> DCGAN:

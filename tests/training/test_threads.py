@@ -5,6 +5,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
+
 from oasisgen import cluster
 from oasisgen.config import TrainConfig
 from oasisgen.training.launch import threads_of
@@ -12,7 +14,9 @@ from oasisgen.training.launch import threads_of
 CONFIG = TrainConfig(data="d", out="o")
 
 
-def test_workers_share_the_machine_on_a_ray_of_their_own(connected: str) -> None:
+def test_workers_share_the_machine_on_a_ray_of_their_own(connected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert threads_of(CONFIG) == 1  # RAY_ADDRESS names it: it is for other jobs too
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     assert threads_of(CONFIG) == int(cluster.cpus())
     assert threads_of(replace(CONFIG, workers=2)) == max(1, int(cluster.cpus()) // 2)
 
