@@ -25,7 +25,7 @@ test-slow: $(READY)  ## real faults
 	$(BIN)/pytest -q -m slow
 
 test-infra: $(READY)  ## an image and three nights as pods would run them; needs root, buildah, kubectl
-	$(BIN)/pytest -q -m infra tests/infra
+	$(BIN)/pytest -q -m infra
 
 soak: $(READY)  ## half an hour of faults on the S3 server that AWS's variables and S3_TEST_BUCKET name
 	$(BIN)/python -m tests.soak

@@ -106,7 +106,7 @@ def test_a_job_waits_for_the_gpu_that_another_job_holds(
     assert (job.returncode, "4 slices" in said) == (3, True), wrong
 
 
-@pytest.mark.slow
+@pytest.mark.infra
 def test_a_run_and_an_evaluation_on_cpus_leave_the_gpu_alone(
     busy: tuple[str, subprocess.Popen[str]], data: DataSet, tmp_path: Path
 ) -> None:
