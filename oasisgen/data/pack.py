@@ -6,7 +6,7 @@ import json
 import re
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -125,9 +125,7 @@ def decode(data: bytes) -> np.ndarray:
             image.load()
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow raises all kinds for damaged files: OSError, SyntaxError, IndexError, zlib.error
+    except Exception as error:  # Pillow raises all kinds: OSError, SyntaxError, IndexError, zlib.error, …
         raise ValueError(f"truncated or damaged ({' '.join(str(error).split())})") from None
     if image.mode == "RGB":
         red, green, blue = (np.asarray(channel) for channel in image.split())
@@ -201,6 +199,13 @@ def _plan(
             }
 
 
+def _pack_parts(found: Survey, source: str, out: str, lock: LockProof | None) -> Iterator[dict[str, Any]]:
+    """Pack every part, with Ray; the entry of each as it is done. Without a lock nothing is written."""
+    plan = list(_plan(found.slices, source, out, lock))
+    for row in ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part).iter_rows():
+        yield json.loads(row["entry"])
+
+
 def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
     """Pack `source` into a data set at `out`; returns what `dataset.json` says.
 
@@ -248,11 +253,7 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
 def same_content(found: Survey, source: str, old: dict[str, Any]) -> bool:
     """Whether the files of a source give the very shards that `old`, a `dataset.json`, names; nothing is written."""
     say("pack", "files were written again since they were packed: comparing what they hold")
-    plan = list(_plan(found.slices, source, "", None))
-    entries = [
-        json.loads(row["entry"])
-        for row in ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part).iter_rows()
-    ]
+    entries = _pack_parts(found, source, "", None)
     now = {(entry["split"], entry["part"]["name"], entry["part"]["sha256"]) for entry in entries}
     then = {(name, part["name"], part["sha256"]) for name, split in old["splits"].items() for part in split["parts"]}
     return now == then
@@ -260,16 +261,13 @@ def same_content(found: Survey, source: str, old: dict[str, Any]) -> bool:
 
 def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Lock) -> dict[str, Any]:
     """Write the shards of all splits and, last, `dataset.json`."""
-    plan = list(_plan(found.slices, source, out, held.proof))
-    packed = ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part)
     splits: dict[str, Any] = {
         split: {"slices": 0, "cases": Counter(), "levels": [], "parts": []} for split in found.slices
     }  # filled below
     rejected = list(found.rejected)
     pixels: list[tuple[degenerate.Named, str]] = []
     with Progress("pack", sum(map(len, found.slices.values())), "slices") as progress:
-        for row in packed.iter_rows():
-            entry = json.loads(row["entry"])
+        for entry in _pack_parts(found, source, out, held.proof):
             split = splits[entry["split"]]
             split["slices"] += entry["part"]["slices"]
             split["cases"].update(entry["cases"])
