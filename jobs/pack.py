@@ -26,6 +26,7 @@ def main() -> None:
     def job() -> None:
         # After the flags: torch and Ray take seconds to import.
         from oasisgen import cluster
+        from oasisgen.data.degenerate import say_found
         from oasisgen.data.pack import pack
 
         with cluster.connection():
@@ -36,6 +37,8 @@ def main() -> None:
             say("pack", f"{name}: {split['slices']} slices of {len(split['cases'])} cases")
         for file in description["rejected"]:
             say("pack", f"rejected {file['file']}: {file['reason']}")
+        for line in say_found(description):
+            say("pack", line)
         say("pack", f"data set: {storage.absolute(flags.out)}")
 
     cli.run(job, "pack.py")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 BLANK = "blank"
+SHOWN = 3  # slices, or groups of them, that a line names
 
 
 class Named(NamedTuple):
@@ -39,3 +40,23 @@ def names(description: dict[str, Any]) -> frozenset[Named]:
     """All slices that a data set's description names as blank or equal; none if it was packed before it named them."""
     groups = [description.get("blank", []), *description.get("equal", [])]
     return frozenset(Named(each["split"], each["case"], int(each["level"])) for group in groups for each in group)
+
+
+def say_found(description: dict[str, Any]) -> list[str]:
+    """What a user is told of a data set's blank slices and of those with equal pixels: a line each, if there are any."""
+    lines = []
+    if blank := [_words(each) for each in description.get("blank", [])]:
+        lines.append(f"blank slices: {len(blank)} ({_first(blank)})")
+    if groups := description.get("equal", []):
+        equal = [" = ".join(map(_words, group[:SHOWN])) + (" = ..." if len(group) > SHOWN else "") for group in groups]
+        lines.append(f"slices with the pixels of another one: {sum(map(len, groups))} ({_first(equal)})")
+    return lines
+
+
+def _words(named: dict[str, Any]) -> str:
+    return f"{named['split']} case {named['case']} level {named['level']}"
+
+
+def _first(texts: list[str]) -> str:
+    more = len(texts) - SHOWN
+    return "; ".join(texts[:SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -244,6 +244,8 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
         for file in found.rejected:
             say("plan", f"rejected {file['file']}: {file['reason']}")
         say("plan", f"{found.label_maps} label maps are left out; files are opened when packing")
+        for line in degenerate.say_found(old) if finished else ["blank slices and equal pixels are found when packing"]:
+            say("plan", line)
         say("plan", f"the data set {'is finished' if finished else f'would be written to {out}'}")
         return None
     with lock(out) as held:

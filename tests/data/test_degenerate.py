@@ -2,14 +2,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from oasisgen.data.degenerate import say_found
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import subject
 from oasisgen.data.slices import open_data_set
-from tests.conftest import png
+from tests.conftest import png, run_job
 
 
-def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(connected: str, tmp_path: Path) -> None:
+def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(
+    connected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = subject(0, 1), subject(0, 2)
     raw = {
         "train": {("001", 9): first[9], ("001", 10): first[10], ("002", 9): second[9]},
@@ -20,7 +24,18 @@ def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(conne
         (tmp_path / "raw" / split).mkdir(parents=True)
         for (case, level), image in slices.items():
             (tmp_path / "raw" / split / f"case_{case}_slice_{level}.nii.png").write_bytes(png(image.astype(np.uint8)))
-    pack(str(tmp_path / "raw"), str(tmp_path / "data"))
+    flags = ["--source", str(tmp_path / "raw"), "--out", str(tmp_path / "data")]
+    done = run_job("pack", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = (
+        "blank slices: 2 (test case 005 level 31; validate case 003 level 10)",
+        "slices with the pixels of another one: 4 (test case 005 level 9 = validate case 004 level 9; "
+        "train case 001 level 9 = validate case 003 level 9)",
+    )
+    assert all(f"[    pack] {line}\n" in done.stdout for line in lines), done.stdout
+    pack(*flags[1::2], dry_run=True)
+    said = capsys.readouterr().out
+    assert all(f"[    plan] {line}\n" in said for line in lines)
 
     described = json.loads((tmp_path / "data" / "dataset.json").read_text())
     blank = [(each["split"], each["case"], each["level"]) for each in described["blank"]]
@@ -33,3 +48,13 @@ def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(conne
     data = open_data_set(str(tmp_path / "data"))
     assert data.degenerate_in("validate") == {("003", 9), ("003", 10), ("004", 9)}
     assert data.degenerate_in("train") == {("001", 9)}
+
+
+def test_a_line_names_a_few_of_many() -> None:
+    slices = [{"split": "test", "case": "001", "level": level} for level in range(5)]
+    assert say_found({"blank": slices, "equal": [slices]}) == [
+        "blank slices: 5 (test case 001 level 0; test case 001 level 1; test case 001 level 2; and 2 more)",
+        "slices with the pixels of another one: 5 "
+        "(test case 001 level 0 = test case 001 level 1 = test case 001 level 2 = ...)",
+    ]
+    assert say_found({}) == say_found({"blank": [], "equal": []}) == []
