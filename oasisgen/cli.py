@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import select
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -23,8 +24,13 @@ def parse(parser: Callable[[list[str]], T], job: str) -> T:
     try:
         with redirect_stderr(said):
             flags = parser(sys.argv[1:])
+    except BrokenPipeError:
+        _be_silent()
+        raise SystemExit(0) from None
     except SystemExit as stop:
         if not stop.code:
+            if not _is_heard():  # `--help | head -1`
+                _be_silent()
             raise
         said.seek(0)
         print(f"{job}: {_one_line(said.read())} (see {job} --help)", file=sys.stderr)
@@ -36,6 +42,22 @@ def parse(parser: Callable[[list[str]], T], job: str) -> T:
             print(f"{job}: {name} is {uri}: a submitted job runs in a folder of Ray's, {where}", file=sys.stderr)
             raise SystemExit(2)
     return flags
+
+
+def _is_heard() -> bool:
+    """Whether somebody still reads standard output."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return False
+    pipe = select.poll()  # after an error nothing is left to flush
+    pipe.register(sys.stdout.fileno(), select.POLLERR)
+    return not pipe.poll(0)
+
+
+def _be_silent() -> None:
+    """Send standard output nowhere: what is still in its buffer would be a traceback at the process's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_submitted() -> bool:
@@ -59,12 +81,21 @@ def _one_line(boxed: str) -> str:
 
 
 def run(job: Callable[[], None], name: str) -> None:
-    """Call `job`; a UserError ends in one line and exit status 1, Ctrl-C or SIGTERM in one line and 130."""
+    """Call `job`; a UserError ends in one line and exit status 1, Ctrl-C or SIGTERM in one line and 130.
+
+    A job whose output nobody reads any more ends too, as programs do in `job | head -1`: with one line and status 1.
+    """
     try:
         with without_ray_lines():
             job()
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except BrokenPipeError:
+        if _is_heard():  # it was another pipe
+            raise
+        _be_silent()
+        print(f"{name}: nobody reads its output; the same command continues where it was", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command continues where it was", file=sys.stderr)
