@@ -100,6 +100,21 @@ def test_a_batch_that_ends_while_another_writes_the_page_is_on_it(
     assert all(f"{name}/report/" in page for name in ("first", "second"))
 
 
+def test_a_page_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = f"{tmp_path}/batches"
+    night(root, "first", 1)
+    page = tmp_path / "batches" / "index.html"
+    page.write_text("<title>My own page</title>")
+    write_index(root)
+    assert page.read_text() == "<title>My own page</title>"
+    assert f"{page} is not ours" in capsys.readouterr().out
+    page.unlink()
+    for _ in range(2):  # what it wrote itself it writes again
+        write_index(root)
+    assert "first/report/" in page.read_text()
+    assert "not ours" not in capsys.readouterr().out
+
+
 def test_two_nights_differ_in_whatever_folders_they_lie() -> None:
     root = "s3://bucket/team/batches"
     assert name_of(f"{root}/2026-11-24") == "2026-11-24"
