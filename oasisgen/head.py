@@ -21,8 +21,11 @@ def require_ray() -> None:
         raise UserError(
             f"RAY_ADDRESS={address} is for `ray job submit`: a driver of your own needs that of the head, :6379"
         )
-    if "://" in address:  # Ray's client
-        return
+    if "://" in address:  # through Ray's client a driver holds no slices, and Ray Train and Ray Data do not support it
+        raise UserError(
+            f"RAY_ADDRESS={address} is for Ray's client, which these jobs cannot use: name the head's host:6379 on a "
+            "node of the cluster, or use `ray job submit`"
+        )
     try:
         head = services.canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # as ray.init calls it
     except (ValueError, ConnectionError, OSError) as error:

@@ -2,7 +2,9 @@
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,7 @@ def silent() -> Iterator[int]:
     ("address", "said"),
     [
         ("http://head:8265", "RAY_ADDRESS=http://head:8265 is for `ray job submit`"),
+        ("ray://127.0.0.1:10001", "RAY_ADDRESS=ray://127.0.0.1:10001 is for Ray's client, which these jobs cannot use"),
         ("127.0.0.1:1", r"no Ray at RAY_ADDRESS=127\.0\.0\.1:1 \(nothing answers there\): start it, or unset"),
         ("[::1]:1", r"no Ray at RAY_ADDRESS=\[::1\]:1 \(nothing answers there\)"),
         ("127.0.0.1:{silent}", "(nothing answers there|something else answers there)"),
@@ -85,3 +88,39 @@ def test_a_submitted_job_refuses_paths_that_lie_in_rays_folder(flags: str, tmp_p
     done = run_job("pack", *flags.split(), RAY_JOB_CONFIG_JSON_ENV_VAR=submitted)
     assert done.returncode == 2
     assert "a submitted job runs in a folder of Ray's" in one_line(done.stderr)
+
+
+class Web(BaseHTTPRequestHandler):
+    """Answers as any web server does."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[int]:
+    """The port of a web server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:{web}", "no Ray at RAY_ADDRESS=127.0.0.1:"),
+        ("[::1]:6379", "no Ray at RAY_ADDRESS=[::1]:6379 (nothing answers there): start it, or unset"),
+        ("", "which {note} names (nothing answers there): remove that file, or set RAY_ADDRESS=local"),
+    ],
+)
+def test_a_job_that_finds_no_ray_ends_with_one_line_within_30_seconds(
+    address: str, said: str, web: int, raw: Path, tmp_path: Path
+) -> None:
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text("127.0.0.1:1")
+    variables = {"RAY_ADDRESS": address.format(web=web), "RAY_TMPDIR": str(tmp_path)}
+    done = run_job("pack", "--source", str(raw), "--out", str(tmp_path / "d"), timeout=30, **variables)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said.format(note=note) in one_line(done.stderr)
