@@ -316,7 +316,7 @@ def test_evaluation_is_the_one_in_the_bundle_and_is_not_overwritten(
 ) -> None:
     flags = ["--model", str(trained), "--data", data.uri, "--out", str(tmp_path / "e")]
     done = run_job("evaluate", *flags)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")  # its actors are what Ray's core has something to say about
     summary = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     inside = json.loads((trained / "model" / "metrics.json").read_text())["reconstruction"]
     assert {name: summary[name] for name in inside} == inside
