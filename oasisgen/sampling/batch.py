@@ -18,7 +18,7 @@ from torch import nn
 
 from oasisgen import __version__, cluster, documents, meters, storage, tables
 from oasisgen.claim import SOFTWARE, claim, require_same, require_same_software
-from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, in_ranges, number_ranges
+from oasisgen.config import LEVELS, MOST_IDS, GateConfig, GenerateConfig, number_ranges
 from oasisgen.data.feed import Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
@@ -29,6 +29,7 @@ from oasisgen.models.bundle import Bundle, read_bundle, read_features
 from oasisgen.progress import Progress, say, size
 from oasisgen.sampling import formats
 from oasisgen.sampling.ids import GROUP, groups, level_of
+from oasisgen.sampling.levels import require_levels, require_trained_levels
 from oasisgen.sampling.parts import SUMMARY, entry_of, first_parts, part_uri, parts_between, write_part
 from oasisgen.sampling.png import PngEncoder, decode
 from oasisgen.sampling.sample import Sampler
@@ -100,6 +101,7 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     ids = number_ranges("ids", config.ids, MOST_IDS) if config.ids else []
     if ids:
         levels = np.unique(level_of(np.array(ids))).tolist()
+    require_trained_levels(levels, bundle)
     if reference:
         require_levels(levels, reference)
     request = {
@@ -223,20 +225,6 @@ def read_references(data: DataSet, request: dict[str, Any]) -> References:
         floor = quality.compare(real, train, held_out, request["base_seed"], progress)
     release.limits(floor, "copies")  # the share of suspected copies is always measured: rather no slices than no limit
     return References(train, held_out, floor)
-
-
-def require_levels(wanted: list[int], data: DataSet) -> None:
-    """Raise UserError if a level that is asked for has no training or no held-out slice: nothing to compare with.
-
-    Data sets of older versions do not say which levels they have; for these nothing is refused.
-    """
-    levels = [data.splits[split].get("levels", wanted) for split in ("train", "validate")]
-    there = set(levels[0]) & set(levels[1])
-    if lacking := sorted(set(wanted) - there):
-        raise UserError(
-            f"{data.uri} has no slices of level {in_ranges(lacking)} to compare with: "
-            f"give --levels {in_ranges(sorted(there))}, or another data set with --data"
-        )
 
 
 def make_slices(

@@ -1,8 +1,15 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from oasisgen.config import GenerateConfig
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
-from oasisgen.sampling.batch import require_levels
+from oasisgen.sampling.batch import generate
+from oasisgen.sampling.levels import require_levels
 
 
 def test_levels_that_the_data_set_lacks_are_refused_with_those_it_has() -> None:
@@ -13,3 +20,37 @@ def test_levels_that_the_data_set_lacks_are_refused_with_those_it_has() -> None:
         with pytest.raises(UserError, match=f"has no slices of level {lacking} to compare with: give --levels 8-10"):
             require_levels(wanted, data)
     require_levels([0, 31], DataSet("old", "fingerprint", {"train": {}, "validate": {}}))
+
+
+def test_levels_that_the_model_was_not_trained_on_are_refused_without_measures_too(
+    trained: Path, data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = json.loads((Path(data.uri) / "dataset.json").read_text())
+    described["splits"]["train"]["levels"] = list(range(8, 16))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(described))
+    model = Path(shutil.copytree(trained / "model", tmp_path / "model"))
+    bundle = json.loads((model / "config.json").read_text())
+    bundle["data"]["uri"] = str(tmp_path / "data")
+    (model / "config.json").write_text(json.dumps(bundle))
+
+    wanted = GenerateConfig(str(model), str(tmp_path / "batch"), count=4, measure=False)
+    for some, lacking in (
+        ({"levels": "0-7"}, "0-7"),
+        ({"levels": "6-9"}, "6-7"),
+        ({"ids": "7,8", "count": 1000}, "7"),
+        ({}, "0-7,16-31"),
+    ):
+        with pytest.raises(UserError, match=f"trained on no slice of level {lacking}: give --levels 8-15"):
+            generate(replace(wanted, **some))  # type: ignore[arg-type]
+    elsewhere = replace(wanted, levels="0-7", measure=True, data=data.uri)  # which has them all
+    with pytest.raises(UserError, match="trained on no slice of level 0-7"):
+        generate(elsewhere)
+    assert not (tmp_path / "batch").exists()
+
+    generate(replace(wanted, levels="8-15", dry_run=True))
+    assert "cannot be checked" not in capsys.readouterr().out
+    (tmp_path / "data" / "dataset.json").unlink()
+    generate(replace(wanted, levels="0-7", dry_run=True))
+    said = capsys.readouterr().out
+    assert f"trained on all these levels cannot be checked: no packed data set at {tmp_path / 'data'}" in said

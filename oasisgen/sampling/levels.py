@@ -1,0 +1,45 @@
+"""Whether the levels asked for are levels that a model, and the data set it is measured against, know."""
+
+from oasisgen.config import in_ranges
+from oasisgen.data.slices import DataSet, open_data_set
+from oasisgen.errors import UserError
+from oasisgen.models.bundle import Bundle
+from oasisgen.progress import say
+
+
+def require_levels(wanted: list[int], data: DataSet) -> None:
+    """Raise UserError if a level that is asked for has no training or no held-out slice: nothing to compare with.
+
+    Data sets of older versions do not say which levels they have; for these nothing is refused.
+    """
+    levels = [data.splits[split].get("levels", wanted) for split in ("train", "validate")]
+    there = set(levels[0]) & set(levels[1])
+    if lacking := sorted(set(wanted) - there):
+        raise UserError(
+            f"{data.uri} has no slices of level {in_ranges(lacking)} to compare with: "
+            f"give --levels {in_ranges(sorted(there))}, or another data set with --data"
+        )
+
+
+def require_trained_levels(wanted: list[int], bundle: Bundle) -> None:
+    """Raise UserError if the model has seen no slice of a level that is asked for, as its data set says.
+
+    A bundle does not say so itself. Where its data set cannot be read, or was packed again, the user is told that
+    nothing is checked.
+    """
+    if not bundle.prior.conditional:
+        return
+    trained = bundle.config["data"]
+    try:
+        data = open_data_set(trained["uri"])
+        reason = "" if data.fingerprint == trained["fingerprint"] else f"{data.uri} was packed again"
+    except UserError as error:
+        reason = str(error)
+    if reason:
+        say("generate", f"whether the model was trained on all these levels cannot be checked: {reason}")
+        return
+    there = data.splits.get("train", {}).get("levels", wanted)
+    if lacking := sorted(set(wanted) - set(there)):
+        raise UserError(
+            f"the model was trained on no slice of level {in_ranges(lacking)}: give --levels {in_ranges(sorted(there))}"
+        )
