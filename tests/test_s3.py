@@ -11,6 +11,7 @@ import pytest
 
 from oasisgen import storage
 from tests.proxy import Proxy, proxy
+from tests.test_storage import certificate
 
 # Both clients write and read: `check` and `replace` are boto3's, the rest is pyarrow's.
 USE = """
@@ -26,7 +27,14 @@ try:
 except UserError as error:
     print("UserError", error)
 """
-FROM_OUTSIDE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE")
+FROM_OUTSIDE = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_PROFILE",
+    "AWS_CA_BUNDLE",
+)
 
 
 def use(uri: str, without: tuple[str, ...] = (), code: str = USE, **variables: str) -> str:
@@ -79,6 +87,18 @@ def test_workers_elsewhere_get_what_a_profile_says(uri: str, tmp_path: Path) -> 
     assert variables["AWS_ENDPOINT_URL_S3"] == os.environ["AWS_ENDPOINT_URL"]
     assert variables["AWS_SECRET_ACCESS_KEY"] == os.environ["AWS_SECRET_ACCESS_KEY"]
     assert use(uri, (*FROM_OUTSIDE, "AWS_DEFAULT_REGION"), **variables) == "b'1' b'2'"
+
+
+def test_both_clients_trust_the_authority_that_a_profile_names(uri: str, tmp_path: Path) -> None:
+    pem = certificate(tmp_path)
+    with proxy(os.environ["AWS_ENDPOINT_URL"], pem) as server:
+        server.fault = lambda method, path: "seen"
+        config = f"[profile ours]\nregion = us-east-1\nendpoint_url = {server.url}\nca_bundle = {pem}\n"
+        variables = profile(tmp_path, config)
+        assert use(uri, FROM_OUTSIDE, **variables) == "b'1' b'2'"
+        assert went_through(server) == {"boto", "arrow"}
+        code = "import json; from oasisgen import s3; print(json.dumps(s3.environment()))"
+        assert json.loads(use(uri, FROM_OUTSIDE, code, **variables))["AWS_CA_BUNDLE"] == str(pem)
 
 
 def test_both_clients_go_through_the_proxy_that_the_environment_names_and_round_it(uri: str) -> None:
