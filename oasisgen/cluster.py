@@ -100,9 +100,12 @@ def _connect() -> None:
             configure_logging=True,
             runtime_env=_storage_access(),
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"Ray at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')} cannot be reached: {reason}") from None
+    except Exception as error:  # a Ray whose processes do not start in time raises no more special kind
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address == "local":
+            raise UserError(f"Ray did not start on this machine, which may be too busy ({reason}): try again") from None
+        raise UserError(f"Ray at RAY_ADDRESS={address} cannot be reached: {reason}") from None
     # `ray job stop` and Kubernetes send SIGTERM: as Ctrl-C. Not before ray.init, which sets a handler of its own.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)

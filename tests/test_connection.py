@@ -82,6 +82,16 @@ def test_a_cluster_that_is_gone_but_noted_is_named_with_the_note(
         require_ray()
 
 
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(**_: object) -> None:  # what Ray raises after 30 s on a machine that is too busy
+        raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(ray, "init", time_out)
+    with pytest.raises(UserError, match=r"^Ray did not start on this machine.*timed out during startup.*: try again$"):
+        cluster._connect()
+
+
 @pytest.mark.parametrize("flags", ["--source raw --out s3://bucket/d", "--source s3://bucket/raw --out d"])
 def test_a_submitted_job_refuses_paths_that_lie_in_rays_folder(flags: str, tmp_path: Path) -> None:
     submitted = json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}})
