@@ -13,10 +13,12 @@ import ray.data
 from ray.data.extensions import ArrowPythonObjectArray
 
 from oasisgen import storage, tables
+from oasisgen.data import slices
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.sampling import formats
 from oasisgen.sampling.parts import SUMMARY, entry_of
 from oasisgen.sampling.verify import _check
+from oasisgen.training import codes
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
 
@@ -73,6 +75,23 @@ def test_readers_of_a_batch_do_not_unpickle(tmp_path: Path) -> None:
     storage.write_bytes(f"{batch}/{formats.part_path(0, 'parquet')}", crafted(formats.PNGS, trace, "png"))
     row = pa.table({"id": [0], "file": [formats.part_path(0, "parquet")]})
     assert list(formats.read_pngs(batch, "parquet", row)) == [(0, None)]
+    assert not trace.exists()
+
+
+def test_readers_of_shards_and_code_maps_do_not_unpickle_although_the_digest_is_right(tmp_path: Path) -> None:
+    folder, trace = str(tmp_path), tmp_path / "trace"
+    for schema, decode in ((slices.SCHEMA, slices._decode), (codes.SCHEMA, codes._decode)):
+        for column in schema.names:
+            data = crafted(schema, trace, column)
+            storage.write_bytes(f"{folder}/train/part-00000.parquet", data)
+            part = {"name": "part-00000.parquet", "sha256": hashlib.sha256(data).hexdigest()}
+            codes_file = {"data": "d", "vqvae": "v", "parts": [part | {"maps": 1}]}
+            storage.write_text(f"{folder}/train.json", json.dumps(codes_file))
+            data_set = slices.DataSet(folder, "f", {"train": {"slices": 1, "parts": [part | {"slices": 1}]}})
+            shards = slices.shards_of(data_set, "train") + codes.shards_of(folder, "train")
+            for shard in shards:
+                with pytest.raises(InvalidFile, match=r"part-00000\.parquet is not a file that this program wrote"):
+                    [decode(table) for table in shard.read(schema)]
     assert not trace.exists()
 
 

@@ -105,15 +105,9 @@ def _decode(table: pa.Table) -> dict[str, np.ndarray]:
     }
 
 
-def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
-    """A split as a Ray data set of `case` str, `level` int64 and `image` (256, 256) uint8, ordered by case and level.
-
-    Each shard makes as many blocks as `pieces`: one to read them fast, several to share them among actors. Raises
-    UserError if a shard is missing or has another size; reading one ends with an InvalidFile if its bytes are not those
-    that were packed: they are damaged, or the data set was packed anew since `data` was opened.
-    """
-    data.require_whole(split)
-    shards = [
+def shards_of(data: DataSet, split: str) -> list[Shard]:
+    """A split's Parquet files, each with its digest."""
+    return [
         Shard(
             uri,
             part["sha256"],
@@ -123,5 +117,15 @@ def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
         )
         for uri, part in zip(data.parts(split), data.splits[split]["parts"], strict=True)
     ]
-    slices = read_shards(shards, SCHEMA, IMAGE_SIZE**2, pieces)
+
+
+def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
+    """A split as a Ray data set of `case` str, `level` int64 and `image` (256, 256) uint8, ordered by case and level.
+
+    Each shard makes as many blocks as `pieces`: one to read them fast, several to share them among actors. Raises
+    UserError if a shard is missing or has another size; reading one ends with an InvalidFile if its bytes are not those
+    that were packed: they are damaged, or the data set was packed anew since `data` was opened.
+    """
+    data.require_whole(split)
+    slices = read_shards(shards_of(data, split), SCHEMA, IMAGE_SIZE**2, pieces)
     return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())

@@ -91,13 +91,10 @@ def _decode(table: pa.Table) -> dict[str, np.ndarray]:
     return {"level": table["level"].to_numpy(), "codes": codes.reshape(-1, CODE_SIZE, CODE_SIZE)}  # (N, 64, 64)
 
 
-def read_codes(uri: str, split: str) -> ray.data.Dataset:
-    """A split's code maps as a Ray data set of `level` int16 and `codes` (64, 64) uint16.
-
-    Reading one ends with an InvalidFile if its bytes are not those that `encode_split` wrote.
-    """
+def shards_of(uri: str, split: str) -> list[Shard]:
+    """The Parquet files of a split's code maps, each with its digest."""
     done = storage.join(uri, f"{split}.json")
-    shards = [
+    return [
         Shard(
             storage.join(uri, split, part["name"]),
             part["sha256"],
@@ -106,5 +103,12 @@ def read_codes(uri: str, split: str) -> ray.data.Dataset:
         )
         for part in documents.read(done, documents.CodesFile)["parts"]
     ]
-    parts = read_shards(shards, SCHEMA, 2 * CODE_SIZE**2)
+
+
+def read_codes(uri: str, split: str) -> ray.data.Dataset:
+    """A split's code maps as a Ray data set of `level` int16 and `codes` (64, 64) uint16.
+
+    Reading one ends with an InvalidFile if its bytes are not those that `encode_split` wrote.
+    """
+    parts = read_shards(shards_of(uri, split), SCHEMA, 2 * CODE_SIZE**2)
     return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())
