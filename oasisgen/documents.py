@@ -1,5 +1,6 @@
 """JSON from storage, checked where it is read: no field that is used later is missing or of another type."""
 
+import json
 from functools import lru_cache
 from typing import Annotated, Any, NotRequired
 
@@ -139,6 +140,13 @@ class Evaluation(TypedDict):
     perplexity: float
 
 
+class Epoch(TypedDict):
+    """A line of `metrics/<stage>.jsonl`; it has metrics too."""
+
+    epoch: int
+    step: int
+
+
 class TrainedOn(TypedDict):
     """The data set of a model."""
 
@@ -161,6 +169,15 @@ def read(uri: str, kind: type) -> dict[str, Any]:
     Raises FileNotFoundError, and InvalidFile where it is not JSON or not such a file.
     """
     return require(storage.read_json(uri), kind, uri)
+
+
+def parse(data: bytes, kind: type, name: str) -> dict[str, Any]:
+    """As `read`, for bytes that were read already: those of the file, or of a line of it, `name`."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InvalidFile(f"{name} is not valid JSON: it is damaged; remove it and run the command again") from None
+    return require(document, kind, name)
 
 
 def require(document: Any, kind: type, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from oasisgen import storage
+from oasisgen import documents, storage
 
 
 def write(uri: str, stage: str, history: list[dict[str, Any]]) -> None:
@@ -28,5 +28,12 @@ def write(uri: str, stage: str, history: list[dict[str, Any]]) -> None:
 
 
 def read(uri: str, stage: str) -> list[dict[str, Any]]:
-    """The lines of `<stage>.jsonl`."""
-    return [json.loads(line) for line in storage.read_bytes(storage.join(uri, f"{stage}.jsonl")).splitlines()]
+    """The lines of `<stage>.jsonl`. Raises FileNotFoundError, and InvalidFile that names a damaged line.
+
+    A job needs none of them: a stage's checkpoints hold its history too, and it writes the file anew at each epoch.
+    """
+    file = storage.join(uri, f"{stage}.jsonl")
+    return [
+        documents.parse(line, documents.Epoch, f"{file}, line {number},")
+        for number, line in enumerate(storage.read_bytes(file).splitlines(), 1)
+    ]

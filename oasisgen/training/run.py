@@ -23,7 +23,7 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import say
 from oasisgen.sampling.ids import groups
 from oasisgen.sampling.sample import Sampler
-from oasisgen.training import checkpoint, history
+from oasisgen.training import checkpoint
 from oasisgen.training.codes import encode_split, read_codes, require_same_codes
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.features import Questions, train_features
@@ -76,12 +76,13 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
     inputs = {"train": train_slices, "validate": held_out}
-    complete("vqvae", train_vqvae, config, inputs, held.proof, best="ssim")
+    histories = {"vqvae": complete("vqvae", train_vqvae, config, inputs, held.proof, best="ssim")["history"]}
     best = checkpoint.best(storage.join(config.out, "vqvae"), "ssim")
     load_vqvae = partial(checkpoint.read_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
 
     state = complete("features", train_features, config, {"train": train_slices}, held.proof)
+    histories["features"] = state["history"]
     questions = Questions()
     questions.load_state_dict(state["model"])
     del train_slices, inputs  # stage 2 reads codes only
@@ -93,6 +94,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     codes = store(read_codes(codes_uri, "train"))
     loop = {"dcgan": train_dcgan, "masked": train_masked}[config.prior]
     state = complete(config.prior, loop, config, {"codes": codes, "codebook": codebook}, held.proof)
+    histories[config.prior] = state["history"]
     settings = dataclasses.asdict(getattr(config, config.prior))
     prior = make_prior(config.prior, settings, codebook)
     prior.load_state_dict(state["averaged"])
@@ -112,8 +114,6 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
         storage.remove(storage.join(config.out, "report", "index.html"))  # of a bundle before: the run is not finished
     metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, questions.network, metrics)
 
-    metrics_uri = storage.join(config.out, "metrics")
-    histories = {stage: history.read(metrics_uri, stage) for stage in config.stages}
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
     report.write_run_report(
