@@ -43,7 +43,7 @@ def names(description: dict[str, Any]) -> frozenset[Named]:
 
 
 def say_found(description: dict[str, Any]) -> list[str]:
-    """What a user is told of a data set's blank slices and of those with equal pixels: at most a line each."""
+    """What a user is told of a data set's blank slices and of those with equal pixels: a line each, if any."""
     lines = []
     if blank := [_words(each) for each in description.get("blank", [])]:
         lines.append(f"blank slices: {len(blank)} ({_first(blank)})")

@@ -10,8 +10,7 @@ from oasisgen.config import Format
 from oasisgen.data.feed import Feed
 from oasisgen.evaluation import figures, quality
 from oasisgen.evaluation.report import Picture, Section, render, speed
-from oasisgen.sampling import formats
-from oasisgen.sampling.png import decode
+from oasisgen.sampling.parts import read_images
 
 PER_LEVEL, WORST = 2, 10
 MEASURES = {
@@ -122,10 +121,8 @@ class Pictures:
 
     def of(self, slices: pa.Table) -> tuple[Picture, ...]:
         """A picture of each row of a summary."""
-        pngs = formats.read_pngs(self.out, self.kind, slices)
-        return tuple(
-            self.picture(row, decode(png)) for row, (_, png) in zip(slices.to_pylist(), pngs, strict=True) if png
-        )
+        images = read_images(self.out, self.kind, slices)
+        return tuple(self.picture(row, image) for row, image in zip(slices.to_pylist(), images, strict=True))
 
     def picture(self, row: dict[str, Any], image: np.ndarray) -> Picture:
         """(256, 256) uint8 of a row -> its picture."""

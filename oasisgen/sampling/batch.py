@@ -30,8 +30,8 @@ from oasisgen.progress import Progress, say, size
 from oasisgen.sampling import formats
 from oasisgen.sampling.ids import GROUP, groups, level_of
 from oasisgen.sampling.levels import require_levels, require_trained_levels
-from oasisgen.sampling.parts import SUMMARY, entry_of, first_parts, part_uri, parts_between, write_part
-from oasisgen.sampling.png import PngEncoder, decode
+from oasisgen.sampling.parts import SUMMARY, entry_of, first_parts, part_uri, parts_between, read_images, write_part
+from oasisgen.sampling.png import PngEncoder
 from oasisgen.sampling.sample import Sampler
 
 PNG_BYTES = 19_000  # of a slice, about
@@ -306,8 +306,7 @@ def measure(
     if not len(slices):
         return {}, 0
     chosen = slices.take(evenly_spaced(len(slices), quality.MOST))
-    pngs = formats.read_pngs(out, request["format"], chosen)
-    images = np.stack([decode(png) for _, png in pngs if png])
+    images = np.stack(read_images(out, request["format"], chosen))
     train, held_out = (split.load() for split in (references.train, references.held_out))
     written = quality.Slices(images, chosen["level"].to_numpy())
     sets = quality.equal_sets(written, request["levels"], train, held_out)

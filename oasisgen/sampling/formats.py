@@ -104,7 +104,7 @@ def _unpack(data: bytes, kind: Format) -> Iterator[tuple[int, bytes]]:
         table = tables.parse(data, PNGS, "the part", ["id", "png"])
         yield from zip(table["id"].to_pylist(), table["png"].to_pylist(), strict=True)
         return
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:  # not compressed
         for entry in archive:
             name, _, ending = entry.name.partition(".")
             if ending == "png" and (stream := archive.extractfile(entry)):

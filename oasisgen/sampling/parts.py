@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 
 from oasisgen import storage, tables
 from oasisgen.config import MOST_IDS, Format, number_ranges
+from oasisgen.errors import InvalidFile
 from oasisgen.lock import Lock
 from oasisgen.sampling import formats
 from oasisgen.sampling.ids import ids_of_levels
+from oasisgen.sampling.png import decode
 
 SUMMARY = pa.schema(
     [
@@ -100,3 +102,27 @@ def entry_of(out: str, number: int, tried: int) -> dict[str, Any]:
     kept = len(tables.parse(data, SUMMARY, part_uri(out, number), ["id"]))
     digest = hashlib.sha256(data).hexdigest()
     return {"name": part_uri("", number), "slices": kept, "rejected": tried - kept, "sha256": digest}
+
+
+def read_images(out: str, kind: Format, slices: pa.Table) -> list[np.ndarray]:
+    """(256, 256) uint8 of each row of a summary, of which `id` and `file` are used.
+
+    Raises InvalidFile, which names the slice and the part to make again, where one is missing or is no such PNG.
+    """
+    images = {}
+    for number, png in formats.read_pngs(out, kind, slices):
+        try:
+            if png is None:
+                raise ValueError("missing, or its file is damaged")
+            images[number] = decode(png)
+        except ValueError as reason:
+            remedy = f"remove {_part_of(out, number)} and run the command again"
+            raise InvalidFile(f"{out}: slice {number} is not what was made ({reason}): {remedy}") from None
+    return [images[number] for number in slices["id"].to_pylist()]  # not in the order of their files
+
+
+def _part_of(out: str, number: int) -> str:
+    """The summary of the part that a slice belongs to."""
+    folder = storage.join(out, "summary")
+    uris = [storage.join(folder, name) for name, _ in storage.list_files(folder)]
+    return next((uri for uri in uris if number in tables.read(uri, SUMMARY, ["id"])["id"].to_pylist()), folder)

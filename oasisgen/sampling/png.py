@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from oasisgen import __version__
+from oasisgen.config import IMAGE_SIZE
 
 
 def encode(image: np.ndarray, text: dict[str, str]) -> bytes:
@@ -25,8 +26,16 @@ def encode(image: np.ndarray, text: dict[str, str]) -> bytes:
 
 
 def decode(png: bytes) -> np.ndarray:
-    """PNG -> (256, 256) uint8."""
-    return np.asarray(Image.open(io.BytesIO(png), formats=["PNG"]))
+    """PNG -> (256, 256) uint8. Raises ValueError with the reason where it is not a slice as `encode` writes it."""
+    try:
+        image = Image.open(io.BytesIO(png), formats=["PNG"])  # reads no pixels yet
+        if image.size != (IMAGE_SIZE, IMAGE_SIZE) or image.mode != "L":
+            raise ValueError(f"{image.width} x {image.height} pixels of mode {image.mode}")
+        return np.asarray(image)
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:  # Pillow raises all kinds: OSError, SyntaxError, IndexError, zlib.error, …
+        raise ValueError(f"truncated or no PNG ({type(error).__name__})") from None
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """A part that is made again, and refuses other slices than it did before: another kind of device may see it so."""
 
+import io
 import json
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from oasisgen import storage
 from oasisgen.config import Format
+from oasisgen.errors import InvalidFile
 from oasisgen.lock import lock
-from oasisgen.sampling.formats import SliceWriter
-from oasisgen.sampling.parts import entry_of, part_uri, write_part
-from oasisgen.sampling.png import PngEncoder
+from oasisgen.sampling.formats import SliceWriter, part_path, slice_path
+from oasisgen.sampling.parts import entry_of, part_uri, read_images, write_part
+from oasisgen.sampling.png import PngEncoder, decode
 from oasisgen.sampling.verify import verify
 
 IDS = [3, 10_000, 10_001]
@@ -57,3 +60,39 @@ def test_what_an_earlier_attempt_left_of_a_part_is_gone_once_it_is_complete(
     if kind == "png":
         names = {int(name.rpartition("/")[2].removesuffix(".png")) for name, _ in storage.list_files(f"{uri}/slices")}
         assert names == {3, 10_001, 103, 10_100, 10_101}
+
+
+@pytest.mark.parametrize("kind", ["png", "parquet", "webdataset"])
+def test_images_of_rows_come_in_their_order_and_a_damaged_file_is_named_with_its_part(place: str, kind: Format) -> None:
+    parts = [make(place, kind, set(), part) for part in range(2)]
+    with lock(place) as held:
+        for number, part in enumerate(parts):
+            write_part(place, number, kind, part, held)
+    rows = pa.concat_tables(parts).select(["id", "file"]).take([5, 0, 3, 2])
+    pixels = [np.random.default_rng(part).integers(0, 256, (3, 256, 256), np.uint8) for part in range(2)]
+    expected = [pixels[1][2], pixels[0][0], pixels[1][0], pixels[0][2]]
+    assert all(map(np.array_equal, read_images(place, kind, rows), expected))
+
+    name = slice_path(103) if kind == "png" else part_path(1, kind)
+    whole = storage.read_bytes(f"{place}/{name}")
+    for damaged in (None, whole[: len(whole) // 3]):
+        storage.remove(f"{place}/{name}") if damaged is None else storage.write_bytes(f"{place}/{name}", damaged)
+        with pytest.raises(InvalidFile, match=r"slice \d+ is not .*: remove .*/summary/part-00001\.parquet and run"):
+            read_images(place, kind, rows.take([0, 2]))
+
+
+def saved(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_only_a_whole_png_of_the_size_and_mode_of_a_slice_is_decoded() -> None:
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256), np.uint8))
+    whole = saved(grey)
+    assert np.array_equal(decode(whole), np.asarray(grey))
+    foreign = [b"", b"text", saved(grey, "JPEG"), saved(grey.crop((0, 0, 255, 256))), saved(grey.convert("RGB"))]
+    for data in [*foreign, *(whole[:end] for end in range(0, len(whole) - 12, len(whole) // 40))]:
+        with pytest.raises(ValueError, match=r"pixels of mode|truncated or no PNG") as raised:
+            decode(data)
+        assert "\n" not in str(raised.value)
