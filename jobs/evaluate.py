@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from oasisgen import cli, storage
 from oasisgen.config import check
@@ -32,6 +32,18 @@ class Flags:
         check("wait_minutes", self.wait_minutes, 0 <= self.wait_minutes < math.inf, "at least 0, and finite")
 
 
+def lines(summary: dict[str, Any]) -> list[str]:
+    """What `evaluation.json` says, in words."""
+    from oasisgen.evaluation.report import interval
+
+    return [
+        f"SSIM         {interval(summary['ssim'])}",
+        f"PSNR, dB     {interval(summary['psnr_db'], 2)}",
+        f"codes in use {summary['codes_in_use']} ({summary['codes_in_use_percent']:.1f} %)",
+        f"perplexity   {summary['perplexity']:.1f}",
+    ]
+
+
 def main() -> None:
     flags = cli.parse(cli.flags(Flags), "evaluate.py")
 
@@ -40,7 +52,6 @@ def main() -> None:
         from oasisgen import cluster
         from oasisgen.data.slices import open_data_set
         from oasisgen.evaluation.reconstruction import evaluate_bundle
-        from oasisgen.evaluation.report import interval
 
         out = storage.absolute(flags.out)
         with cluster.connection():
@@ -50,10 +61,8 @@ def main() -> None:
             "evaluate",
             f"{flags.split}: {summary['slices']} slices of {summary['cases']} cases; 95 % intervals over cases",
         )
-        say("evaluate", f"SSIM         {interval(summary['ssim'])}")
-        say("evaluate", f"PSNR, dB     {interval(summary['psnr_db'], 2)}")
-        say("evaluate", f"codes in use {summary['codes_in_use']} ({summary['codes_in_use_percent']:.1f} %)")
-        say("evaluate", f"perplexity   {summary['perplexity']:.1f}")
+        for line in lines(summary):
+            say("evaluate", line)
         say("evaluate", f"written to {out}")
 
     cli.run(job, "evaluate.py")

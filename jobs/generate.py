@@ -1,6 +1,7 @@
 """Generate synthetic slices from a trained model, with their summary, report and verdict; or verify a batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from oasisgen import cli, storage
 from oasisgen.config import GenerateConfig
@@ -24,6 +25,14 @@ def parse(arguments: list[str]) -> GenerateConfig | Verify:
     return cli.flags(kind)(arguments)
 
 
+def lines(summary: dict[str, Any]) -> list[str]:
+    """The measures in `summary.json`, in words."""
+    return [
+        f"{name:<16} {measure['value']:.4f}, floor {measure['floor']:.4f}"
+        for name, measure in summary["measures"].items()
+    ]
+
+
 def main() -> None:
     config = cli.parse(parse, "generate.py")
 
@@ -43,8 +52,8 @@ def main() -> None:
             summary = generate(config)
         if summary is None:
             return
-        for name, measure in summary["measures"].items():
-            say("generate", f"{name:<16} {measure['value']:.4f}, floor {measure['floor']:.4f}")
+        for line in lines(summary):
+            say("generate", line)
         results = [storage.join(storage.absolute(config.out), name) for name in RESULTS]
         links = [storage.link(results[-1], config.link_hours)] if config.link_hours else []
         for uri in results + links:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import tyro
 
 from oasisgen.errors import UserError
+from oasisgen.progress import printable
 from oasisgen.stderr import without_ray_lines
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 def parse(parser: Callable[[list[str]], T], job: str) -> T:
     """The command line as `parser` (a tyro call) reads it; a wrong one ends in one line and exit status 2."""
-    said = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    said = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
     try:
         with redirect_stderr(said):
             flags = parser(sys.argv[1:])
@@ -80,6 +81,11 @@ def _one_line(boxed: str) -> str:
     return re.sub(r"Error parsing \S+: (?=\S+ is )", "", "; ".join(chosen))
 
 
+def line_of(error: BaseException) -> str:
+    """What an error says, in one line that a terminal only shows: what stands in somebody's file may be part of it."""
+    return printable(" ".join(str(error).split()))
+
+
 def run(job: Callable[[], None], name: str) -> None:
     """Call `job`; a UserError ends in one line and exit status 1, Ctrl-C or SIGTERM in one line and 130.
 
@@ -89,7 +95,7 @@ def run(job: Callable[[], None], name: str) -> None:
         with without_ray_lines():
             job()
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {line_of(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except BrokenPipeError:
         if _is_heard():  # it was another pipe

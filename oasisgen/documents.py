@@ -2,16 +2,20 @@
 
 import json
 from functools import lru_cache
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from oasisgen import storage
+from oasisgen.config import Format
 from oasisgen.errors import InvalidFile
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # of a file: no path, no `..`
 Path = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Verdict = Literal["released", "quarantined"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -19,17 +23,17 @@ class Shard(TypedDict):
     """A Parquet file of a data set."""
 
     name: Name
-    slices: int
-    bytes: int
+    slices: Count
+    bytes: Count
     sha256: str
 
 
 class Split(TypedDict):
     """One split of a data set."""
 
-    slices: int
-    cases: dict[str, int]  # case -> slices
-    levels: NotRequired[list[int]]  # which older versions did not write
+    slices: Count
+    cases: dict[str, Count]  # case -> slices
+    levels: NotRequired[list[Count]]  # which older versions did not write
     parts: list[Shard]
 
 
@@ -45,7 +49,7 @@ class Named(TypedDict):
 
     split: Name
     case: str
-    level: int
+    level: Count
 
 
 class Versioned(TypedDict):
@@ -70,7 +74,7 @@ class CodeMaps(TypedDict):
     """A Parquet file of code maps."""
 
     name: Name
-    maps: int
+    maps: Count
     sha256: str
 
 
@@ -92,13 +96,13 @@ class Measure(TypedDict):
 class Summary(TypedDict):
     """`summary.json` of a batch: what its page, the page of all batches and the next batch's verdict rest on."""
 
-    verdict: str
+    verdict: Verdict
     reasons: list[str]
     measures: dict[str, Measure]
-    slices: int
-    rejected: int
+    slices: Count
+    rejected: Count
     model: str
-    base_seed: int
+    base_seed: Seed
     finished: str
     seconds: dict[str, Finite]
 
@@ -107,16 +111,16 @@ class Part(TypedDict):
     """What a manifest says of a part."""
 
     name: Path
-    slices: int
-    rejected: int
+    slices: Count
+    rejected: Count
     sha256: str
 
 
 class Manifest(TypedDict):
     """`manifest.json` of a batch."""
 
-    verdict: str
-    format: str
+    verdict: Verdict
+    format: Format
     parts: list[Part]
 
 
@@ -131,20 +135,20 @@ class Interval(TypedDict):
 class Evaluation(TypedDict):
     """`evaluation.json`."""
 
-    slices: int
-    cases: int
+    slices: Count
+    cases: Count
     ssim: Interval
     psnr_db: Interval
-    codes_in_use: int
-    codes_in_use_percent: float
-    perplexity: float
+    codes_in_use: Count
+    codes_in_use_percent: Finite
+    perplexity: Finite
 
 
 class Epoch(TypedDict):
     """A line of `metrics/<stage>.jsonl`; it has metrics too."""
 
-    epoch: int
-    step: int
+    epoch: Count
+    step: Count
 
 
 class TrainedOn(TypedDict):

@@ -6,9 +6,14 @@ from types import TracebackType
 SECONDS_BETWEEN_LINES = 5.0
 
 
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or cannot show, escaped: it may come from somebody's file."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def say(stage: str, text: str) -> None:
     """Print one line under a stage's name."""
-    print(f"[{stage:>8}] {text}", flush=True)
+    print(f"[{stage:>8}] {printable(text)}", flush=True)
 
 
 def duration(seconds: float) -> str:

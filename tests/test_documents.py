@@ -1,9 +1,11 @@
 """Whatever lies in place of a file of ours, and whatever flags are given: one line, no traceback."""
 
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,22 @@ import tyro
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs import generate
-from oasisgen import cli
-from oasisgen.claim import require_same
+from jobs import evaluate, generate, pack, phantom, train
+from oasisgen import cli, documents, lock, storage
+from oasisgen.claim import SOFTWARE, require_same, require_same_software
 from oasisgen.config import PRESETS, GateConfig, GenerateConfig, TrainConfig
 from oasisgen.data.slices import open_data_set
 from oasisgen.errors import InvalidFile, UserError
+from oasisgen.evaluation import nights, release
 from oasisgen.models.bundle import read_bundle
-from oasisgen.sampling.verify import verify
+from oasisgen.progress import say
+from oasisgen.sampling.batch import seed_of
+from oasisgen.sampling.verify import _check, verify
+from oasisgen.training import checkpoint, codes
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MALFORMED = "{}", "[]", "null", "3", '"text"', '{"files": 3}', '{"schema_version": 1}', '{"schema_version": true}', "{"
+ODD: list[Any] = [-1, 10**400, 2**63, True, 1.0, math.nan, math.inf, "\ud800", "a\nb", "\x1b[2J", {}, [], [[]], None]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
 
@@ -46,13 +53,15 @@ def replaced(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def in_one_line(read: Callable[[], object]) -> None:
-    """Call `read`, which succeeds or raises a UserError of one line."""
-    said = ""
-    try:
-        read()
-    except UserError as error:
-        said = str(error)
-    assert "\n" not in said
+    """Call `read`, which succeeds, or raises a UserError that a job prints in one line."""
+    said = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    with redirect_stdout(said):
+        try:
+            read()
+        except UserError as error:
+            print(line := cli.line_of(error))
+            assert line.isprintable()
+        said.flush()
 
 
 def data_set(folder: str) -> Callable[[], object]:
@@ -149,6 +158,114 @@ def test_no_number_of_a_configuration_may_be_infinite(value: str, monkeypatch: p
             assert "must be" in error
 
 
+MODEL = {"uri": "u", "fingerprint": "f"}
+INTERVAL = {"mean": 0.9, "low": 0.8, "high": 1.0}
+PART = {"name": "summary/part-00000.parquet", "slices": 1, "rejected": 0, "sha256": "0"}
+SHARD = {"name": "part-00000.parquet", "maps": 1, "sha256": "0"}
+MEASURES = {name: {"value": 0.5, "floor": 0.5} for name in ("ssim_real", "ms_ssim", "fid", "precision", "recall")}
+REQUEST = dict.fromkeys(nights.SAME, 1)
+SETTINGS = {"base_seed": 3, "software": SOFTWARE, "vqvae": {"channels": 4}}
+HOLDER = {"token": "t", "generation": 1, "host": "h", "pid": 1, "beat": "b", "released": True}
+
+
+def read_manifest(folder: str) -> None:
+    manifest = documents.read(f"{folder}/manifest.json", documents.Manifest)
+    say("verify", f"{sum(part['slices'] for part in manifest['parts'])} slices, {manifest['verdict']}")
+    for part in manifest["parts"]:
+        assert _check(part, folder, manifest["format"])["faults"]  # there is no such part
+
+
+def read_summary(folder: str) -> None:
+    root = folder.rpartition("/")[0]
+    storage.write_text(f"{folder}/manifest.json", "{}")
+    nights.rows_of(nights.read_nights(root))
+    if last := nights.last_released(root, REQUEST, but=""):
+        release.judge(MEASURES, GateConfig(), last["measures"])
+    summary = documents.read(f"{folder}/summary.json", documents.Summary)
+    for line in generate.lines(summary):
+        say("generate", line)
+
+
+def read_checkpoints(folder: str) -> None:
+    checkpoint.newest(folder.rpartition("/")[0])
+    with suppress(UserError):  # none can be read
+        checkpoint.best(folder.rpartition("/")[0], "ssim")
+
+
+def read_lock(folder: str) -> None:
+    holder, _ = lock._read(f"{folder}/{lock.LOCK}")
+    assert holder
+    say("lock", f"{holder.host}, process {holder.pid}")
+
+
+def read_settings(folder: str) -> None:
+    assert 0 <= seed_of(folder) < 2**63
+    require_same_software(folder)
+    require_same(folder, SETTINGS)
+
+
+def read_evaluation(folder: str) -> None:
+    for line in evaluate.lines(documents.read(f"{folder}/evaluation.json", documents.Evaluation)):
+        say("evaluate", line)
+
+
+READERS: dict[str, tuple[Any, Callable[[str], object]]] = {
+    "manifest.json": ({"verdict": "released", "format": "png", "parts": [PART]}, read_manifest),
+    "summary.json": (
+        {
+            "verdict": "released",
+            "reasons": [],
+            "measures": MEASURES,
+            "slices": 1,
+            "rejected": 0,
+            "model": "m",
+            "base_seed": 0,
+            "finished": "2026-11-25T00:00:00+00:00",
+            "seconds": {"slices": 1},
+            **REQUEST,
+        },
+        read_summary,
+    ),
+    "config.json": (SETTINGS, read_settings),
+    "model/config.json": (
+        {"format": 2, "data": MODEL, "vqvae": {}, "prior": "dcgan", "dcgan": {}, "files": {"x.safetensors": "0"}},
+        lambda folder: read_bundle(f"{folder}/model"),
+    ),
+    "train.json": ({"data": "d", "vqvae": "v", "parts": [SHARD]}, lambda folder: codes.shards_of(folder, "train")),
+    "evaluation.json": (
+        {
+            "slices": 1,
+            "cases": 1,
+            "ssim": INTERVAL,
+            "psnr_db": INTERVAL,
+            "codes_in_use": 1,
+            "codes_in_use_percent": 1.0,
+            "perplexity": 1.0,
+        },
+        read_evaluation,
+    ),
+    "state.json": ({"undone": 0, "step": 1, "sha256": "0"}, read_checkpoints),
+    "lock.json": (HOLDER, read_lock),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@settings(FAST, max_examples=30)
+@given(st.data())
+def test_whatever_stands_in_a_file_of_ours_is_read_or_refused_in_one_line(
+    tmp_path: Path, name: str, draw: st.DataObject
+) -> None:
+    folder = tmp_path / "root" / "one"
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    (folder / "model" / "vqvae.safetensors").touch()
+    (folder / "state.pt").touch()
+    good, read = READERS[name]
+    path = draw.draw(st.sampled_from(list(paths_of(good))))
+    value = draw.draw(JSON | st.sampled_from(ODD))
+    (folder / name).write_text(json.dumps(replaced(good, path, value)))
+    in_one_line(lambda: read(str(folder)))
+
+
 FLAGS = ["--count", "--levels", "--ids", "--base-seed", "--gate.fid", "--wait-minutes", "--link-hours", "--format"]
 VALUES = st.sampled_from(["0", "-1", "1e400", "nan", "0-31", "0-99", "31-0", "", "png", "9" * 5000, "٣", "--", "1.5"])
 
@@ -171,6 +288,47 @@ def test_whatever_flags_are_given_they_are_taken_or_refused_in_one_line(
         if isinstance(config, GenerateConfig):
             assert all(map(math.isfinite, dataclasses.astuple(config.gate)))
     capsys.readouterr()
+
+
+OTHER_JOBS: dict[str, tuple[Callable[[list[str]], Any], list[str], list[str]]] = {
+    "train.py": (
+        train.parse,
+        ["demo", "--data", "d", "--out", "o"],
+        [
+            "--workers",
+            "--seed",
+            "--vqvae.crop",
+            "--vqvae.learning-rate",
+            "--masked.places",
+            "--prior",
+            "--gpus-per-worker",
+        ],
+    ),
+    "pack.py": (cli.flags(pack.Flags), ["--source", "s", "--out", "o"], ["--strict", "--dry-run", "--out"]),
+    "evaluate.py": (
+        cli.flags(evaluate.Flags),
+        ["--model", "m", "--data", "d", "--out", "o"],
+        ["--split", "--gpus-per-worker", "--wait-minutes", "--out"],
+    ),
+    "phantom.py": (cli.flags(phantom.Flags), ["--out", "o"], ["--train", "--validate", "--test", "--seed", "--out"]),
+}
+
+
+@pytest.mark.parametrize("job", OTHER_JOBS)
+@settings(FAST, max_examples=15)
+@given(st.data())
+def test_whatever_flags_another_job_is_given_they_are_taken_or_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, job: str, draw: st.DataObject
+) -> None:
+    parser, required, names = OTHER_JOBS[job]
+    values = VALUES | st.text(max_size=8) | st.just("\udcff")  # a byte of a command line that is no UTF-8
+    pairs = draw.draw(st.lists(st.tuples(st.sampled_from(names), values), min_size=1, max_size=3))
+    monkeypatch.setattr("sys.argv", [job, *required, *(argument for pair in pairs for argument in pair)])
+    with suppress(SystemExit):
+        assert dataclasses.is_dataclass(cli.parse(parser, job))
+        assert capsys.readouterr().err == ""
+        return
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_gate_that_lets_everything_through_is_refused() -> None:

@@ -89,7 +89,8 @@ def write_index(root: str) -> None:
             return
 
 
-def _write_page(page: str, nights: list[dict[str, Any]]) -> None:
+def rows_of(nights: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The lines of the table, and the points of the curves, of all nights."""
     rows, history = [], []
     for number, night in enumerate(nights, 1):
         values = {heading: night["measures"].get(name) for heading, name in COLUMNS.items()}
@@ -103,6 +104,11 @@ def _write_page(page: str, nights: list[dict[str, Any]]) -> None:
         line |= {heading: each["value"] if each else float("nan") for heading, each in values.items()}
         line |= {f"{heading}, real": each["floor"] if each else float("nan") for heading, each in values.items()}
         history.append(line)
+    return rows, history
+
+
+def _write_page(page: str, nights: list[dict[str, Any]]) -> None:
+    rows, history = rows_of(nights)
     panels = {
         "quality": ["FID", "FID, real"],
         "variety": ["MS-SSIM", "MS-SSIM, real"],

@@ -76,7 +76,7 @@ def seed_of(out: str) -> int:
     """
     with suppress(FileNotFoundError):
         begun = documents.read(storage.join(out, "config.json"), dict).get("base_seed")
-        if isinstance(begun, int):
+        if isinstance(begun, int) and 0 <= begun < 2**63:
             return begun
     return int.from_bytes(hashlib.sha256(nights.name_of(out).encode()).digest()[:4])
 
