@@ -8,12 +8,12 @@ token that was used once is never valid again.
 A job renews its lock every few seconds. A waiting job takes over only after it has read the same bytes 20 times, a
 second apart: a read that fails proves nothing and starts the count again. No clocks are compared.
 
-A job renews the lock right before each file that says "complete" and creates that file only if there is none, so two
-jobs never both complete something. What remains: plain PUTs on S3 know no lock, so a job that is stopped between
-renewing and writing may still write other files after a takeover. Slices and shards get the same bytes under the same
-name, unless source or device changed in between, which their digests tell. A checkpoint gets a name of its own, and
-who reads goes by its step and digest; but Ray Train may then drop older checkpoints of the run, and some epochs are
-trained again.
+A job renews the lock right before each file that says "complete". It creates that file only if there is none, or
+replaces the very one that it found before it renewed, so two jobs never both complete something. What remains: plain
+PUTs on S3 know no lock, so a job that is stopped between renewing and writing may still write other files after a
+takeover. Slices and shards get the same bytes under the same name, unless source or device changed in between, which
+their digests tell. A checkpoint gets a name of its own, and who reads goes by its step and digest; but Ray Train may
+then drop older checkpoints of the run, and some epochs are trained again.
 """
 
 import json
@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -37,6 +37,7 @@ READ_SECONDS = 1.0
 READS_UNTIL_EXPIRY = 20  # unchanged, one after the other
 READS_AT_MOST = 10 * READS_UNTIL_EXPIRY  # of a storage that fails again and again
 TRUSTED_SECONDS = READS_UNTIL_EXPIRY * READ_SECONDS / 2  # that renewing may take from request to answer
+Commit = Callable[[str, bytes], None]  # Lock.commit or Lock.write: URI and data of a file that counts
 
 
 class LockLost(UserError):
@@ -102,6 +103,16 @@ class Lock:
         self.renew()
         if not storage.create(uri, data) and storage.read_bytes(uri) != data:
             raise LockLost(f"{uri} was written by another job, with other content: use another --out")
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Write a file that counts and that an earlier attempt may have left.
+
+        Raises as `renew`, and LockLost if another job wrote it since this call began.
+        """
+        tag = storage.tag_of(uri)
+        self.renew()
+        if storage.replace(uri, data, tag) is None:
+            raise LockLost(f"{uri} was written by another job in this moment: run the command again")
 
     def release(self) -> None:
         """Let the next job have the folder at once."""

@@ -208,6 +208,11 @@ def replace(uri: str, data: bytes, tag: str | None) -> str | None:
         return None
 
 
+def tag_of(uri: str) -> str | None:
+    """The tag of the file at `uri`, for `replace`; None if there is none."""
+    return _read_tagged_if_any(uri)[1]
+
+
 def _read_tagged_if_any(uri: str) -> tuple[bytes | None, str | None]:
     try:
         return read_tagged(uri)

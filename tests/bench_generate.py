@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import torch
 
+from oasisgen import storage
 from oasisgen.config import FULL, GenerateConfig, PriorName, TrainConfig
 from oasisgen.data.feed import chunks
 from oasisgen.data.pixels import to_unit
@@ -64,7 +65,7 @@ def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
     described: dict[str, Any] = {"seed": 0, "data": {"uri": data.uri, "fingerprint": data.fingerprint}}
     described |= {"prior": config.prior, **{stage: asdict(getattr(config, stage)) for stage in config.stages}}
     nothing = {"reconstruction": {"ssim": {"mean": 0.0, "low": 0.0, "high": 0.0}, "codes_in_use": 0}}
-    write_bundle(folder, described, vqvae, prior, FeatureNetwork(), nothing)
+    write_bundle(folder, described, vqvae, prior, FeatureNetwork(), nothing, storage.write_bytes)
     return folder
 
 

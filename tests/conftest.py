@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -25,6 +26,7 @@ from oasisgen.config import PRESETS, TrainConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet, open_data_set
+from oasisgen.lock import Lock, acquire
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,6 +167,14 @@ def digests(folder: Path, pattern: str) -> dict[str, str]:
     """Path below `folder` -> sha256 of every file whose name matches."""
     files = sorted(file for file in folder.rglob(pattern) if file.is_file())
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def lost_lock(folder: str) -> Lock:
+    """The lock of a job that was silent until another one took `folder` over."""
+    held = acquire(folder)
+    other = replace(held.holder, token="of another job", generation=held.holder.generation + 1)
+    storage.write_bytes(held.uri, other.to_json())
+    return held
 
 
 def one_line(text: str) -> str:

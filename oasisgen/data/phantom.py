@@ -21,6 +21,7 @@ from oasisgen import storage
 from oasisgen.claim import claim
 from oasisgen.config import IMAGE_SIZE, LEVELS
 from oasisgen.data.slices import file_name
+from oasisgen.lock import lock
 from oasisgen.progress import Progress
 
 LOWEST = 71  # mm in the template's grid: the mid-brain, level 0
@@ -89,15 +90,17 @@ def write_subject(row: dict[str, Any]) -> dict[str, Any]:
 def write_phantoms(out: str, splits: dict[str, int], seed: int) -> None:
     """Write {split: subjects}, those of one split after those of another. Needs a connected Ray.
 
-    Raises UserError if `out` holds anything but the same virtual subjects: their names are those of real slices.
+    Raises UserError if `out` holds anything but the same virtual subjects, whose names are those of real slices, or if
+    another job writes them.
     """
-    claim(storage.absolute(out), {"virtual_subjects": splits, "seed": seed})
+    out = storage.absolute(out)
+    claim(out, {"virtual_subjects": splits, "seed": seed})
     homes = [split for split, subjects in splits.items() for _ in range(subjects)]
     rows = [
-        {"seed": seed, "number": number, "folder": storage.join(storage.absolute(out), f"keras_png_slices_{split}")}
+        {"seed": seed, "number": number, "folder": storage.join(out, f"keras_png_slices_{split}")}
         for number, split in enumerate(homes, start=1)
     ]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write_subject)
-    with Progress("phantom", len(rows), "subjects") as progress:
+    with lock(out), Progress("phantom", len(rows), "subjects") as progress:
         for _ in written.iter_rows():
             progress.advance(1)

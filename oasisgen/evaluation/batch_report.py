@@ -99,13 +99,13 @@ def write(out: str, summary: dict[str, Any], slices: pa.Table, floor: pa.Table |
             ),
         ),
     ]
-    render(
-        storage.join(out, "report", "index.html"),
+    page = render(
         title=f"{summary['slices']} synthetic slices",
         subtitle=f"{out}, model {summary['model'][:12]}",
         verdict={"word": summary["verdict"], "reasons": summary["reasons"]},
         sections=sections,
     )
+    storage.write_bytes(storage.join(out, "report", "index.html"), page)
 
 
 class Pictures:

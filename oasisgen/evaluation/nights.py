@@ -115,8 +115,7 @@ def _write_page(page: str, nights: list[dict[str, Any]]) -> None:
         "copies": ["suspected copies", "suspected copies, real"],
         "speed": ["slices/s"],
     }
-    report.render(
-        page,
+    content = report.render(
         "nights.html",
         title=TITLE,
         subtitle="The newest first; in brackets what real slices score. Only a released batch is for use.",
@@ -124,3 +123,4 @@ def _write_page(page: str, nights: list[dict[str, Any]]) -> None:
         columns=[*ABOUT, *COLUMNS, *WORK],
         nights=rows[::-1],
     )
+    storage.write_bytes(page, content)

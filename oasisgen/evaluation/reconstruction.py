@@ -15,6 +15,7 @@ from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.evaluation.ssim import psnr, ssim
 from oasisgen.evaluation.statistics import mean_with_interval
+from oasisgen.lock import Commit, lock
 from oasisgen.models.bundle import read_bundle, read_vqvae
 from oasisgen.models.quantizer import count_codes, perplexity
 from oasisgen.models.vqvae import VQVAE
@@ -69,7 +70,7 @@ def evaluate_bundle(
 
     Each of its actors has so many GPUs, None: one, where the cluster has any. A finished evaluation is left as it is.
     Raises UserError for storage that may not be used, a damaged bundle or data set, no room on the cluster, and where
-    `out` holds the evaluation of something else.
+    `out` holds the evaluation of something else, or another job works there.
     """
     storage.check(out, write=True)
     bundle = read_bundle(bundle_uri)
@@ -78,11 +79,17 @@ def evaluate_bundle(
     written = storage.join(out, "evaluation.json")
     if storage.exists(written):
         return documents.read(written, documents.Evaluation)
-    actors = cluster.actors(gpus, wait_minutes, "--gpus-per-worker")
-    evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split, actors)
-    summary = {"model": bundle.digest, **evaluation.summary}
+    with lock(out) as held:
+        actors = cluster.actors(gpus, wait_minutes, "--gpus-per-worker")
+        evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split, actors)
+        return write_evaluation(out, bundle.digest, evaluation, held.commit)
+
+
+def write_evaluation(out: str, model: str, evaluation: Evaluation, commit: Commit) -> dict[str, Any]:
+    """Write `<out>/slices.parquet` and then, by `commit`, `<out>/evaluation.json`; returns what that says."""
+    summary = {"model": model, **evaluation.summary}
     tables.write(storage.join(out, "slices.parquet"), evaluation.slices, len(evaluation.slices))
-    storage.write_text(written, json.dumps(summary, indent=2) + "\n")
+    commit(storage.join(out, "evaluation.json"), (json.dumps(summary, indent=2) + "\n").encode())
     return summary
 
 

@@ -10,6 +10,7 @@ from oasisgen import __version__, storage
 from oasisgen.config import flatten
 from oasisgen.data.feed import chunks
 from oasisgen.evaluation import figures
+from oasisgen.lock import Commit
 
 SHOWN = 8  # slices side by side
 LOSSES = {  # panels of stage 2, by prior
@@ -42,11 +43,11 @@ class Section:
     filter: str = ""  # what the pictures' keys are called, where one may choose by them
 
 
-def render(uri: str, template: str = "report.html", **content: Any) -> None:
-    """Write a page: one file that needs nothing else."""
+def render(template: str = "report.html", **content: Any) -> bytes:
+    """A page: one file that needs nothing else."""
     loader = jinja2.PackageLoader("oasisgen.evaluation", "pages")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    storage.write_text(uri, environment.get_template(template).render(content))
+    return environment.get_template(template).render(content).encode()
 
 
 def speed(summary: dict[str, Any]) -> float:
@@ -66,8 +67,9 @@ def write_run_report(
     histories: dict[str, list[dict[str, Any]]],
     pairs: list[tuple[np.ndarray, np.ndarray]],
     generated: list[tuple[np.ndarray, np.ndarray]],
+    commit: Commit,
 ) -> None:
-    """`<out>/report/index.html` of a training run, and `slices.png`: rows of real, reconstructed, synthetic slices.
+    """`slices.png`, rows of real, reconstructed, synthetic slices, and by `commit` `<out>/report/index.html` of a run.
 
     `pairs` are (real, reconstructed) held-out slices, `generated` (synthetic, real of the same level), all (256, 256)
     uint8.
@@ -137,5 +139,5 @@ def write_run_report(
     subtitle = f"model {metrics['model'][:12]}, trained on {config['data']['uri']}, oasisgen {__version__}"
     rows = [*zip(*pairs, strict=True), [a for a, _ in generated[:: len(generated) // SHOWN]]]
     storage.write_bytes(storage.join(out, "report", "slices.png"), figures.montage(rows))
-    page = storage.join(out, "report", "index.html")
-    render(page, title="Training run", subtitle=subtitle, sections=sections)
+    page = render(title="Training run", subtitle=subtitle, sections=sections)
+    commit(storage.join(out, "report", "index.html"), page)

@@ -12,6 +12,7 @@ import torch
 from oasisgen import __version__, documents, storage
 from oasisgen.config import PRIORS, DCGANConfig, MaskedConfig, VQVAEConfig
 from oasisgen.errors import InvalidFile, UserError
+from oasisgen.lock import Commit
 from oasisgen.models.dcgan import DCGAN, VectorPalette, make_palette
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.masked import MaskedPrior
@@ -35,9 +36,18 @@ class Bundle:
 
 
 def write_bundle(
-    uri: str, config: dict[str, Any], vqvae: VQVAE, prior: Prior, features: FeatureNetwork, metrics: dict[str, Any]
+    uri: str,
+    config: dict[str, Any],
+    vqvae: VQVAE,
+    prior: Prior,
+    features: FeatureNetwork,
+    metrics: dict[str, Any],
+    commit: Commit,
 ) -> str:
-    """Write a bundle; `config.json`, which names the digests of the rest, is written last. Returns the model digest."""
+    """Write a bundle; `config.json`, which names the digests of the rest, is written last, by `commit`.
+
+    Returns the model digest.
+    """
     weights = {
         name + ENDING: safetensors.torch.save(
             {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
@@ -52,7 +62,7 @@ def write_bundle(
     digest = hashlib.sha256(text.encode()).hexdigest()
     storage.write_text(storage.join(uri, "metrics.json"), json.dumps(metrics, indent=2) + "\n")
     storage.write_text(storage.join(uri, "README.md"), _model_card(described, digest, metrics))
-    storage.write_text(storage.join(uri, "config.json"), text)
+    commit(storage.join(uri, "config.json"), text.encode())
     return digest
 
 

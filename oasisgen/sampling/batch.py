@@ -201,8 +201,8 @@ def make_batch(
             "measures": round(time.monotonic() - made),
         },
     }
-    held.renew()
-    storage.write_text(storage.join(out, "summary.json"), json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    written = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
+    held.write(storage.join(out, "summary.json"), written)
     floor, train = (references.floor, references.train.load()) if references else (None, None)
     batch_report.write(out, summary, slices, floor, train)
     manifest = {"verdict": verdict, **request, "version": __version__, "parts": parts}

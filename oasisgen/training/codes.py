@@ -16,6 +16,7 @@ from oasisgen.data.pixels import to_unit
 from oasisgen.data.shards import Shard, read_shards
 from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.errors import UserError
+from oasisgen.lock import Commit
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import repeatable
 from oasisgen.progress import Progress
@@ -41,9 +42,12 @@ class Encoder:
         return {"case": batch["case"], "level": batch["level"], "codes": codes.cpu().numpy().astype(np.uint16)}
 
 
-def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str, actors: cluster.Actors) -> str:
-    """Write `<uri>/<split>/part-*.parquet` and last `<uri>/<split>.json`, with their digests. A finished split is left
-    as it is. Returns the digest of the VQ-VAE.
+def encode_split(
+    data: DataSet, split: str, load: Callable[[], VQVAE], uri: str, actors: cluster.Actors, commit: Commit
+) -> str:
+    """Write `<uri>/<split>/part-*.parquet` and last, by `commit`, `<uri>/<split>.json`, with their digests.
+
+    A finished split is left as it is. Returns the digest of the VQ-VAE.
     """
     done = storage.join(uri, f"{split}.json")
     source = hashlib.sha256()
@@ -68,18 +72,20 @@ def encode_split(data: DataSet, split: str, load: Callable[[], VQVAE], uri: str,
             written = tables.write(storage.join(uri, split, name), table, MAPS_PER_PART)
             parts.append({"name": name, "maps": len(table), "sha256": hashlib.sha256(written).hexdigest()})
             progress.advance(len(table))
-    storage.write_text(done, json.dumps(mark | {"parts": parts}) + "\n")
+    commit(done, (json.dumps(mark | {"parts": parts}) + "\n").encode())
     return source.hexdigest()
 
 
-def require_same_codes(uri: str, vqvae: str) -> None:
+def require_same_codes(uri: str, vqvae: str, commit: Commit) -> None:
     """Raise UserError if the prior whose checkpoints lie at `uri` was begun on the codes of another VQ-VAE.
 
     `vqvae` is the digest that `encode_split` returns. The best checkpoint of stage 1 may have been lost since.
     """
     mark = storage.join(uri, "codes.json")
     written = (json.dumps({"vqvae": vqvae}) + "\n").encode()
-    if not storage.create(mark, written) and storage.read_bytes(mark) != written:
+    if not storage.exists(mark):
+        commit(mark, written)
+    elif storage.read_bytes(mark) != written:
         raise UserError(
             f"{uri} was begun on the codes of another VQ-VAE, whose checkpoint cannot be read: put it back, or use "
             "another --out"

@@ -87,8 +87,8 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     questions.load_state_dict(state["model"])
     del train_slices, inputs  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
-    digest = encode_split(data, "train", load_vqvae, codes_uri, actors_of(config))
-    require_same_codes(storage.join(config.out, config.prior), digest)
+    digest = encode_split(data, "train", load_vqvae, codes_uri, actors_of(config), held.write)
+    require_same_codes(storage.join(config.out, config.prior), digest, held.write)
 
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
@@ -112,13 +112,12 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     held.renew()
     with suppress(FileNotFoundError):
         storage.remove(storage.join(config.out, "report", "index.html"))  # of a bundle before: the run is not finished
-    metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, questions.network, metrics)
+    metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, questions.network, metrics, held.write)
 
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
-    report.write_run_report(
-        config.out, described, metrics, histories, pairs, samples(bundle_uri, metrics["model"], config, feed)
-    )
+    generated = samples(bundle_uri, metrics["model"], config, feed)
+    report.write_run_report(config.out, described, metrics, histories, pairs, generated, held.commit)
 
 
 def actors_of(config: TrainConfig) -> cluster.Actors:

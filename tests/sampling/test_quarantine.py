@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from oasisgen import storage
 from oasisgen.cluster import Actors
 from oasisgen.config import DEMO, DCGANConfig, GateConfig, GenerateConfig, VQVAEConfig
 from oasisgen.data.pack import pack
@@ -78,7 +79,8 @@ def write(out: Path, vqvae: VQVAE, prior: DCGAN, like: Bundle, data: dict[str, s
     described = {"seed": 0, "data": data, "vqvae": asdict(CONFIG), "prior": "dcgan", "dcgan": asdict(PRIOR)}
     zero = {"mean": 0.0, "low": 0.0, "high": 0.0}
     metrics = {"reconstruction": {"ssim": zero, "codes_in_use": 0}}
-    write_bundle(str(out), described | {"features": asdict(DEMO.features)}, vqvae, prior, like.features, metrics)
+    described |= {"features": asdict(DEMO.features)}
+    write_bundle(str(out), described, vqvae, prior, like.features, metrics, storage.write_bytes)
     return out
 
 

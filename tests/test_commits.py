@@ -1,0 +1,103 @@
+"""A job whose folder another one took over while it was silent writes no file that says "complete"."""
+
+import json
+import shutil
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from oasisgen import cluster, lock
+from oasisgen.claim import claim
+from oasisgen.config import DCGANConfig, VQVAEConfig
+from oasisgen.data.phantom import write_phantoms
+from oasisgen.data.slices import DataSet
+from oasisgen.errors import UserError
+from oasisgen.evaluation.reconstruction import Evaluation, evaluate_bundle, write_evaluation
+from oasisgen.evaluation.report import write_run_report
+from oasisgen.lock import LockLost
+from oasisgen.models.bundle import make_prior, read_bundle, write_bundle
+from oasisgen.models.features import FeatureNetwork
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.sampling.batch import make_batch
+from oasisgen.training.codes import require_same_codes
+from tests.conftest import lost_lock
+
+NUMBER = {"mean": 0.5, "low": 0.4, "high": 0.6}
+QUALITY = {"slices": 2, "cases": 1, "ssim": NUMBER, "psnr_db": NUMBER, "codes_in_use": 3, "perplexity": 2.0}
+QUALITY["codes_in_use_percent"] = 1.0
+VQ, PRIOR = VQVAEConfig(channels=8, residual_channels=4), DCGANConfig(channels=8)
+DESCRIBED = {"seed": 0, "data": {"uri": "d", "fingerprint": "f"}, "vqvae": asdict(VQ), "prior": "dcgan"}
+DESCRIBED |= {"dcgan": asdict(PRIOR), "features": {}}
+
+
+def bundle_of_a_run(out: str) -> None:
+    vqvae = VQVAE(VQ)
+    prior = make_prior("dcgan", asdict(PRIOR), vqvae.quantizer.codebook.detach())
+    metrics = {"reconstruction": QUALITY}
+    write_bundle(f"{out}/model", DESCRIBED, vqvae, prior, FeatureNetwork(), metrics, lost_lock(out).write)
+
+
+def report_of_a_run(out: str) -> None:
+    slices = [(np.zeros((256, 256), np.uint8),) * 2] * 32
+    metrics = {"reconstruction": QUALITY, "code_counts": [1, 2, 3], "model": "m"}
+    stages: dict[str, Any] = {"vqvae": [], "features": [], "dcgan": []}
+    write_run_report(out, DESCRIBED, metrics, stages, slices[:8], slices, lost_lock(out).commit)
+
+
+def codes_of_a_prior(out: str) -> None:
+    require_same_codes(f"{out}/dcgan", "digest", lost_lock(out).write)
+
+
+def evaluation(out: str) -> None:
+    measured = Evaluation(QUALITY, pa.table({"case": ["001"], "ssim": [0.5]}), np.ones(3, np.int64))
+    write_evaluation(out, "m", measured, lost_lock(out).commit)
+
+
+@pytest.mark.parametrize(
+    ("write", "file"),
+    [
+        (bundle_of_a_run, "model/config.json"),
+        (report_of_a_run, "report/index.html"),
+        (codes_of_a_prior, "dcgan/codes.json"),
+        (evaluation, "evaluation.json"),
+    ],
+)
+def test_of_a_run_and_of_an_evaluation(write: Any, file: str, tmp_path: Path) -> None:
+    with pytest.raises(LockLost, match="another job took it over while this one was silent"):
+        write(str(tmp_path))
+    assert not (tmp_path / file).exists()
+
+
+def test_of_a_batch(trained: Path, batch: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(batch, tmp_path / "b"))
+    for name in ("manifest.json", "summary.json"):  # all parts are made, the rest is not
+        (out / name).unlink()
+    request = json.loads((out / "config.json").read_text())
+    finish = partial(make_batch, read_bundle(str(trained)), None, FeatureNetwork, request, str(out))
+    with pytest.raises(LockLost):
+        finish(held=lost_lock(str(out)), actors=cluster.Actors())
+    assert not (out / "summary.json").exists()
+    assert not (out / "manifest.json").exists()
+
+
+def test_an_evaluation_and_virtual_subjects_are_of_one_job_at_a_time(
+    trained: Path, data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "READ_SECONDS", 0.15)
+    model = read_bundle(str(trained)).digest
+    measured = {"model": model, "data_fingerprint": data.fingerprint, "split": "validate"}
+    subjects = {"train": 1}
+    for name, job, settings in (
+        ("e", partial(evaluate_bundle, str(trained), data, "validate"), measured),
+        ("p", partial(write_phantoms, splits=subjects, seed=0), {"virtual_subjects": subjects, "seed": 0}),
+    ):
+        out = str(tmp_path / name)
+        claim(out, settings)
+        with lock.lock(out), pytest.raises(UserError, match=r"is being worked on by .*: wait for it"):
+            job(out=out)
