@@ -7,6 +7,7 @@ import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.request import urlopen
@@ -19,10 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from oasisgen import storage
+from oasisgen import documents, storage
 from oasisgen.advice import one_line
 from oasisgen.data.slices import open_data_set
-from oasisgen.errors import UserError
+from oasisgen.errors import StorageError, UserError
 from oasisgen.models.bundle import find_bundle
 from tests.proxy import proxy
 
@@ -95,8 +96,8 @@ def said_of(uri: str, **environment: str) -> str:
     """What the check before a job says, in a process with these variables; an empty one is unset."""
     variables = {name: value for name, value in (os.environ | environment).items() if value}
     script = f"""
-from oasisgen import storage
-from oasisgen.errors import UserError
+from oasisgen import documents, storage
+from oasisgen.errors import StorageError, UserError
 try:
     storage.check({uri!r}, write=True)
 except UserError as error:
@@ -158,7 +159,7 @@ def test_a_server_in_trouble_for_seconds_is_waited_for(s3: str, trouble: str) ->
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as fault:
         fault.for_seconds(3, trouble)
         script = f"""
-from oasisgen import storage
+from oasisgen import documents, storage
 uri = {storage.join(s3, trouble.split()[-1])!r}
 storage.write_bytes(uri, b"whole")
 print(storage.read_bytes(uri), storage.create(uri + ".claim", b"mine"))
@@ -168,6 +169,26 @@ print(storage.read_bytes(uri), storage.create(uri + ".claim", b"mine"))
         )
         assert done.stdout == "b'whole' True\n", done.stderr
         assert fault.faults
+
+
+def test_an_outage_says_nothing_about_a_file(s3: str) -> None:
+    uri = storage.join(s3, "outage.json")
+    storage.write_text(uri, json.dumps({"verdict": "released", "format": "png", "parts": []}))
+    script = f"""
+from oasisgen import documents, storage
+for read in (storage.read_json, lambda uri: documents.read(uri, documents.Manifest)):
+    try:
+        read({uri!r})
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:
+        for fault in ("503 SlowDown", "500 InternalError", "hang up", "cut"):
+            server.fault = lambda method, path, fault=fault: fault if "outage.json" in path else None  # type: ignore[misc]
+            once = os.environ | server.variables | {"AWS_MAX_ATTEMPTS": "1"}
+            done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=once)
+            assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["StorageError s3"] * 2, (fault, done)
+            assert "damaged" not in done.stdout
 
 
 def certificate(folder: Path) -> Path:
@@ -212,8 +233,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
     storage.write_bytes(str(target), b"old")
     script = f"""
 import resource, signal
-from oasisgen import storage
-from oasisgen.errors import UserError
+from oasisgen import documents, storage
+from oasisgen.errors import StorageError, UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
@@ -255,6 +276,13 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match=r"x\.json is not valid JSON"):
         storage.read_json(str(tmp_path / "x.json"))
+
+
+def test_a_disk_that_cannot_be_read_says_nothing_about_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x.json").symlink_to("x.json")  # for ever
+    for read in (storage.read_json, partial(documents.read, kind=documents.Manifest)):
+        with pytest.raises(StorageError, match=r"x\.json: cannot read: .*; its links lead in a circle"):
+            read(str(tmp_path / "x.json"))
 
 
 def test_a_relative_path_is_the_same_place_for_every_process() -> None:
