@@ -1,6 +1,7 @@
 """Fidelity by Inception's features: what it takes, and that a batch is measured by them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torchvision.models import inception_v3
 
 from oasisgen.errors import UserError
 from oasisgen.evaluation.inception import Inception, digest, read_inception
+from oasisgen.evaluation.quality import Describer
 from tests.conftest import one_line, run_job
 
 
@@ -42,6 +44,17 @@ def test_what_is_no_such_file_is_named(tmp_path: Path) -> None:
     for name in ("other.pth", "text"):
         with pytest.raises(UserError, match=rf"{name} does not hold the weights of torchvision's inception_v3"):
             digest(str(tmp_path / name))
+
+
+def test_weights_that_were_replaced_since_the_job_read_them_are_refused(weights: Path, tmp_path: Path) -> None:
+    state = torch.load(weights, weights_only=True)
+    mine = tmp_path / "weights.pth"
+    torch.save(state, mine)
+    load = partial(read_inception, str(mine), expected=digest(str(mine)))
+    Describer(load)
+    torch.save(state | {"fc.bias": state["fc.bias"] + 1}, mine)
+    with pytest.raises(UserError, match=r"^weights .*weights\.pth were replaced while the job ran: put the old .*$"):
+        Describer(load)
 
 
 @pytest.mark.slow

@@ -1,12 +1,16 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from oasisgen.errors import UserError
-from oasisgen.models.bundle import read_bundle
+from oasisgen.evaluation.quality import Describer
+from oasisgen.evaluation.reconstruction import Reconstructor
+from oasisgen.models.bundle import read_bundle, read_features, read_vqvae
 
 
 @pytest.fixture
@@ -36,6 +40,18 @@ def test_the_digest_names_the_weights(bundle: Path) -> None:
     config["seed"] += 1
     (bundle / "config.json").write_text(json.dumps(config))
     assert read_bundle(str(bundle)).digest != before
+
+
+@pytest.mark.parametrize(
+    ("actor", "read"), [(Describer, read_features), (Reconstructor, read_vqvae)], ids=["features", "reconstruction"]
+)
+def test_an_actor_refuses_a_bundle_that_was_replaced_since_the_job_read_it(actor: Any, read: Any, bundle: Path) -> None:
+    load = partial(read, str(bundle), expected=read_bundle(str(bundle)).digest)
+    actor(load)
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(config | {"seed": 99}))  # whole, and another one
+    with pytest.raises(UserError, match=r"^bundle .* was replaced, \w{12} by \w{12}: put the old one back, .*$"):
+        actor(load)
 
 
 @pytest.mark.parametrize("name", ["vqvae.safetensors", "dcgan.safetensors", "features.safetensors"])
