@@ -129,7 +129,8 @@ class Course:
             self._report({"step": self.step}, state | {"good": self.good})
 
     def end_epoch(self, metrics: dict[str, Any]) -> None:
-        """Keep what is known of an epoch that went well, and save."""
+        """Keep what is known of an epoch that went well, and save. Raises LockLost if another job holds the run."""
+        self.worker.require_lock()  # the metrics may be another job's by now
         metrics = {"epoch": len(self.past) + 1, "step": self.step, **metrics, "undone": self.undone}
         self.past.append(metrics)
         self.good = copy.deepcopy(self._state())

@@ -1,17 +1,22 @@
 """How the checkpoints of a stage are found again, without Ray's own list of them."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.train
 import torch
 
 from oasisgen import storage
+from oasisgen.config import DEMO
 from oasisgen.errors import UserError
+from oasisgen.lock import LockLost, acquire
 from oasisgen.training import checkpoint
-from oasisgen.training.checkpoint import best, newest
+from oasisgen.training.checkpoint import Course, best, newest
 from oasisgen.training.launch import drop_damaged_list
+from oasisgen.training.worker import Driver, Worker
 
 
 def write(place: str, name: str, state: dict[str, Any]) -> str:
@@ -68,6 +73,32 @@ def test_a_checkpoint_that_lost_a_block_is_never_read(tmp_path: Path, marked: bo
     (last / "state.pt").write_bytes(whole)
     (last / "state.json").write_text("{}" if marked else "")  # cut short
     assert newest(str(tmp_path)) == before
+
+
+def test_a_job_that_lost_its_run_reports_nothing_for_which_ray_train_would_remove_a_checkpoint(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train keeps two checkpoints of those that a job reports: the other job's would be among those it removes."""
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray.train, "report", lambda metrics, checkpoint: reported.append(metrics))
+    held = acquire(place)
+    worker = Worker(0, 1, torch.device("cpu"), Driver(None, held.proof))
+    course = Course(worker, replace(DEMO, out=place), "features", {}, ("loss",))
+    course.add(torch.ones(()))
+    course.save()
+    assert reported == [{"step": 1}]  # as long as it holds the run
+
+    held.release()
+    acquire(place)  # by another job, which has come further
+    for step in (2, 3):
+        write(f"{place}/features", f"2026-11-24_0{step}", ended(*range(step)))
+    storage.write_text(f"{place}/metrics/features.jsonl", "{}\n")
+    before = {name: storage.read_bytes(f"{place}/{name}") for name, _ in storage.list_files(place)}
+    for saves in (course.save, lambda: course.end_epoch({"loss": 1.0})):
+        with pytest.raises(LockLost, match="another job took the run over while this one was silent"):
+            saves()
+    assert reported == [{"step": 1}]
+    assert {name: storage.read_bytes(f"{place}/{name}") for name, _ in storage.list_files(place)} == before
 
 
 def test_a_stage_whose_ends_of_epochs_are_all_lost_says_so(tmp_path: Path) -> None:
