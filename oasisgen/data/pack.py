@@ -5,6 +5,7 @@ import io
 import json
 import re
 import struct
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from oasisgen.progress import Progress, say
 SLICES_PER_PART = 1024
 ROWS_PER_GROUP = 128
 OPEN_FILES = 16  # reads in flight per task: what hides an object store's latency
+PAUSE_SECONDS = 5  # after a read that storage failed, for all that its client tried, and before the last one
 MOST_BYTES = 4_000_000  # of a file that is opened: 20 times an uncompressed slice in RGB
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SPLIT_FOLDER = re.compile(r"(keras_png_slices_)?(?P<split>train|validate|test)", re.IGNORECASE)
@@ -137,12 +139,24 @@ def decode(data: bytes) -> np.ndarray:
     return np.asarray(image)
 
 
+def read_patiently(uri: str) -> bytes:
+    """The whole file, of a storage that may be out for a while. Raises FileNotFoundError and StorageError.
+
+    Not by `retry_exceptions`: Ray Data takes it no more from 2.64 on, and Ray would retry without a pause.
+    """
+    try:
+        return storage.read_bytes(uri)
+    except StorageError:
+        time.sleep(PAUSE_SECONDS)
+        return storage.read_bytes(uri)
+
+
 def pack_part(row: dict[str, Any]) -> dict[str, Any]:
     """Read, decode and write one part; returns its entry for `dataset.json`, JSON-encoded."""
 
     def load(path: str) -> np.ndarray | str:
         try:
-            return decode(storage.read_bytes(storage.join(row["source"], path)))
+            return decode(read_patiently(storage.join(row["source"], path)))
         except ValueError as reason:  # the decoder's; what storage raises ends the job, which loses nothing
             return str(reason)
         except FileNotFoundError:

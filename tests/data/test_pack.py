@@ -226,7 +226,7 @@ def test_a_file_that_was_mended_at_the_same_size_is_noticed(connected: str, tmp_
 
 
 @pytest.mark.slow
-def test_storage_in_trouble_fails_the_job_and_loses_no_slice(s3: str, tmp_path: Path) -> None:
+def test_storage_in_trouble_loses_no_slice_and_fails_the_job_only_if_it_lasts(s3: str, tmp_path: Path) -> None:
     raw, out = f"{s3}/trouble/raw", f"{s3}/trouble/packed"
     for level in range(8):
         storage.write_bytes(f"{raw}/train/case_001_slice_{level}.nii.png", png(GREY))
@@ -237,7 +237,13 @@ def test_storage_in_trouble_fails_the_job_and_loses_no_slice(s3: str, tmp_path: 
     assert failed.returncode == 1
     assert "slice_3.nii.png: the server " in one_line(failed.stderr)
     assert not storage.exists(f"{out}/dataset.json")
-    assert run_job("pack", *flags, RAY_ADDRESS="local").returncode == 0
+    assert len(server.faults) == 2 * 2  # the client's attempts at each of two reads
+
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:  # out for as long as the first read takes
+        passing = iter(["503 SlowDown"] * 2)
+        server.fault = lambda method, path: next(passing, None) if method == "GET" and "slice_3" in path else None
+        went_on = run_job("pack", *flags, RAY_ADDRESS="local", AWS_MAX_ATTEMPTS="2", **server.variables)
+    assert (went_on.returncode, len(server.faults)) == (0, 2), went_on.stderr
     description = storage.read_json(f"{out}/dataset.json")
     assert (description["splits"]["train"]["slices"], description["rejected"]) == (8, [])
 
