@@ -232,10 +232,10 @@ def test_nobody_is_let_in_or_reached_by_a_label_alone(overlay: list[Manifest]) -
                 peers.setdefault(policy["metadata"]["name"], []).append(peer)
     [operator] = peers["operator"]
     assert operator == {
-        "namespaceSelector": {"matchLabels": {named: "kuberay"}},  # where README installs it
+        "namespaceSelector": {"matchLabels": {named: "kuberay"}},  # where k8s/README.md installs it
         "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
     }
-    assert "--namespace kuberay " in (ROOT / "README.md").read_text()
+    assert "--namespace kuberay " in (ROOT / "k8s/README.md").read_text()
     assert {
         "namespaceSelector": {"matchLabels": {named: "kube-system"}},
         "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
