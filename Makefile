@@ -36,15 +36,15 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)  ## speed; on the real slices of OASISGEN_OASIS_DIR, else on virtual subjects
-	$(BIN)/python -m tests.bench
-	$(BIN)/python -m tests.bench_models
-	$(BIN)/python -m tests.bench_generate
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.generate
 
 ablation: $(READY)  ## recipes of stage 1 beside each other; needs OASISGEN_OASIS_DIR
-	$(BIN)/python -m tests.ablation
+	$(BIN)/python -m benchmarks.ablation_vqvae
 
 instruments: $(READY)  ## do the measures see known damage? needs OASISGEN_OASIS_DIR
-	$(BIN)/python -m tests.instruments
+	$(BIN)/python -m benchmarks.instruments
 
 lock: $(READY)  ## pin the dependencies of pyproject.toml anew: of nodes, and of developers with the same versions
 	$(COMPILE) --upgrade -o requirements.lock

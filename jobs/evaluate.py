@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from oasisgen import cli, storage
-from oasisgen.config import check
+from oasisgen.config.check import check
 from oasisgen.progress import say
 
 
@@ -34,7 +34,7 @@ class Flags:
 
 def lines(summary: dict[str, Any]) -> list[str]:
     """What `evaluation.json` says, in words."""
-    from oasisgen.evaluation.report import interval
+    from oasisgen.reports.page import interval
 
     return [
         f"SSIM         {interval(summary['ssim'])}",
@@ -51,7 +51,7 @@ def main() -> None:
         # After the flags: torch and Ray take seconds to import.
         from oasisgen import cluster
         from oasisgen.data.slices import open_data_set
-        from oasisgen.evaluation.reconstruction import evaluate_bundle
+        from oasisgen.pipelines.evaluate import evaluate_bundle
 
         out = storage.absolute(flags.out)
         with cluster.connection():

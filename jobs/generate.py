@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oasisgen import cli, storage
-from oasisgen.config import GenerateConfig
+from oasisgen.config.generate import GenerateConfig
 from oasisgen.progress import say
 
 RESULTS = ("slices", "summary", "report/index.html")
@@ -39,7 +39,7 @@ def main() -> None:
     def job() -> None:
         # After the flags: torch and Ray take seconds to import.
         from oasisgen import cluster
-        from oasisgen.sampling.batch import generate
+        from oasisgen.pipelines.generate import generate
         from oasisgen.sampling.verify import verify
 
         with cluster.connection():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from oasisgen import cli, storage
-from oasisgen.config import check
+from oasisgen.config.check import check
 from oasisgen.progress import say
 
 

@@ -3,7 +3,8 @@
 import tyro
 
 from oasisgen import cli, storage
-from oasisgen.config import PRESETS, TrainConfig
+from oasisgen.config.presets import PRESETS
+from oasisgen.config.train import TrainConfig
 from oasisgen.progress import say
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     def job() -> None:
         # After the flags: torch and Ray take seconds to import.
         from oasisgen import cluster
-        from oasisgen.training.run import train
+        from oasisgen.pipelines.train import train
 
         with cluster.connection():
             bundle = train(config)

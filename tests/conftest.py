@@ -22,7 +22,8 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from oasisgen import cluster, storage
-from oasisgen.config import PRESETS, TrainConfig
+from oasisgen.config.presets import PRESETS
+from oasisgen.config.train import TrainConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet, open_data_set

@@ -12,19 +12,21 @@ import pyarrow as pa
 import pytest
 
 from oasisgen import cluster, lock
-from oasisgen.claim import claim
-from oasisgen.config import DCGANConfig, VQVAEConfig
+from oasisgen.config.folder import write_settings
+from oasisgen.config.train import DCGANConfig, VQVAEConfig
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
-from oasisgen.evaluation.reconstruction import Evaluation, evaluate_bundle, write_evaluation
-from oasisgen.evaluation.report import write_run_report
 from oasisgen.lock import LockLost
-from oasisgen.models.bundle import make_prior, read_bundle, write_bundle
+from oasisgen.models.bundle import read_bundle, write_bundle
 from oasisgen.models.features import FeatureNetwork
+from oasisgen.models.priors import make_prior
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.sampling.batch import make_batch
-from oasisgen.training.codes import require_same_codes
+from oasisgen.pipelines.evaluate import evaluate_bundle, write_evaluation
+from oasisgen.pipelines.generate import make_batch
+from oasisgen.quality.reconstruction import Evaluation
+from oasisgen.reports.run import write_run_report
+from oasisgen.training.encode import require_same_codes
 from tests.conftest import lost_lock
 
 NUMBER = {"mean": 0.5, "low": 0.4, "high": 0.6}
@@ -98,6 +100,6 @@ def test_an_evaluation_and_virtual_subjects_are_of_one_job_at_a_time(
         ("p", partial(write_phantoms, splits=subjects, seed=0), {"virtual_subjects": subjects, "seed": 0}),
     ):
         out = str(tmp_path / name)
-        claim(out, settings)
+        write_settings(out, settings)
         with lock.lock(out), pytest.raises(UserError, match=r"is being worked on by .*: wait for it"):
             job(out=out)

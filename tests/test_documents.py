@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 
 from jobs import evaluate, generate
 from oasisgen import cli, documents, lock, storage
-from oasisgen.claim import SOFTWARE, require_same, require_same_software
-from oasisgen.config import GateConfig
+from oasisgen.config.folder import SOFTWARE, require_same_settings, require_same_software
+from oasisgen.config.generate import GateConfig
 from oasisgen.data.slices import open_data_set
 from oasisgen.errors import InvalidFile, UserError
-from oasisgen.evaluation import nights, release
 from oasisgen.models.bundle import read_bundle
+from oasisgen.pipelines.generate import seed_of
 from oasisgen.progress import say
-from oasisgen.sampling.batch import seed_of
+from oasisgen.quality import gate, history
+from oasisgen.reports import index
 from oasisgen.sampling.verify import _check, verify
-from oasisgen.training import checkpoint, codes
+from oasisgen.training import checkpoint, encode
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MALFORMED = "{}", "[]", "null", "3", '"text"', '{"files": 3}', '{"schema_version": 1}', '{"schema_version": true}', "{"
@@ -99,7 +100,7 @@ def test_a_file_that_is_not_ours_is_named_in_one_line(text: str, tmp_path: Path)
             read()
         assert "\n" not in str(raised.value)
     (tmp_path / "config.json").write_text(text)
-    in_one_line(lambda: require_same(str(tmp_path), {"count": 1}))
+    in_one_line(lambda: require_same_settings(str(tmp_path), {"count": 1}))
     (tmp_path / "vqvae.safetensors").touch()
     with pytest.raises(UserError, match=r"config\.json|has format None"):
         read_bundle(str(tmp_path))
@@ -134,7 +135,7 @@ INTERVAL = {"mean": 0.9, "low": 0.8, "high": 1.0}
 PART = {"name": "summary/part-00000.parquet", "slices": 1, "rejected": 0, "sha256": "0"}
 SHARD = {"name": "part-00000.parquet", "maps": 1, "sha256": "0"}
 MEASURES = {name: {"value": 0.5, "floor": 0.5} for name in ("ssim_real", "ms_ssim", "fid", "precision", "recall")}
-REQUEST = dict.fromkeys(nights.SAME, 1)
+REQUEST = dict.fromkeys(history.SAME, 1)
 SETTINGS = {"base_seed": 3, "software": SOFTWARE, "vqvae": {"channels": 4}}
 HOLDER = {"token": "t", "generation": 1, "host": "h", "pid": 1, "beat": "b", "released": True}
 
@@ -149,9 +150,9 @@ def read_manifest(folder: str) -> None:
 def read_summary(folder: str) -> None:
     root = folder.rpartition("/")[0]
     storage.write_text(f"{folder}/manifest.json", "{}")
-    nights.rows_of(nights.read_nights(root))
-    if last := nights.last_released(root, REQUEST, but=""):
-        release.judge(MEASURES, GateConfig(), last["measures"])
+    index.rows_of(history.read_batches(root))
+    if last := history.last_released(root, REQUEST, but=""):
+        gate.judge(MEASURES, GateConfig(), last["measures"])
     summary = documents.read(f"{folder}/summary.json", documents.Summary)
     for line in generate.lines(summary):
         say("generate", line)
@@ -172,7 +173,7 @@ def read_lock(folder: str) -> None:
 def read_settings(folder: str) -> None:
     assert 0 <= seed_of(folder) < 2**63
     require_same_software(folder)
-    require_same(folder, SETTINGS)
+    require_same_settings(folder, SETTINGS)
 
 
 def read_evaluation(folder: str) -> None:
@@ -202,7 +203,7 @@ READERS: dict[str, tuple[Any, Callable[[str], object]]] = {
         {"format": 2, "data": MODEL, "vqvae": {}, "prior": "dcgan", "dcgan": {}, "files": {"x.safetensors": "0"}},
         lambda folder: read_bundle(f"{folder}/model"),
     ),
-    "train.json": ({"data": "d", "vqvae": "v", "parts": [SHARD]}, lambda folder: codes.shards_of(folder, "train")),
+    "train.json": ({"data": "d", "vqvae": "v", "parts": [SHARD]}, lambda folder: encode.shards_of(folder, "train")),
     "evaluation.json": (
         {
             "slices": 1,

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from jobs import evaluate, generate, pack, phantom, train
 from oasisgen import cli
-from oasisgen.config import PRESETS, GateConfig, GenerateConfig, TrainConfig
+from oasisgen.config.generate import GateConfig, GenerateConfig
+from oasisgen.config.presets import PRESETS
+from oasisgen.config.train import TrainConfig
 from tests.test_documents import FAST
 
 

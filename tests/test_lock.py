@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 
 from oasisgen import lock, storage
-from oasisgen.claim import claim
+from oasisgen.config.folder import write_settings
 from oasisgen.errors import InvalidFile, UserError
 
 DEAD = lock.Holder("of-a-dead-job", 7, "gone", 1, "last")
@@ -27,10 +27,10 @@ def holder_of(folder: str) -> lock.Holder:
 
 
 def test_a_name_stands_for_one_configuration(place: str) -> None:
-    claim(place, {"a": {"b": 1}, "out": "x"})
-    claim(place, {"a": {"b": 1}, "out": "y"})
+    write_settings(place, {"a": {"b": 1}, "out": "x"})
+    write_settings(place, {"a": {"b": 1}, "out": "y"})
     with pytest.raises(UserError, match=r"exists with other settings \(a\.b 1 -> 2\): use another --out"):
-        claim(place, {"a": {"b": 2}, "out": "x"})
+        write_settings(place, {"a": {"b": 2}, "out": "x"})
     assert json.loads(storage.read_bytes(storage.join(place, "config.json"))) == {"a": {"b": 1}, "out": "x"}
 
 

@@ -12,16 +12,18 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from oasisgen.config import FULL, SEED, TrainConfig
+from oasisgen.config.presets import FULL, SEED
+from oasisgen.config.train import TrainConfig
 from oasisgen.data.pixels import to_unit
-from oasisgen.evaluation.reconstruction import Reconstructor
-from oasisgen.evaluation.ssim import _window as ssim_window
-from oasisgen.models.bundle import make_prior
-from oasisgen.models.dcgan import DCGAN, Discriminator, Palette, VectorPalette, make_palette
+from oasisgen.metrics.ssim import _window as ssim_window
+from oasisgen.models.codes import Palette, VectorPalette, make_palette
+from oasisgen.models.dcgan import DCGAN, Discriminator
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.masked import MaskedPrior
+from oasisgen.models.priors import make_prior
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import repeatable
+from oasisgen.quality.reconstruction import Reconstructor
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import dcgan, masked, vqvae
 from oasisgen.training.averaging import average

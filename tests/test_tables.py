@@ -18,7 +18,7 @@ from oasisgen.errors import InvalidFile, UserError
 from oasisgen.sampling import formats
 from oasisgen.sampling.parts import SUMMARY, entry_of
 from oasisgen.sampling.verify import _check
-from oasisgen.training import codes
+from oasisgen.training import encode
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
 
@@ -80,7 +80,7 @@ def test_readers_of_a_batch_do_not_unpickle(tmp_path: Path) -> None:
 
 def test_readers_of_shards_and_code_maps_do_not_unpickle_although_the_digest_is_right(tmp_path: Path) -> None:
     folder, trace = str(tmp_path), tmp_path / "trace"
-    for schema, decode in ((slices.SCHEMA, slices._decode), (codes.SCHEMA, codes._decode)):
+    for schema, decode in ((slices.SCHEMA, slices._decode), (encode.SCHEMA, encode._decode)):
         for column in schema.names:
             data = crafted(schema, trace, column)
             storage.write_bytes(f"{folder}/train/part-00000.parquet", data)
@@ -88,7 +88,7 @@ def test_readers_of_shards_and_code_maps_do_not_unpickle_although_the_digest_is_
             codes_file = {"data": "d", "vqvae": "v", "parts": [part | {"maps": 1}]}
             storage.write_text(f"{folder}/train.json", json.dumps(codes_file))
             data_set = slices.DataSet(folder, "f", {"train": {"slices": 1, "parts": [part | {"slices": 1}]}})
-            shards = slices.shards_of(data_set, "train") + codes.shards_of(folder, "train")
+            shards = slices.shards_of(data_set, "train") + encode.shards_of(folder, "train")
             for shard in shards:
                 with pytest.raises(InvalidFile, match=r"part-00000\.parquet is not a file that this program wrote"):
                     [decode(table) for table in shard.read(schema)]

@@ -18,8 +18,8 @@ import ray.data
 from PIL import Image
 
 from oasisgen import documents, storage, tables
-from oasisgen.claim import require_ours
-from oasisgen.config import IMAGE_SIZE, LEVELS
+from oasisgen.config.data import IMAGE_SIZE, LEVELS
+from oasisgen.config.folder import require_ours
 from oasisgen.data import degenerate
 from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
 from oasisgen.errors import StorageError, UserError

@@ -18,8 +18,8 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from oasisgen import storage
-from oasisgen.claim import claim
-from oasisgen.config import IMAGE_SIZE, LEVELS
+from oasisgen.config.data import IMAGE_SIZE, LEVELS
+from oasisgen.config.folder import write_settings
 from oasisgen.data.slices import file_name
 from oasisgen.lock import lock
 from oasisgen.progress import Progress
@@ -94,7 +94,7 @@ def write_phantoms(out: str, splits: dict[str, int], seed: int) -> None:
     another job writes them.
     """
     out = storage.absolute(out)
-    claim(out, {"virtual_subjects": splits, "seed": seed})
+    write_settings(out, {"virtual_subjects": splits, "seed": seed})
     homes = [split for split, subjects in splits.items() for _ in range(subjects)]
     rows = [
         {"seed": seed, "number": number, "folder": storage.join(out, f"keras_png_slices_{split}")}

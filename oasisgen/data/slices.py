@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray.data
 
 from oasisgen import cluster, documents, storage
-from oasisgen.config import IMAGE_SIZE
+from oasisgen.config.data import IMAGE_SIZE
 from oasisgen.data.degenerate import Named, names
 from oasisgen.data.shards import Shard, read_shards
 from oasisgen.errors import UserError

@@ -10,17 +10,17 @@ import safetensors.torch
 import torch
 
 from oasisgen import __version__, documents, storage
-from oasisgen.config import PRIORS, DCGANConfig, MaskedConfig, VQVAEConfig
+from oasisgen.config.train import PRIORS, VQVAEConfig
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.lock import Commit
-from oasisgen.models.dcgan import DCGAN, VectorPalette, make_palette
 from oasisgen.models.features import FeatureNetwork
-from oasisgen.models.masked import MaskedPrior
+from oasisgen.models.priors import Prior, make_prior
 from oasisgen.models.vqvae import VQVAE
 
 FORMAT = 2  # 1 had no feature network
+
+
 ENDING = ".safetensors"
-Prior = DCGAN | MaskedPrior
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,6 @@ def _networks(config: dict[str, Any], tensors: dict[str, Any]) -> tuple[VQVAE, P
     for network in (vqvae, prior, features):
         network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return vqvae, prior, features
-
-
-def make_prior(kind: str, config: dict[str, Any], codebook: torch.Tensor) -> Prior:
-    """The prior of stage 2 that `kind` names, over a codebook (K, D), its weights yet to be loaded."""
-    usage = torch.ones(len(codebook))
-    if kind == "dcgan":
-        return DCGAN(DCGANConfig(**config), make_palette(DCGANConfig(**config), codebook, usage))
-    return MaskedPrior(MaskedConfig(**config), VectorPalette(codebook, usage))
 
 
 def is_whole(uri: str) -> bool:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oasisgen.config import CODE_SIZE, LEVELS, MaskedConfig
-from oasisgen.models.dcgan import CodeMap, Template, VectorPalette
+from oasisgen.config.data import CODE_SIZE, LEVELS
+from oasisgen.config.train import MaskedConfig
+from oasisgen.models.codes import CodeMap, Template, VectorPalette
 
 PLACES = CODE_SIZE**2
 

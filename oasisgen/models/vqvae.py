@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oasisgen.config import VQVAEConfig
+from oasisgen.config.train import VQVAEConfig
 from oasisgen.models.quantizer import EMAQuantizer, GradientQuantizer, Quantizer
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from oasisgen import storage, tables
-from oasisgen.config import Format
+from oasisgen.config.generate import Format
 from oasisgen.errors import InvalidFile
 
 SLICES_PER_FOLDER = 10_000

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from oasisgen.config import LEVELS
+from oasisgen.config.data import LEVELS
 
 # Convolutions of another batch size, or in another place of the batch, may differ in the last bit. So an id always
 # passes the model in the same place of a batch of this size, whoever sits beside it.

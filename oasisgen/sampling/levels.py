@@ -1,6 +1,6 @@
 """Whether the levels asked for are levels that a model, and the data set it is measured against, know."""
 
-from oasisgen.config import in_ranges
+from oasisgen.config.ranges import in_ranges
 from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.errors import UserError
 from oasisgen.models.bundle import Bundle

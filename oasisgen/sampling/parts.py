@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from oasisgen import storage, tables
-from oasisgen.config import MOST_IDS, Format, number_ranges
+from oasisgen.config.generate import MOST_IDS, Format
+from oasisgen.config.ranges import number_ranges
 from oasisgen.errors import InvalidFile
 from oasisgen.lock import Lock
 from oasisgen.sampling import formats

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from oasisgen import __version__
-from oasisgen.config import IMAGE_SIZE
+from oasisgen.config.data import IMAGE_SIZE
 
 
 def encode(image: np.ndarray, text: dict[str, str]) -> bytes:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from oasisgen import cluster
-from oasisgen.config import Precision
+from oasisgen.config.generate import Precision
 from oasisgen.data.pixels import to_uint8
 from oasisgen.models.bundle import read_bundle
 from oasisgen.models.quantizer import count_codes

@@ -8,7 +8,7 @@ from typing import Any
 import ray.data
 
 from oasisgen import cluster, documents, storage, tables
-from oasisgen.config import Format
+from oasisgen.config.generate import Format
 from oasisgen.errors import UserError
 from oasisgen.sampling import formats
 from oasisgen.sampling.parts import SUMMARY

@@ -8,13 +8,14 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen.config import DCGANConfig, TrainConfig
+from oasisgen.config.train import DCGANConfig, TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
-from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, make_palette
-from oasisgen.training import checkpoint
+from oasisgen.models.codes import make_palette
+from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen
 from oasisgen.training.averaging import average
-from oasisgen.training.painted import all_maps, labelled, lacking, painted_maps, real_maps, use_of_codes
-from oasisgen.training.worker import Driver, Pace, Worker, raw
+from oasisgen.training.collapse import all_maps, labelled, lacking, painted_maps, real_maps, use_of_codes
+from oasisgen.training.stage import Course, Pace, Timer
+from oasisgen.training.worker import Driver, Worker, raw
 
 LOSSES = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")  # of a step
 Networks = tuple[torch.nn.Module, torch.nn.Module]  # the generator of a DCGAN, and its discriminator; or both in DDP
@@ -46,10 +47,10 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driv
         "generator_optimizer": optimizers[0],
         "discriminator_optimizer": optimizers[1],
     }
-    course = checkpoint.Course(worker, config, "dcgan", parts, LOSSES)
+    course = Course(worker, config, "dcgan", parts, LOSSES)
     real_use = use_of_codes(real_maps(maps), len(codebook))
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
+    timer = Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
         for optimizer in optimizers:

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oasisgen.config import LEVELS, TrainConfig
+from oasisgen.config.data import LEVELS
+from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Stored, epoch_batches, steps_per_epoch
 from oasisgen.data.pixels import to_unit
 from oasisgen.models.features import FeatureNetwork
-from oasisgen.training import checkpoint
-from oasisgen.training.worker import Driver, Pace, Worker, raw
+from oasisgen.training.stage import Course, Pace, Timer
+from oasisgen.training.worker import Driver, Worker, raw
 
 GRID = 8  # regions, both ways, of which anatomy and texture are asked
 TISSUES = (0.15, 0.35, 0.6, 0.85)  # grey values between background, fluid, grey and white matter, and fat; of 1
@@ -56,9 +57,9 @@ def train_features(config: TrainConfig, train: Stored, driver: Driver | None) ->
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     weights = torch.tensor(WEIGHTS, device=worker.device)
     parts = {"model": raw(model), "optimizer": optimizer}
-    course = checkpoint.Course(worker, config, "features", parts, ("level_loss", "damage_loss", "anatomy_loss"))
+    course = Course(worker, config, "features", parts, ("level_loss", "damage_loss", "anatomy_loss"))
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
+    timer = Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
         batches = epoch_batches(

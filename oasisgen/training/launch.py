@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from oasisgen import cluster, processes, storage
-from oasisgen.config import TrainConfig
+from oasisgen.config.train import TrainConfig
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, LockProof
 from oasisgen.progress import say

@@ -7,16 +7,17 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen.config import CODE_SIZE, TrainConfig
+from oasisgen.config.data import CODE_SIZE
+from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
-from oasisgen.models.dcgan import VectorPalette
+from oasisgen.models.codes import VectorPalette
 from oasisgen.models.masked import PLACES, MaskedPrior
 from oasisgen.precision import autocast
-from oasisgen.training import checkpoint
 from oasisgen.training.averaging import average
-from oasisgen.training.painted import all_maps, labelled, lacking, painted_maps, real_maps, use_of_codes
-from oasisgen.training.vqvae import cosine
-from oasisgen.training.worker import Driver, Pace, Worker, raw
+from oasisgen.training.collapse import all_maps, labelled, lacking, painted_maps, real_maps, use_of_codes
+from oasisgen.training.schedule import cosine
+from oasisgen.training.stage import Course, Pace, Timer
+from oasisgen.training.worker import Driver, Worker, raw
 
 
 def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driver: Driver | None) -> None:
@@ -36,10 +37,10 @@ def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, dri
     guesser = ray.train.torch.prepare_model(prior.guesser.to(memory_format=torch.channels_last))
     optimizer = torch.optim.Adam(guesser.parameters(), lr=c.learning_rate, betas=(0.9, 0.98), fused=True)
     parts = {"averaged": averaged, "prior": prior, "optimizer": optimizer}
-    course = checkpoint.Course(worker, config, "masked", parts, ("loss",))
+    course = Course(worker, config, "masked", parts, ("loss",))
     real_use = use_of_codes(real_maps(maps), len(codebook))
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
+    timer = Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
         batches = epoch_batches(

@@ -1,7 +1,6 @@
 """Stage 1: the loop that trains the VQ-VAE."""
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -9,19 +8,20 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen.config import IMAGE_SIZE, TrainConfig, VQVAEConfig
+from oasisgen.config.data import IMAGE_SIZE
+from oasisgen.config.train import TrainConfig, VQVAEConfig
 from oasisgen.data.feed import Feed, Stored, chunks, epoch_batches, evenly_spaced, steps_per_epoch
 from oasisgen.data.pixels import to_uint8, to_unit
-from oasisgen.evaluation.ssim import ssim, ssim_loss
+from oasisgen.metrics.ssim import ssim, ssim_loss
 from oasisgen.models.quantizer import count_codes, perplexity
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import autocast
-from oasisgen.training import checkpoint
 from oasisgen.training.averaging import average
-from oasisgen.training.worker import Driver, Pace, Worker, raw
+from oasisgen.training.schedule import learning_rate
+from oasisgen.training.stage import Course, Pace, Timer
+from oasisgen.training.worker import Driver, Worker, raw
 
 LOSSES = ("loss", "reconstruction_loss", "ssim_loss", "quantizer_loss")  # of a step
-WARM_UP_STEPS = 100
 
 
 def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, driver: Driver | None) -> None:
@@ -38,9 +38,9 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, driver: Dr
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     averaged = copy.deepcopy(raw(model)).requires_grad_(False)
     parts = {"averaged": averaged, "model": raw(model), "optimizer": optimizer}
-    course = checkpoint.Course(worker, config, "vqvae", parts, LOSSES)
+    course = Course(worker, config, "vqvae", parts, LOSSES)
     pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = checkpoint.Timer(worker, config.checkpoint_seconds, course.step)
+    timer = Timer(worker, config.checkpoint_seconds, course.step)
 
     while (epoch := len(course.past)) < c.epochs:
         model.train()
@@ -97,19 +97,6 @@ def losses_of(
     error = F.mse_loss(y.image.float(), x) / scale
     unlike = ssim_loss(y.image.float(), x) if config.ssim_weight else torch.zeros_like(error)
     return error + config.ssim_weight * unlike + y.quantizer_loss, error, unlike, y.quantizer_loss
-
-
-def learning_rate(config: VQVAEConfig, step: int, steps: int) -> float:
-    """The rate of a step in [0, steps): constant, or a linear warm-up and a cosine down to zero."""
-    if config.schedule == "constant":
-        return config.learning_rate
-    return cosine(config.learning_rate, step, steps)
-
-
-def cosine(peak: float, step: int, steps: int) -> float:
-    """The rate of a step in [0, steps): a linear warm-up, and a cosine from `peak` down to zero."""
-    warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
-    return peak * warm_up * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
 def error_scale(slices: Feed, config: VQVAEConfig) -> float:

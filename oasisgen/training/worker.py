@@ -19,7 +19,7 @@ from oasisgen.data.feed import read_ahead
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, LockProof
 from oasisgen.precision import autocast
-from oasisgen.progress import SECONDS_BETWEEN_LINES, duration
+from oasisgen.progress import SECONDS_BETWEEN_LINES
 
 T = TypeVar("T")
 
@@ -118,26 +118,6 @@ class Worker:
         if self.rank == 0 and self.driver and (always or now - self.spoken > SECONDS_BETWEEN_LINES):
             self.spoken = now
             self.driver.mailbox.put.remote(line())
-
-
-@dataclass
-class Pace:
-    """Slices per second and time left of a stage, from the steps this process has made."""
-
-    total_steps: int
-    batch_size: int
-    first_step: int
-    started: float = field(default_factory=time.monotonic)
-
-    def rate(self, step: int) -> float:
-        """Slices per second so far."""
-        return (step - self.first_step) * self.batch_size / max(time.monotonic() - self.started, 1e-9)
-
-    def describe(self, step: int) -> str:
-        """`61 slices/s, 3:20 left`."""
-        rate = self.rate(step)
-        left = duration((self.total_steps - step) * self.batch_size / rate) if rate else "?"
-        return f"{rate:.0f} slices/s, {left} left"
 
 
 def raw(model: torch.nn.Module) -> Any:

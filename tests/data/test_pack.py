@@ -13,7 +13,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from oasisgen import storage
-from oasisgen.claim import claim
+from oasisgen.config.folder import write_settings
 from oasisgen.data.pack import decode, pack, refuse_overlap, survey
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.errors import UserError
@@ -152,7 +152,7 @@ def test_a_folder_with_files_of_somebody_else_is_left_alone(connected: str, tmp_
         pack(str(tmp_path / "raw"), str(out))
     for settings in ({"seed": 0}, {"seed": 1}):
         with pytest.raises(UserError, match="holds files that are not ours"):
-            claim(str(out), settings)
+            write_settings(str(out), settings)
     with pytest.raises(UserError, match="holds files that are not ours"):
         write_phantoms(str(tmp_path / "raw"), {"train": 1}, seed=0)
     assert files_below(tmp_path) == before

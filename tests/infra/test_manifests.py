@@ -22,7 +22,8 @@ from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 import oasisgen
 from oasisgen import meters
-from oasisgen.config import GenerateConfig, TrainConfig
+from oasisgen.config.generate import GenerateConfig
+from oasisgen.config.train import TrainConfig
 from tests.infra.conftest import OVERLAYS, ROOT, build, job_specs, only, pods, schema, settings
 from tests.infra.lint import (
     STORE_SHARE,

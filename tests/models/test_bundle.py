@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from oasisgen.errors import UserError
-from oasisgen.evaluation.quality import Describer
-from oasisgen.evaluation.reconstruction import Reconstructor
 from oasisgen.models.bundle import read_bundle, read_features, read_vqvae
+from oasisgen.quality.batch import Describer
+from oasisgen.quality.reconstruction import Reconstructor
 
 
 @pytest.fixture

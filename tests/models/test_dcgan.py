@@ -3,18 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oasisgen.config import FULL, SEED, DCGANConfig
-from oasisgen.models.dcgan import (
-    DCGAN,
-    Discriminator,
-    IndexPalette,
-    Palette,
-    Template,
-    VectorPalette,
-    as_seen,
-    make_palette,
-    shift_each,
-)
+from oasisgen.config.presets import FULL, SEED
+from oasisgen.config.train import DCGANConfig
+from oasisgen.models.codes import IndexPalette, Palette, Template, VectorPalette, make_palette
+from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, shift_each
 
 SMALL = replace(FULL.dcgan, channels=4, latent_dim=6, components=3)
 SMALL_SEED = replace(SEED.dcgan, channels=4, latent_dim=6)

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oasisgen.config import FULL
-from oasisgen.models.dcgan import VectorPalette
+from oasisgen.config.presets import FULL
+from oasisgen.models.codes import VectorPalette
 from oasisgen.models.masked import PLACES, MaskedPrior, still_masked
 from oasisgen.training.masked import mask
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from oasisgen.config import FULL, SEED
+from oasisgen.config.presets import FULL, SEED
 from oasisgen.models.vqvae import VQVAE
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from oasisgen import storage
-from oasisgen.config import Format
+from oasisgen.config.generate import Format
 from oasisgen.sampling.formats import SliceWriter, part_path, read_pngs, slice_path, write_part
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from oasisgen.config import GenerateConfig
+from oasisgen.config.generate import GenerateConfig
 from oasisgen.sampling.ids import GROUP, groups, ids_of_levels, level_of
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from oasisgen.config import GenerateConfig
+from oasisgen.config.generate import GenerateConfig
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
-from oasisgen.sampling.batch import generate
+from oasisgen.pipelines.generate import generate
 from oasisgen.sampling.levels import require_levels
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from oasisgen import storage
-from oasisgen.config import Format
+from oasisgen.config.generate import Format
 from oasisgen.errors import InvalidFile
 from oasisgen.lock import lock
 from oasisgen.sampling.formats import SliceWriter, part_path, slice_path

@@ -10,12 +10,13 @@ import ray.train
 import torch
 
 from oasisgen import storage
-from oasisgen.config import DEMO
+from oasisgen.config.presets import DEMO
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, acquire
 from oasisgen.training import checkpoint
-from oasisgen.training.checkpoint import Course, best, newest
+from oasisgen.training.checkpoint import best, newest
 from oasisgen.training.launch import drop_damaged_list
+from oasisgen.training.stage import Course
 from oasisgen.training.worker import Driver, Worker
 
 

@@ -17,20 +17,20 @@ import torch
 import torch.distributed as dist
 
 from oasisgen import cluster, storage
-from oasisgen.claim import claim
-from oasisgen.config import TrainConfig
+from oasisgen.config.folder import write_settings
+from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Stored, store
 from oasisgen.data.slices import DataSet, read_slices
 from oasisgen.errors import UserError
 from oasisgen.lock import acquire
 from oasisgen.models import bundle
 from oasisgen.models.quantizer import EMAQuantizer
+from oasisgen.pipelines import train as runs
+from oasisgen.pipelines.train import train
 from oasisgen.sampling.sample import Sampler
-from oasisgen.training import checkpoint, history
-from oasisgen.training import run as runs
+from oasisgen.training import checkpoint, history, stage
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.launch import complete, fit
-from oasisgen.training.run import train
 from oasisgen.training.vqvae import train_vqvae
 from oasisgen.training.worker import Worker, raw
 from tests.conftest import tiny
@@ -123,7 +123,7 @@ def go_wrong(config: Any, driver: Any, folder: str) -> None:
     worker = Worker.start(config.seed, driver)
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
-    course = checkpoint.Course(worker, config, "wrong", {"network": network, "optimizer": optimizer}, ("loss",))
+    course = stage.Course(worker, config, "wrong", {"network": network, "optimizer": optimizer}, ("loss",))
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
@@ -176,7 +176,7 @@ def at_odds(config: Any, driver: Any, rows: torch.Tensor, folder: str) -> None:
         storage.list_files = lambda uri: iter(())
     network = ray.train.torch.prepare_model(torch.nn.Linear(2, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    course = checkpoint.Course(worker, config, "odds", {"network": raw(network), "optimizer": optimizer}, ("loss",))
+    course = stage.Course(worker, config, "odds", {"network": raw(network), "optimizer": optimizer}, ("loss",))
     assert course.step == 2
     mine = rows[worker.rank :: worker.world]
     share = worker.share(len(mine), len(rows))
@@ -217,7 +217,7 @@ def test_rank_0_decides_for_all_and_uneven_ranks_weigh_as_much_as_they_see(data:
 def ends_early(config: Any, driver: Any) -> None:
     """One epoch, whatever the configuration says."""
     worker = Worker.start(config.seed, driver)
-    course = checkpoint.Course(worker, config, "features", {}, ("loss",))
+    course = stage.Course(worker, config, "features", {}, ("loss",))
     course.add(torch.ones(()))
     course.end_epoch(course.means(1))
 
@@ -264,7 +264,7 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     course: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
     config = tiny(data, tmp_path / "run")
     config = replace(config, prior="masked", masked=replace(config.masked, **shape, **course))
-    claim(config.out, asdict(config) | {"data_fingerprint": data.fingerprint})
+    write_settings(config.out, asdict(config) | {"data_fingerprint": data.fingerprint})
     for name in ("vqvae", "features", "metrics", "codes"):
         shutil.copytree(trained / name, tmp_path / "run" / name)
     train(config)
@@ -302,12 +302,12 @@ def test_a_batch_larger_than_the_split_is_refused(data: DataSet, tmp_path: Path)
 def test_metrics_are_lines_and_tensorboard_events(trained: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for stage, name in (("vqvae", "ssim"), ("dcgan", "generator_loss")):
-        lines = history.read(str(trained / "metrics"), stage)
+    for kind, name in (("vqvae", "ssim"), ("dcgan", "generator_loss")):
+        lines = history.read(str(trained / "metrics"), kind)
         assert [(line["epoch"], line["step"]) for line in lines] == [(1, 6), (2, 12)]
-        events = EventAccumulator(str(trained / "metrics" / "tensorboard" / stage))
+        events = EventAccumulator(str(trained / "metrics" / "tensorboard" / kind))
         events.Reload()
-        scalars = events.Scalars(f"{stage}/{name}")
+        scalars = events.Scalars(f"{kind}/{name}")
         assert [event.step for event in scalars] == [6, 12]
         assert [event.value for event in scalars] == pytest.approx([line[name] for line in lines])
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from oasisgen import cluster
-from oasisgen.config import TrainConfig
+from oasisgen.config.train import TrainConfig
 from oasisgen.training.launch import threads_of
 
 CONFIG = TrainConfig(data="d", out="o")

@@ -1,0 +1,1 @@
+"""Speed, peers, instruments and ablations: programs that print the tables of docs/results.md."""

@@ -1,0 +1,191 @@
+"""Generation beside the bare model and beside a script without Ray; memory; what a slice's measures cost: `make bench`.
+
+The models have the sizes of `full`. They are hardly trained, which changes nothing in how long they take; but heads on
+black, as trained ones paint, are compared sooner than noise.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+
+from benchmarks.ablation_sampling import groups_of
+from benchmarks.models import training
+from benchmarks.speed import packed
+from oasisgen import storage
+from oasisgen.config.generate import GenerateConfig
+from oasisgen.config.presets import FULL
+from oasisgen.config.train import PriorName, TrainConfig
+from oasisgen.data.feed import chunks
+from oasisgen.data.pixels import to_unit
+from oasisgen.models.bundle import read_bundle, write_bundle
+from oasisgen.models.features import FeatureNetwork
+from oasisgen.models.priors import Prior
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.sampling.ids import GROUP
+from oasisgen.training import dcgan, masked
+
+if TYPE_CHECKING:
+    from oasisgen.data.slices import DataSet
+
+COUNTS: dict[PriorName, tuple[int, int]] = {"dcgan": (256, 2304), "masked": (64, 512)}  # a short batch, and a long one
+SIZES = (1_000, 10_000, 100_000)  # of batches whose memory is compared
+SHOWN, STEPS = 1024, 250  # training slices that a model has seen, and how often
+SMALL = {"channels": 16, "residual_channels": 8, "residual_blocks": 1}
+
+
+def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
+    """A bundle that paints heads on black: some steps of stage 1, and a prior that knows only its template."""
+    from oasisgen.data.feed import Feed, evenly_spaced, store
+    from oasisgen.data.slices import read_slices
+
+    torch.manual_seed(0)
+    train = store(read_slices(data, "train")).load()
+    some = evenly_spaced(len(train), SHOWN)
+    images = train.rows(some, "image")
+    last, vqvae = VQVAE(config.vqvae), VQVAE(config.vqvae).requires_grad_(False)
+    for _ in islice(training(last, vqvae, Feed([{"image": images}]), config.vqvae, STEPS), STEPS):
+        pass
+    with torch.no_grad():
+        codes = [vqvae.eval().encode(to_unit(torch.from_numpy(piece).unsqueeze(1))) for piece in chunks(images, GROUP)]
+    maps = Feed([{"codes": torch.cat(codes).numpy(), "level": train.rows(some, "level")}])
+    codebook = vqvae.quantizer.codebook.detach()
+    if config.prior == "masked":
+        prior: Prior = masked.untrained(config, maps, codebook)[0]
+    else:
+        prior = dcgan.untrained(config, maps, codebook)
+
+    described: dict[str, Any] = {"seed": 0, "data": {"uri": data.uri, "fingerprint": data.fingerprint}}
+    described |= {"prior": config.prior, **{stage: asdict(getattr(config, stage)) for stage in config.stages}}
+    nothing = {"reconstruction": {"ssim": {"mean": 0.0, "low": 0.0, "high": 0.0}, "codes_in_use": 0}}
+    write_bundle(folder, described, vqvae, prior, FeatureNetwork(), nothing, storage.write_bytes)
+    return folder
+
+
+def plain(kind: str, model: str, count: int) -> None:
+    """Slices per second of a loop over the bare model, `float32` or `bfloat16`, or of a `script` that saves them."""
+    from torchvision.utils import save_image
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    made = groups_of(read_bundle(model), count + GROUP, mixed=kind == "bfloat16")
+    next(made)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for first, group in enumerate(made):
+            for number, image in enumerate(group if kind == "script" else []):
+                save_image(image[None].float() / 255.0, f"{folder}/{first}-{number}.png")
+    print(count / (time.monotonic() - started))
+
+
+def without_ray(kind: str, model: str, count: int) -> float:
+    """The same, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.generate", "--plain", kind, model, str(count)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def job_rate(model: str, counts: tuple[int, int], measure: bool) -> float:
+    """Slices per second of the job once it runs: of a long batch, less what a short one takes."""
+    from oasisgen.pipelines.generate import generate
+
+    seconds = []
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            summary = generate(GenerateConfig(model, f"{folder}/b", count=count, base_seed=0, measure=measure))
+            assert summary
+            seconds.append(summary["seconds"]["slices"])
+    return (counts[1] - counts[0]) / (seconds[1] - seconds[0])
+
+
+def peak_memory(work: Callable[[], object]) -> float:
+    """Most memory, in GB, that the processes of this Ray had for themselves while `work` ran."""
+    ended, peak = threading.Event(), 0.0
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(1.0):
+            total = 0
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().uss
+                except psutil.Error:  # it has just ended
+                    continue
+            peak = max(peak, total / 1e9)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    work()
+    ended.set()
+    watcher.join()
+    return peak
+
+
+def comparing_rate(data: "DataSet", train: int) -> float:
+    """Slices per second and thread that are compared with a training split of so many slices."""
+    from oasisgen.data.feed import Feed, evenly_spaced, store
+    from oasisgen.data.slices import read_slices
+    from oasisgen.quality.nearest import RealSlices
+
+    feeds = {split: store(read_slices(data, split)).load() for split in ("train", "validate")}
+    rows = evenly_spaced(len(feeds["train"]), train)
+    columns = {
+        name: np.concatenate([block[name] for block in feeds["train"].blocks])[rows] for name in ("case", "level")
+    }
+    some = Feed([{**columns, "image": feeds["train"].rows(rows, "image")}])
+    references = RealSlices(some, feeds["validate"])
+    chosen = feeds["validate"].rows(np.arange(96), "image")
+    started = time.monotonic()
+    for number, image in enumerate(chosen):
+        references.compare(image, number % 32, [0, number])
+    return len(chosen) / (time.monotonic() - started)
+
+
+def main() -> None:
+    from oasisgen import cluster
+    from oasisgen.pipelines.generate import generate
+
+    with tempfile.TemporaryDirectory() as folder, cluster.connection():
+        _, data = packed(folder, validate=6)
+        for prior, counts in COUNTS.items():
+            model = write_model(f"{folder}/{prior}", replace(FULL, prior=prior), data)
+            bare, mixed, script = (without_ray(kind, model, counts[1]) for kind in ("float32", "bfloat16", "script"))
+            for measure in (True, False):
+                rate, says = job_rate(model, counts, measure), "with" if measure else "without"
+                print(
+                    f"generate, {prior}, {says} measures: {rate:.1f} slices per s, {rate / bare:.2f} of the bare "
+                    f"model's {bare:.1f}, {rate / mixed:.2f} of its {mixed:.1f} in bfloat16, {rate / script:.2f} of "
+                    f"the {script:.1f} of a script with save_image",
+                    flush=True,
+                )
+        small = replace(
+            FULL, prior="dcgan", vqvae=replace(FULL.vqvae, **SMALL), dcgan=replace(FULL.dcgan, channels=8, components=8)
+        )
+        model = write_model(f"{folder}/small", small, data)
+        for count in SIZES:
+            config = GenerateConfig(model, f"{folder}/memory-{count}", count=count, measure=False)
+            print(
+                f"peak memory of {count} slices, a small model: {peak_memory(lambda: generate(config)):.2f} GB",
+                flush=True,
+            )
+        most = data.count("train")
+        few, many = comparing_rate(data, 1000), comparing_rate(data, most)
+        print(
+            f"comparing with 1000 training slices: {few:.1f} per s; with {most}: {many:.1f}, cost x {few / many:.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--plain"]:
+        plain(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    else:
+        main()

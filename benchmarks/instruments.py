@@ -1,0 +1,201 @@
+"""The measures of quality, tested as instruments: real slices with known damage, `make instruments`.
+
+The validate cases are cut in two halves, several times. One half stands for a batch, as it is or damaged; the other is
+what it is measured against. What undamaged halves score differs from cut to cut: that is the instrument's noise.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from oasisgen import cluster
+from oasisgen.config.data import LEVELS
+from oasisgen.config.presets import PRESETS
+from oasisgen.data.feed import Feed, Stored, evenly_spaced, store
+from oasisgen.data.pack import pack
+from oasisgen.data.slices import open_data_set, read_slices
+from oasisgen.models.bundle import read_features
+from oasisgen.models.features import FeatureNetwork
+from oasisgen.quality.sets import Slices, chosen, compare_slices
+from oasisgen.training.features import Questions, blur, train_features
+from oasisgen.training.launch import complete
+
+CUTS = 6  # of the validate cases in two halves
+DAMAGED_CUTS = 2  # of these are measured damaged too: that is the longer part
+COMPARED = 192  # slices of a half that are compared one by one
+SIGMAS = 3.0  # a measure has moved if it did so by more than this times its noise
+
+Damage = Callable[[Slices, Slices], Slices]
+
+
+def blurred(half: Slices, train: Slices) -> Slices:
+    """A Gaussian of 1.2 pixels."""
+    x = torch.from_numpy(half.images).unsqueeze(1).float()  # (N, 1, 256, 256)
+    pieces = [blur(piece, torch.full((len(piece),), 1.2)) for piece in x.split(32)]
+    return half._replace(images=torch.cat(pieces).squeeze(1).round().to(torch.uint8).numpy())
+
+
+def noisy(half: Slices, train: Slices) -> Slices:
+    """Gaussian noise of 8 grey values."""
+    noise = np.random.default_rng(0).normal(0, 8, half.images.shape)
+    return half._replace(images=np.clip(half.images + noise, 0, 255).round().astype(np.uint8))
+
+
+def faded(half: Slices, train: Slices) -> Slices:
+    """Contrast changed by a gamma of 0.8."""
+    return half._replace(images=(255 * (half.images / 255) ** 0.8).round().astype(np.uint8))
+
+
+def lower_levels(half: Slices, train: Slices) -> Slices:
+    """Nothing of the upper half of the levels."""
+    return Slices(*(column[half.levels < LEVELS // 2] for column in half))
+
+
+def ten_repeated(half: Slices, train: Slices) -> Slices:
+    """Ten training slices over and over."""
+    rows = np.tile(evenly_spaced(len(train.levels), 10), -(-len(half.levels) // 10))[: len(half.levels)]
+    return Slices(train.images[rows], train.levels[rows])
+
+
+def copies(half: Slices, train: Slices) -> Slices:
+    """Training slices, all different."""
+    return Slices(train.images, train.levels)
+
+
+def shifted_copies(half: Slices, train: Slices) -> Slices:
+    """The same, shifted by four pixels down and to the right."""
+    return Slices(np.roll(train.images, (4, 4), (1, 2)), train.levels)
+
+
+def mirrored_copies(half: Slices, train: Slices) -> Slices:
+    """The same, left and right exchanged."""
+    return Slices(np.ascontiguousarray(train.images[..., ::-1]), train.levels)
+
+
+def misfiled_copies(half: Slices, train: Slices) -> Slices:
+    """The same, each under the name of a level four above or below its own."""
+    return Slices(train.images, np.where(train.levels + 4 < LEVELS, train.levels + 4, train.levels - 4))
+
+
+def wrong_levels(half: Slices, train: Slices) -> Slices:
+    """Each slice under the name of a level eight above its own."""
+    return half._replace(levels=(half.levels + 8) % LEVELS)
+
+
+# What must move, and where to. Of the rest nothing is asked: a blurred slice may well be more like the average.
+DAMAGES: list[tuple[str, Damage, dict[str, int]]] = [
+    ("blurred", blurred, {"fid": 1, "kid": 1, "precision": -1, "coverage": -1, "density": -1}),
+    ("noisy", noisy, {"fid": 1, "kid": 1, "precision": -1, "coverage": -1, "density": -1, "ssim_real": -1}),
+    ("faded", faded, {"fid": 1, "kid": 1, "precision": -1, "coverage": -1}),
+    ("half the levels missing", lower_levels, {"fid": 1, "kid": 1, "recall": -1, "coverage": -1}),
+    (
+        "ten training slices repeated",
+        ten_repeated,
+        {"fid": 1, "kid": 1, "recall": -1, "coverage": -1, "ms_ssim": 1, "suspected_copies": 1},
+    ),
+    ("copies of training slices", copies, {"suspected_copies": 1, "copy_ratio": -1, "ssim_train_max": 1}),
+    ("copies, shifted by 4 pixels", shifted_copies, {"suspected_copies": 1, "copy_ratio": -1, "ssim_train_max": 1}),
+    ("copies, mirrored", mirrored_copies, {"suspected_copies": 1, "copy_ratio": -1, "ssim_train_max": 1}),
+    ("copies, filed four levels off", misfiled_copies, {"suspected_copies": 1, "copy_ratio": -1, "ssim_train_max": 1}),
+    ("slices of wrong levels", wrong_levels, {"ssim_real": -1}),
+]
+
+
+def levels_of(count: int) -> np.ndarray:
+    """The levels of so many slices, all alike."""
+    return np.resize(np.arange(LEVELS), count)
+
+
+def halves(held_out: Feed, seed: int) -> tuple[Slices, Slices]:
+    """All held-out slices, of one half of the cases and of the other."""
+    everything = chosen(held_out, levels_of(len(held_out)))
+    assert everything.cases is not None
+    cases = np.random.default_rng(seed).permutation(np.unique(everything.cases))
+    first = np.isin(everything.cases, cases[: len(cases) // 2])
+    return Slices(*(c[first] for c in everything)), Slices(*(c[~first] for c in everything))
+
+
+def as_feed(slices: Slices) -> Feed:
+    return Feed([{"level": slices.levels, "case": slices.cases, "image": slices.images}])
+
+
+def read_scores(
+    load: Callable[[], FeatureNetwork], batch: Slices, train: Stored, reference: Slices
+) -> dict[str, float]:
+    """Every measure of a batch, as jobs/generate.py takes them."""
+    held_out = as_feed(reference)
+    some = evenly_spaced(len(batch.levels), COMPARED)
+    stored = Stored(tuple(ray.put(block) for block in held_out.blocks))
+    compared = compare_slices(Slices(batch.images[some], batch.levels[some]), train, stored, 0)
+    real = compare_slices(chosen(held_out, levels_of(COMPARED)), train, stored, 0)
+    sets = batch.equal_sets(batch, list(range(LEVELS)), train.load(), held_out)
+    measures = batch.mean_measures(compared, real) | batch.measure_sets(load, sets)
+    return {name: measure["value"] for name, measure in measures.items()}
+
+
+def learn(data: str, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
+    """Train the feature network as jobs/train.py does."""
+    config = replace(PRESETS["full"][1], data=data, out=out)
+    questions = Questions()
+    questions.load_state_dict(complete("features", train_features, config, {"train": train})["model"])
+    network = questions.network.eval().requires_grad_(False)
+    return partial(lambda network: network, network)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", help="keep data set and network here, for another time")
+    parser.add_argument("--model", help="see with the network of this run or bundle, and not with one trained now")
+    arguments = parser.parse_args()
+    source = os.environ.get("OASISGEN_OASIS_DIR")
+    if not source:
+        sys.exit("OASISGEN_OASIS_DIR is not set: the instruments are tested on real slices")
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder, cluster.connection():
+        home = str(Path(arguments.out or folder).absolute())
+        pack(source, f"{home}/data")
+        data = open_data_set(f"{home}/data")
+        train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+        load = partial(read_features, arguments.model) if arguments.model else learn(data.uri, f"{home}/run", train)
+        cuts = [halves(held_out.load(), seed) for seed in range(CUTS)]
+        clean = [read_scores(load, batch, train, reference) for batch, reference in cuts]
+        names = list(clean[0])
+        noise = {name: float(np.std([scores[name] for scores in clean], ddof=1)) for name in names}
+        print(
+            f"\n{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}; {len(cuts[0][0].levels)} slices"
+        )
+        print(f"\n| batch | {' | '.join(names)} |\n| --- |{' --- |' * len(names)}", flush=True)
+        print(f"| real | {' | '.join(f'{np.mean([s[n] for s in clean]):.3f}' for n in names)} |")
+        print(f"| *its noise* | {' | '.join(f'*{noise[n]:.3f}*' for n in names)} |", flush=True)
+        for label, damage, expected in DAMAGES:
+            moved = []
+            for (batch, reference), undamaged in zip(cuts[:DAMAGED_CUTS], clean, strict=False):
+                scores = read_scores(
+                    load, damage(batch, chosen(train.load(), levels_of(len(batch.levels)))), train, reference
+                )
+                moved.append({name: scores[name] - undamaged[name] for name in names})
+            cells = []
+            for name in names:
+                shift = float(np.mean([m[name] for m in moved]))
+                cell = f"{np.mean([s[name] for s in clean]) + shift:.3f}"
+                if name in expected:
+                    seen = shift * expected[name] > SIGMAS * noise[name]
+                    failed += not seen
+                    cell = f"**{cell}**" if seen else f"{cell} NOT SEEN"
+                cells.append(cell)
+            print(f"| {label} | {' | '.join(cells)} |", flush=True)
+    sys.exit(f"{failed} measures did not see what they must" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Validation in one place: a setting outside its range is one clear line."""
+
+import math
+from typing import Any
+
+
+def check(name: str, value: Any, ok: bool, allowed: str) -> None:
+    """Raise ValueError(`name` is `value`: must be `allowed`) unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name} is {value}: must be {allowed}")
+
+
+def check_least(settings: Any, group: str, least: int, *names: str) -> None:
+    """Raise ValueError for the first of some fields of `settings` that is below `least`."""
+    for name in names:
+        check(f"{group}.{name}", getattr(settings, name), getattr(settings, name) >= least, f"at least {least}")
+
+
+def check_finite(settings: Any, group: str = "") -> None:
+    """Raise ValueError for the first field of `settings` that is an infinite number or none."""
+    for name, value in vars(settings).items():
+        if isinstance(value, float):
+            check(group + name, value, math.isfinite(value), "a finite number")

@@ -1,0 +1,67 @@
+"""The three configurations that have a name: `demo`, `baseline`, `full`."""
+
+import tyro
+
+from oasisgen.config.train import DCGANConfig, TrainConfig, VQVAEConfig
+
+SEED = TrainConfig(
+    data=tyro.MISSING,
+    out=tyro.MISSING,
+    vqvae=VQVAEConfig(
+        channels=256,
+        residual_channels=256,
+        residual_blocks=2,
+        norm="batch",
+        code_dim=256,
+        quantizer="gradient",
+        commitment=1.0,
+        loss_scale="none",
+        ssim_weight=0.0,
+        gradient_norm=0.0,
+        average_decay=0.0,
+        most_fall=1.0,
+        batch_size=32,
+        crop=256,
+        learning_rate=3e-4,
+        schedule="constant",
+    ),
+    dcgan=DCGANConfig(
+        palette="index",
+        conditional=False,
+        template=False,
+        components=0,
+        commitment=0.0,
+        gradient_penalty=0.0,
+        loss="bce",
+        spectral_norm=False,
+        channels=64,
+        shift=0,
+        noise=0.0,
+        generator_decay=0.0,
+        least_variety=0.0,
+    ),
+)
+
+
+FULL = TrainConfig(
+    data=tyro.MISSING,
+    out=tyro.MISSING,
+    prior="masked",
+    vqvae=VQVAEConfig(epochs=40),
+    dcgan=DCGANConfig(channels=64, epochs=200),
+)
+
+
+DEMO = TrainConfig(
+    data=tyro.MISSING,
+    out=tyro.MISSING,
+    vqvae=VQVAEConfig(residual_blocks=2, epochs=7, validate_slices=64),
+    dcgan=DCGANConfig(epochs=5),
+)
+
+
+PRESETS = {
+    "demo": ("`full` made small enough for two CPU cores.", DEMO),
+    "seed": ("The model and training of the report that started this project, nothing improved.", SEED),
+    "full": ("The best we know.", FULL),
+}

@@ -1,1 +1,0 @@
-"""The numbers and pictures that tell whether slices can be trusted."""

@@ -1,0 +1,1 @@
+"""Numbers of arrays: pure functions, no Ray, no storage."""

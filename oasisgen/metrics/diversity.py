@@ -1,0 +1,40 @@
+"""Whether the slices of one level differ as different people do."""
+
+import numpy as np
+import torch
+
+from oasisgen.metrics.ssim import ms_ssim
+
+PAIRS = 512
+
+
+def pairs_of_a_level(levels: np.ndarray, cases: np.ndarray | None, count: int, seed: int) -> np.ndarray:
+    """Up to `count` different pairs of rows (P, 2), each of one level and, where `cases` are given, of two cases.
+
+    Levels take part alike, as far as they have pairs. `levels` (N,), `cases` (N,).
+    """
+    random = np.random.default_rng(seed)
+    names = np.unique(levels)
+    chosen = []
+    for level in names:
+        first, second = np.triu_indices(int((levels == level).sum()), 1)
+        rows = np.flatnonzero(levels == level)
+        pairs = np.stack([rows[first], rows[second]], 1)  # (P, 2)
+        if cases is not None:
+            pairs = pairs[cases[pairs[:, 0]] != cases[pairs[:, 1]]]
+        chosen.append(random.permutation(pairs)[: -(-count // len(names))])
+    return np.concatenate(chosen)
+
+
+def variety(images: np.ndarray, levels: np.ndarray, cases: np.ndarray | None = None, seed: int = 0) -> float:
+    """Mean MS-SSIM over pairs of slices of one level: (N, 256, 256) uint8. The higher, the more alike they are.
+
+    NaN where no level has two slices.
+    """
+    pairs = pairs_of_a_level(levels, cases, PAIRS, seed)
+    scores = [
+        ms_ssim(torch.from_numpy(images[chunk[:, 0]]), torch.from_numpy(images[chunk[:, 1]]))
+        for chunk in np.array_split(pairs, max(1, len(pairs) // 16))
+        if len(chunk)
+    ]
+    return float(torch.cat(scores).mean()) if scores else float("nan")

@@ -1,0 +1,1 @@
+"""One job, one story: train, generate, evaluate."""

@@ -1,0 +1,159 @@
+"""The training job: VQ-VAE, feature network, code maps, prior, bundle, report. What is done is not done again."""
+
+import dataclasses
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from oasisgen import cluster, storage
+from oasisgen.config.data import LEVELS
+from oasisgen.config.folder import require_same_settings, write_settings
+from oasisgen.config.train import TrainConfig
+from oasisgen.data.feed import Feed, evenly_spaced, store
+from oasisgen.data.pixels import to_uint8, to_unit
+from oasisgen.data.slices import DataSet, open_data_set, read_slices
+from oasisgen.errors import UserError
+from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
+from oasisgen.models.bundle import is_whole, write_bundle
+from oasisgen.models.priors import make_prior
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.pipelines.plan import plan
+from oasisgen.progress import say
+from oasisgen.quality.reconstruction import evaluate
+from oasisgen.reports.run import SHOWN, write_run_report
+from oasisgen.sampling.ids import groups
+from oasisgen.sampling.sample import Sampler
+from oasisgen.training import checkpoint
+from oasisgen.training.dcgan import train_dcgan
+from oasisgen.training.encode import encode_split, read_codes, require_same_codes
+from oasisgen.training.features import Questions, train_features
+from oasisgen.training.launch import complete
+from oasisgen.training.masked import train_masked
+from oasisgen.training.vqvae import train_vqvae
+
+
+def train(config: TrainConfig) -> str | None:
+    """Run the whole job; returns the bundle's URI, None for a dry run. Needs a connected Ray.
+
+    A finished run returns at once, an interrupted one continues. Raises UserError, before anything long has started,
+    for storage that may not be used, an unusable data set, too few free CPUs or GPUs, a run of that name with another
+    configuration or still going on; and later for a loss that is no number.
+    """
+    config = dataclasses.replace(config, data=storage.absolute(config.data), out=storage.absolute(config.out))
+    storage.check(config.out, write=True)
+    data = open_data_set(config.data)
+    check_size(config, data)
+    settings = dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint}
+    require_same_settings(config.out, settings)
+    bundle_uri = storage.join(config.out, "model")
+    finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
+    if not finished:
+        with unless_locked(config.out):
+            minutes = 0 if config.dry_run else config.wait_minutes
+            cluster.require_workers(
+                config.min_workers or config.workers, config.cpus_per_worker, config.gpus_per_worker, minutes
+            )
+            cluster.require_actors(dataclasses.replace(actors_of(config), wait_minutes=minutes))
+        cluster.require_store(data.pixels("train", "validate"), config.cpus_per_worker, config.gpus_per_worker)
+    if config.dry_run:
+        require_unlocked(config.out)
+        begun = storage.exists(storage.join(config.out, "config.json"))
+        state = "is finished" if finished else "was begun and would go on" if begun else "would be a new one"
+        for line in plan(config, data, cluster.free(), state):
+            say("plan", line)
+        return None
+    write_settings(config.out, settings)
+    if not finished:
+        with lock(config.out) as held:
+            train_stages(config, data, bundle_uri, held)
+    return bundle_uri
+
+
+def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock) -> None:
+    """VQ-VAE, feature network, codes, prior, bundle, report; a stage that is done returns at once."""
+    say("train", f"run {config.out}")
+    say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
+    train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+    inputs = {"train": train_slices, "validate": held_out}
+    histories = {"vqvae": complete("vqvae", train_vqvae, config, inputs, held.proof, best="ssim")["history"]}
+    best = checkpoint.best(storage.join(config.out, "vqvae"), "ssim")
+    load_vqvae = partial(checkpoint.read_vqvae, best, config.vqvae)
+    vqvae = load_vqvae()
+
+    state = complete("features", train_features, config, {"train": train_slices}, held.proof)
+    histories["features"] = state["history"]
+    questions = Questions()
+    questions.load_state_dict(state["model"])
+    del train_slices, inputs  # stage 2 reads codes only
+    codes_uri = storage.join(config.out, "codes")
+    digest = encode_split(data, "train", load_vqvae, codes_uri, actors_of(config), held.write)
+    require_same_codes(storage.join(config.out, config.prior), digest, held.write)
+
+    codebook = vqvae.quantizer.codebook.detach()
+    codes = store(read_codes(codes_uri, "train"))
+    loop = {"dcgan": train_dcgan, "masked": train_masked}[config.prior]
+    state = complete(config.prior, loop, config, {"codes": codes, "codebook": codebook}, held.proof)
+    histories[config.prior] = state["history"]
+    settings = dataclasses.asdict(getattr(config, config.prior))
+    prior = make_prior(config.prior, settings, codebook)
+    prior.load_state_dict(state["averaged"])
+
+    described = {
+        "seed": config.seed,
+        "data": {"uri": data.uri, "fingerprint": data.fingerprint},
+        "vqvae": dataclasses.asdict(config.vqvae),
+        "prior": config.prior,
+        config.prior: settings,
+        "features": dataclasses.asdict(config.features),
+    }
+    evaluation = evaluate(load_vqvae, data, "validate", actors_of(config))
+    metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
+    held.renew()
+    with suppress(FileNotFoundError):
+        storage.remove(storage.join(config.out, "report", "index.html"))  # of a bundle before: the run is not finished
+    metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, questions.network, metrics, held.write)
+
+    feed = held_out.load()
+    pairs = reconstructions(vqvae, feed)
+    generated = samples(bundle_uri, metrics["model"], config, feed)
+    write_run_report(config.out, described, metrics, histories, pairs, generated, held.commit)
+
+
+def actors_of(config: TrainConfig) -> cluster.Actors:
+    """What encodes and evaluates: on a GPU, or a share of one, where the workers train on such; else on CPUs."""
+    return cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
+
+
+def check_size(config: TrainConfig, data: DataSet) -> None:
+    """Raise UserError where a split is missing or damaged, or an epoch would have no step."""
+    for split in ("train", "validate"):
+        data.require_whole(split)
+    for stage in config.stages:
+        batch, rows = getattr(config, stage).batch_size, data.count("train")
+        if batch > rows:
+            raise UserError(f"{stage}.batch_size is {batch}: must be at most {rows}, the slices in {data.uri}/train")
+
+
+@torch.no_grad()
+def reconstructions(vqvae: VQVAE, held_out: Feed) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Eight held-out slices, spread over cases and levels, each with its reconstruction."""
+    images = torch.from_numpy(held_out.rows(evenly_spaced(len(held_out), SHOWN), "image"))  # (8, 256, 256)
+    written = to_uint8(vqvae.decode(vqvae.encode(to_unit(images.unsqueeze(1))))).squeeze(1)  # (8, 256, 256)
+    return list(zip(images.numpy(), written.numpy(), strict=True))
+
+
+def samples(bundle_uri: str, digest: str, config: TrainConfig, held_out: Feed) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first 32 sample ids, each with a held-out slice of its level."""
+    sampler = Sampler(bundle_uri, config.seed, expected=digest)
+    levels = np.concatenate([block["level"] for block in held_out.blocks])
+    chosen: list[tuple[np.ndarray, np.ndarray]] = []
+    for group in groups(np.arange(LEVELS)):
+        made: dict[str, Any] = sampler.sample(group)
+        for number, image in zip(made["id"], made["image"], strict=True):
+            same = np.flatnonzero(levels == number % LEVELS)
+            row = same[number % len(same)] if len(same) else number % len(levels)
+            chosen.append((image, held_out.rows(np.array([row]), "image")[0]))
+    return chosen

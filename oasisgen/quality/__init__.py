@@ -1,0 +1,1 @@
+"""What a batch is worth: measures beside real slices, and the gate."""

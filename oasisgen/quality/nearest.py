@@ -1,0 +1,227 @@
+"""A slice against real ones: held-out slices of its level, and the training slice nearest to it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from oasisgen.data.feed import Feed, Stored
+from oasisgen.metrics.ssim import ssim_to
+
+HELD_OUT = 16  # R: real slices that `ssim_real` is the mean over
+
+
+CANDIDATES = 6  # real slices, nearest as thumbnails, among which SSIM finds the nearest
+
+
+AS_THEY_LIE = 3  # candidates that are looked for without a shift too: what a slice lacks moves its centre
+
+
+NEIGHBOURS = 4  # levels up and down whose slices are candidates too
+
+
+THUMBNAIL = 32  # pixels, both ways
+
+
+FOREGROUND = 16  # the least grey value that counts for a slice's centre: decoders paint black as 0 to 3
+
+
+class Comparison(NamedTuple):
+    """One slice against the real ones."""
+
+    level: int  # its own, or, where it has none, that of the training slice most like it
+    ssim_real: float  # mean SSIM to HELD_OUT held-out slices of the level
+    ssim_train_max: float  # SSIM to the nearest training slice, laid over this one as well as it can be
+    nearest_case: str
+    nearest_level: int
+    copy_ratio: float  # 1 - SSIM to the nearest training slice, over 1 - SSIM to the nearest held-out one; a copy has 0
+
+
+class Pose(NamedTuple):
+    """How a real slice is laid over another one: mirrored or not, then shifted by some pixels."""
+
+    row: int
+    mirrored: bool
+    down: int
+    right: int
+
+
+def centre(image: np.ndarray) -> tuple[float, float]:
+    """(H, W) uint8 -> the mean row and column of what is not black; the middle if all is."""
+    moments = cv2.moments(cv2.threshold(image, FOREGROUND - 1, 1, cv2.THRESH_BINARY)[1])
+    if not moments["m00"]:
+        return (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
+    return moments["m01"] / moments["m00"], moments["m10"] / moments["m00"]
+
+
+def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """(H, W) -> the same with its content shifted; what comes in is black."""
+    H, W = image.shape
+    out = np.zeros_like(image)
+    target, source = (
+        (slice(max(sign * down, 0), H + min(sign * down, 0)), slice(max(sign * right, 0), W + min(sign * right, 0)))
+        for sign in (1, -1)
+    )
+    out[target] = image[source]
+    return out
+
+
+def thumbnail(image: np.ndarray) -> torch.Tensor:
+    """(256, 256) uint8 -> (1024,) float32, block means."""
+    small = cv2.resize(image.astype(np.float32), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)  # (32, 32)
+    return torch.from_numpy(small).flatten()  # (1024,)
+
+
+def centred(image: np.ndarray) -> np.ndarray:
+    """(H, W) uint8, its content shifted so that its centre is in the middle."""
+    down, right = centre(image)
+    return shifted(image, round((image.shape[0] - 1) / 2 - down), round((image.shape[1] - 1) / 2 - right))
+
+
+class Probe:
+    """A slice that is compared, in the shape that makes looking for it cheap."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.image = np.array(image)  # (256, 256) uint8
+        self.centre = centre(self.image)
+        mirror = np.ascontiguousarray(self.image[:, ::-1])
+        self.as_it_lies = thumbnail(self.image)[None]  # (1, 1024)
+        self.centred = torch.stack([thumbnail(centred(self.image)), thumbnail(centred(mirror))])  # (2, 1024)
+
+
+class Thumbnails(NamedTuple):
+    """Of all slices of a split."""
+
+    pixels: torch.Tensor  # (N, 1024)
+    norms: torch.Tensor  # (N,), squared
+
+    def nearest(self, probes: torch.Tensor, places: np.ndarray, count: int) -> list[int]:
+        """The `count` pairs of `places` (M,), which rise, and `probes` (P, 1024) with the least distance.
+
+        A pair is numbered place by place: P x its number in `places` + that of its probe.
+        """
+        first, last = places[0], places[-1] + 1
+        window = self.pixels[first:last]  # not copied
+        distances = self.norms[first:last, None] - 2 * (window @ probes.t())  # (last - first, P)
+        distances += probes.pow(2).sum(1)
+        return [int(n) for n in distances[torch.from_numpy(places - first)].flatten().argsort()[:count]]
+
+
+def thumbnails(images: Iterable[np.ndarray]) -> Thumbnails:
+    """Those of N slices."""
+    pixels = torch.stack([thumbnail(image) for image in images])  # (N, 1024)
+    return Thumbnails(pixels, pixels.pow(2).sum(1))
+
+
+class Split:
+    """Real slices, ordered by level: only those of some levels are looked at."""
+
+    def __init__(self, slices: Feed) -> None:
+        self.slices = slices
+        levels, cases = (np.concatenate([block[name] for block in slices.blocks]) for name in ("level", "case"))
+        self.rows = np.argsort(levels, kind="stable")  # (N,): places, by level -> row numbers
+        self.levels, self.cases = levels[self.rows], cases[self.rows]
+        images = [image for block in slices.blocks for image in block["image"]]
+        self.centres = np.array([centre(images[row]) for row in self.rows])  # (N, 2)
+        self.as_they_lie = thumbnails(images[row] for row in self.rows)
+        self.centred = thumbnails(centred(images[row]) for row in self.rows)
+
+    def places(self, lowest: int, highest: int, without: str | None = None) -> np.ndarray:
+        """Places of slices of some levels, those of a case left out; of any level if the split has none of these."""
+        first, last = np.searchsorted(self.levels, [lowest, highest + 1])
+        for places in (np.arange(first, last), np.arange(len(self.levels))):
+            places = places[self.cases[places] != without]
+            if len(places):
+                break
+        return places
+
+    def poses(self, probe: Probe, places: np.ndarray) -> list[Pose]:
+        """The real slices nearest to the probe as thumbnails, laid over it: centre on centre, and as they lie."""
+        poses = []
+        for number in self.centred.nearest(probe.centred, places, CANDIDATES):
+            row, mirrored = int(places[number // 2]), bool(number % 2)
+            down, right = self.centres[row]
+            right = probe.image.shape[1] - 1 - right if mirrored else right
+            poses.append(Pose(row, mirrored, round(probe.centre[0] - down), round(probe.centre[1] - right)))
+        for number in self.as_they_lie.nearest(probe.as_it_lies, places, AS_THEY_LIE):
+            poses.append(Pose(int(places[number]), False, 0, 0))
+        return list(dict.fromkeys(poses))
+
+    def ssim_to(self, probe: Probe, poses: list[Pose]) -> torch.Tensor:
+        """SSIM of the probe to real slices so laid: (len(poses),)."""
+        images = self.slices.rows(self.rows[[pose.row for pose in poses]], "image")
+        for image, pose in zip(images, poses, strict=True):
+            if pose.mirrored or pose.down or pose.right:
+                image[:] = shifted(image[:, ::-1] if pose.mirrored else image, pose.down, pose.right)
+        return ssim_to(torch.from_numpy(probe.image), torch.from_numpy(images))
+
+
+class RealSlices:
+    """The real slices that synthetic ones are compared with."""
+
+    def __init__(self, train: Feed, held_out: Feed) -> None:
+        self.train, self.held_out = Split(train), Split(held_out)
+
+    def compare(self, image: np.ndarray, level: int, seed: list[int], case: str | None = None) -> Comparison:
+        """Compare a slice, (256, 256) uint8. `seed` draws the held-out slices; a level below 0 is to be found.
+
+        The nearest training slice and the nearest held-out one are looked for in the same way: among those of the level
+        and of NEIGHBOURS levels around it, as they are and mirrored, wherever in the picture they lie. A held-out slice
+        itself gives its `case`, which is then left out: so it is that the floor is measured.
+        """
+        train, held_out = self.train, self.held_out
+        probe = Probe(image)
+        if level < 0:
+            (place,) = train.as_they_lie.nearest(probe.as_it_lies, np.arange(len(train.levels)), 1)
+            level = int(train.levels[place])
+        window = level - NEIGHBOURS, level + NEIGHBOURS
+        to_train_from = train.poses(probe, train.places(*window))
+        to_train = train.ssim_to(probe, to_train_from)
+        best = to_train_from[int(to_train.argmax())].row
+
+        drawn = np.random.default_rng(seed).permutation(held_out.places(level, level, without=case))[:HELD_OUT]
+        as_they_lie = [Pose(int(row), False, 0, 0) for row in drawn]
+        near = held_out.poses(probe, held_out.places(*window, without=case))
+        to_real, to_held_out = held_out.ssim_to(probe, as_they_lie + near).split([len(as_they_lie), len(near)])
+        return Comparison(
+            level,
+            float(to_real.mean()),
+            float(to_train.max()),
+            str(train.cases[best]),
+            int(train.levels[best]),
+            float((1 - to_train.max()) / (1 - to_held_out.max()).clamp(min=1e-6)),
+        )
+
+
+@cache
+def _references(train: Stored, held_out: Stored) -> RealSlices:
+    """What all tasks in a process share: it takes seconds to prepare."""
+    torch.set_num_threads(1)
+    return RealSlices(train.load(), held_out.load())
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """Compares batches of slices. Adds the fields of `Comparison` and keeps the other columns."""
+
+    train: Stored
+    held_out: Stored
+    base_seed: int
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """`image` (B, 256, 256) uint8, `level`, `id`; a batch with `case` is of held-out slices."""
+        references = _references(self.train, self.held_out)
+        cases = batch.get("case", [None] * len(batch["id"]))
+        compared = [
+            # The 1 keeps this stream apart from the one that z is drawn from.
+            references.compare(image, int(level), [self.base_seed, int(number), 1], case)
+            for image, level, number, case in zip(batch["image"], batch["level"], batch["id"], cases, strict=True)
+        ]
+        columns = {
+            name: np.array(values) for name, values in zip(Comparison._fields, zip(*compared, strict=True), strict=True)
+        }
+        return batch | columns

@@ -1,0 +1,89 @@
+"""How well the VQ-VAE reconstructs a split: every slice, in evaluation mode, as the 8-bit image it would write."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from oasisgen import cluster
+from oasisgen.data.pixels import to_uint8, to_unit
+from oasisgen.data.slices import PIECES, DataSet, read_slices
+from oasisgen.metrics.bootstrap import mean_with_interval
+from oasisgen.metrics.ssim import psnr, ssim
+from oasisgen.models.quantizer import count_codes, perplexity
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.precision import autocast, repeatable
+from oasisgen.progress import Progress
+
+BATCH = 16
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` returns."""
+
+    summary: dict[str, Any]
+    slices: pa.Table  # case, level, ssim, psnr
+    code_counts: np.ndarray  # (K,) int64
+
+
+class Reconstructor:
+    """A Ray actor that reconstructs batches of slices, with the model that `load` reads, and scores them."""
+
+    def __init__(self, load: Callable[[], VQVAE]) -> None:
+        torch.set_num_threads(1)
+        self.device = torch.device(cluster.device())
+        self.vqvae = load().to(self.device)
+        self.codebook_size = len(self.vqvae.quantizer.codebook)
+
+    @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 256, 256) uint8 -> what would be written of them, and how often each code occurs (B, K)."""
+        with repeatable(self.device):
+            codes = self.vqvae.encode(to_unit(images.unsqueeze(1)))  # (B, 64, 64)
+            with autocast(self.device):  # as slices are sampled
+                written = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (B, 256, 256)
+            return written, count_codes(codes.flatten(1), self.codebook_size)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        images = torch.from_numpy(np.array(batch["image"])).to(self.device)  # (B, 256, 256) uint8
+        written, counts = self.reconstruct(images)
+        return {
+            "case": batch["case"],
+            "level": batch["level"],
+            "ssim": ssim(written, images).cpu().numpy(),
+            "psnr": psnr(written, images).cpu().numpy(),
+            "code_counts": counts.long().cpu().numpy(),  # (B, K)
+        }
+
+
+def evaluate(load: Callable[[], VQVAE], data: DataSet, split: str, actors: cluster.Actors) -> Evaluation:
+    """Reconstruct a whole split with the model that `load` reads, in evaluation mode. Needs a connected Ray."""
+    counts = np.zeros(1, np.int64)
+    scored = read_slices(data, split, PIECES).map_batches(
+        Reconstructor,
+        fn_constructor_args=(load,),
+        batch_size=BATCH,
+        **cluster.pool(actors),
+    )
+    tables = []
+    with Progress("evaluate", data.count(split), f"{split} slices") as progress:
+        for batch in scored.iter_batches(batch_size=BATCH):
+            counts = counts + batch.pop("code_counts").sum(0)
+            tables.append(pa.table(batch))
+            progress.advance(len(tables[-1]))
+    slices = pa.concat_tables(tables)
+    cases = slices["case"].to_numpy()
+    summary = {
+        "data": {"uri": data.uri, "fingerprint": data.fingerprint},
+        "split": split,
+        "slices": len(slices),
+        "cases": len(np.unique(cases)),
+        "ssim": mean_with_interval(slices["ssim"].to_numpy(), cases),
+        "psnr_db": mean_with_interval(slices["psnr"].to_numpy(), cases),
+        "codes_in_use": int((counts > 0).sum()),
+        "codes_in_use_percent": float(100.0 * (counts > 0).mean()),
+        "perplexity": float(perplexity(torch.from_numpy(counts))),
+    }
+    return Evaluation(summary, slices, counts)

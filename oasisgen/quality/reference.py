@@ -1,0 +1,61 @@
+"""The real slices that a batch is compared with, and what they score in its place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from oasisgen.data.feed import Stored, store
+from oasisgen.data.slices import DataSet, open_data_set, read_slices
+from oasisgen.errors import UserError
+from oasisgen.models.bundle import Bundle
+from oasisgen.progress import Progress
+from oasisgen.quality.gate import limits
+from oasisgen.quality.sets import chosen, compare_slices
+
+FLOOR_SLICES = 64, 1120  # fewest and most held-out slices measured as if they were synthetic; between: the count
+
+
+@dataclass(frozen=True)
+class ReferenceData:
+    """The real slices that a batch is measured against."""
+
+    train: Stored
+    held_out: Stored
+    floor: pa.Table  # held-out slices, as if they were synthetic: level and quality.PER_SLICE
+
+
+def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
+    """The data set a batch is measured against: `data`, or the one the model was trained on.
+
+    Raises UserError where it is missing, is another one by now, or has too few cases to compare held-out with held-out.
+    """
+    trained = bundle.config["data"]
+    try:
+        reference = open_data_set(data or trained["uri"])
+        cases = len(reference.splits["validate"]["cases"]) if reference.parts("validate") else 0
+    except UserError as error:
+        raise UserError(f"{error}; or name the data set to measure against with --data") from None
+    if not data and reference.fingerprint != trained["fingerprint"]:
+        raise UserError(f"{reference.uri} is not what the model was trained on any more: name a data set with --data")
+    if cases < 2:
+        raise UserError(
+            f"{reference.uri} has {cases} case in validate: the floor needs at least 2; pack more, or --data"
+        )
+    return reference
+
+
+def read_references(data: DataSet, request: dict[str, Any]) -> ReferenceData:
+    """Read the real slices, and measure the floor: what held-out slices score in the place of synthetic ones."""
+    train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+    # What is refused must not depend on how many are asked for.
+    fewest, most = FLOOR_SLICES
+    count = most if request["reject"] != "none" else int(np.clip(request["count"], fewest, most))
+    real = chosen(held_out.load(), np.resize(request["levels"], count), data.degenerate_in("validate"))
+    if not len(real.levels):
+        raise UserError(f"{data.uri} has no held-out slice of the levels asked for that is neither blank nor a copy")
+    with Progress("floor", len(real.levels), "held-out slices") as progress:
+        floor = compare_slices(real, train, held_out, request["base_seed"], progress)
+    limits(floor, "copies")  # the share of suspected copies is always measured: rather no slices than no limit
+    return ReferenceData(train, held_out, floor)

@@ -1,0 +1,74 @@
+"""Slices in memory: which real ones stand beside a batch, and how they are compared."""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from oasisgen import cluster
+from oasisgen.data.feed import Feed, Stored
+from oasisgen.progress import Progress
+from oasisgen.quality.nearest import Comparer
+
+COMPARED_AT_ONCE = 16
+
+
+PER_SLICE = ("ssim_real", "ssim_train_max", "copy_ratio")  # measures of a single slice
+
+
+class Slices(NamedTuple):
+    """Slices of known level; real ones name their case."""
+
+    images: np.ndarray  # (N, 256, 256) uint8
+    levels: np.ndarray  # (N,)
+    cases: np.ndarray | None = None  # (N,)
+
+
+def compare_slices(
+    slices: Slices, train: Stored, held_out: Stored, base_seed: int, progress: Progress | None = None
+) -> pa.Table:
+    """`level` and PER_SLICE of slices that are in memory."""
+    columns = {
+        name: column for name, column in zip(("image", "level", "case"), slices, strict=True) if column is not None
+    }
+    rows = [{"id": i, **{name: column[i] for name, column in columns.items()}} for i in range(len(slices.levels))]
+    compared = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // COMPARED_AT_ONCE)).map_batches(
+        Comparer(train, held_out, base_seed), batch_size=COMPARED_AT_ONCE, **cluster.tasks()
+    )
+    tables = []
+    for batch in compared.select_columns(["level", *PER_SLICE]).iter_batches(
+        batch_size=COMPARED_AT_ONCE, batch_format="pyarrow"
+    ):
+        assert isinstance(batch, pa.Table)
+        tables.append(batch)
+        if progress:
+            progress.advance(len(batch))
+    return pa.concat_tables(tables)
+
+
+def chosen(feed: Feed, wanted: np.ndarray, without: Collection[tuple[str, int]] = ()) -> Slices:
+    """Real slices, as many of each level as `wanted` (M,) has, as far as there are so many; none of `without`.
+
+    `without` names slices by case and level.
+    """
+    columns = {name: np.concatenate([block[name] for block in feed.blocks]) for name in ("level", "case")}
+    named = zip(columns["case"], columns["level"].tolist(), strict=True)
+    fit = np.flatnonzero([name not in without for name in named])
+    rows = fit[rows_of_levels(columns["level"][fit], wanted)]
+    return Slices(feed.rows(rows, "image"), columns["level"][rows], columns["case"][rows])
+
+
+def take(slices: Slices, rows: np.ndarray) -> Slices:
+    """Some rows of all columns."""
+    return Slices(slices.images[rows], slices.levels[rows], None if slices.cases is None else slices.cases[rows])
+
+
+def rows_of_levels(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Row numbers of as many slices of each level as `wanted` (M,) has, as far as there are; spread over the rows."""
+    chosen = []
+    for level, count in zip(*np.unique(wanted, return_counts=True), strict=True):
+        rows = np.roll(np.flatnonzero(levels == level), level)  # other cases for every level
+        chosen.append(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)])
+    return np.sort(np.concatenate(chosen))

@@ -1,0 +1,89 @@
+"""Figures for the reports: charts as SVG, montages as PNG, in data URIs, for a report is a single file."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "svg.hashsalt": "oasisgen",
+}
+
+
+REAL, SYNTHETIC = "#8a8f98", "#b5472f"
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def curves(history: list[dict[str, Any]], panels: dict[str, list[str]], over: str = "epoch") -> str:
+    """Metrics over epochs, or whatever: one panel for each title in `panels`, one line for each metric under it."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.3 * len(panels), 2.5), layout="constrained")
+        for axis, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            for name in names:
+                axis.plot([line[over] for line in history], [line[name] for line in history], label=name, marker=".")
+            axis.set(title=title, xlabel=over)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axis.legend(frameon=False)
+        return _svg(figure)
+
+
+def distributions(synthetic: pa.Table, real: pa.Table, names: dict[str, str]) -> str:
+    """Histograms of measures of synthetic slices over those of held-out real ones, as far as these have them; `names`
+    maps measure -> title."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.3 * len(names), 2.6), layout="constrained")
+        for axis, (name, title) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
+            sets = {"synthetic": (synthetic, SYNTHETIC), "held-out real (floor)": (real, REAL)}
+            values = {label: t[name].to_numpy() for label, (t, _) in sets.items() if name in t.column_names}
+            everything = np.concatenate(list(values.values()))
+            bins = np.linspace(everything.min(), everything.max() + 1e-6, 30)
+            for label, its in values.items():
+                axis.hist(its, bins, density=True, alpha=0.6, color=sets[label][1], label=label)
+            axis.set(title=title, yticks=[])
+        figure.axes[0].legend(frameon=False)
+        return _svg(figure)
+
+
+def code_usage(counts: list[int]) -> str:
+    """How often each code is used, most used first."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 2.2), layout="constrained")
+        axis = figure.subplots()
+        share = np.sort(np.array(counts, float))[::-1] / max(1, sum(counts))
+        axis.bar(np.arange(len(share)), np.maximum(share, 1e-9), width=1.0, color=REAL)
+        axis.set(yscale="log", ylim=(1e-6, 1), xlabel="codes, most used first", ylabel="share of all positions")
+        return _svg(figure)
+
+
+def montage(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
+    """Rows of (256, 256) uint8 slices, each as long as the first, as one PNG."""
+    from torchvision.utils import make_grid  # here: it takes seconds to import, and most processes draw nothing
+
+    slices = torch.from_numpy(np.stack([image for row in rows for image in row])).unsqueeze(1)  # (N, 1, 256, 256)
+    sheet = make_grid(slices, nrow=len(rows[0]), padding=4, pad_value=255)  # (3, H, W)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet[0].numpy()).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def embed(png: bytes) -> str:
+    """A PNG as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

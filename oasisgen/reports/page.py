@@ -1,0 +1,46 @@
+"""The page that every report is: one HTML file that needs nothing else."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jinja2
+
+
+class Picture(NamedTuple):
+    """An image with what is to be said of it."""
+
+    source: str  # data URI
+    caption: str
+    key: str  # what a section filters by
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with text, code, a table, a figure, pictures, or several of them."""
+
+    heading: str
+    text: str = ""
+    code: str = ""
+    columns: tuple[str, ...] = ()
+    table: tuple[tuple[Any, ...], ...] = ()
+    figure: str = ""
+    slices: bool = False  # the figure is a montage: as wide as the page
+    pictures: tuple[Picture, ...] = ()
+    filter: str = ""  # what the pictures' keys are called, where one may choose by them
+
+
+def render(template: str = "report.html", **content: Any) -> bytes:
+    """A page: one file that needs nothing else."""
+    loader = jinja2.PackageLoader("oasisgen.reports", "pages")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(content).encode()
+
+
+def slices_per_second(summary: dict[str, Any]) -> float:
+    """Slices per second of a batch, of which `summary.json` says so much."""
+    return float(summary["slices"] / max(1, summary["seconds"]["slices"]))
+
+
+def interval(value: dict[str, float], digits: int = 4) -> str:
+    """`0.9630 (0.9611 to 0.9648)`."""
+    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"

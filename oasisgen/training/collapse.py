@@ -1,0 +1,61 @@
+"""Does a prior collapse? The codes and the variety of what it generates, beside real code maps."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from oasisgen.config.data import LEVELS
+from oasisgen.data.feed import Feed
+from oasisgen.models.priors import Prior
+from oasisgen.models.quantizer import perplexity
+from oasisgen.training.worker import Worker
+
+
+def all_maps(maps: Feed) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every code map (N, 64, 64) int64, and its level (N,) int64."""
+    codes, levels = (
+        torch.from_numpy(np.concatenate([block[name] for block in maps.blocks]).astype("int64"))
+        for name in ("codes", "level")
+    )
+    return codes, levels
+
+
+def labelled(maps: Feed, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Code maps (B, 64, 64) of some rows, their levels (B,) and their numbers (B,), int64 all."""
+    return maps.rows(numbers, "codes").astype(np.int64), maps.rows(numbers, "level").astype(np.int64), numbers
+
+
+@torch.no_grad()
+def painted_maps(prior: Prior, seed: int, worker: Worker) -> torch.Tensor:
+    """Two maps of each level, always from the same noise: (2, 32, 64, 64)."""
+    prior.eval()
+    levels = torch.arange(2 * LEVELS) % LEVELS  # (64,)
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(levels), prior.noise_size, generator=random)
+    return prior(noise.to(worker.device), levels.to(worker.device)).codes.unflatten(0, (2, LEVELS))
+
+
+def real_maps(maps: Feed) -> torch.Tensor:
+    """Two maps of each level that the training split has, the first and the last: (2, levels, 64, 64)."""
+    levels = np.concatenate([block["level"] for block in maps.blocks])
+    ends = [np.flatnonzero(levels == level)[[0, -1]] for level in np.unique(levels)]
+    return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1).astype("int64"))
+
+
+def use_of_codes(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
+    """Of pairs of maps (2, N, 64, 64): codes in use, their perplexity, and in which share of places a pair differs."""
+    counts = torch.bincount(pairs.flatten(), minlength=codebook_size)
+    return {
+        "codes_in_use": int((counts > 0).sum()),
+        "perplexity": float(perplexity(counts)),
+        "variety": float((pairs[0] != pairs[1]).float().mean()),
+    }
+
+
+def lacking(usage: dict[str, Any], real: dict[str, Any], least: float) -> str:
+    """In words, what painted maps have less of than the share `least` of what real ones have; empty where nothing."""
+    for name in ("perplexity", "variety"):
+        if usage[name] < least * real[name]:
+            return f"{name} of painted maps is {usage[name]:.3g}, of real ones {real[name]:.3g}"
+    return ""

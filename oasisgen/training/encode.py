@@ -1,0 +1,124 @@
+"""Slices -> code maps, once, with Ray Data."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+
+from oasisgen import cluster, documents, storage, tables
+from oasisgen.config.data import CODE_SIZE
+from oasisgen.data.pixels import to_unit
+from oasisgen.data.shards import Shard, read_shards
+from oasisgen.data.slices import PIECES, DataSet, read_slices
+from oasisgen.errors import UserError
+from oasisgen.lock import Commit
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.precision import repeatable
+from oasisgen.progress import Progress
+
+MAPS_PER_PART = 1024
+
+
+ENCODE_BATCH = 16
+
+
+SCHEMA = pa.schema([("case", pa.string()), ("level", pa.int16()), ("codes", pa.binary())])  # raw uint16 rows
+
+
+class Encoder:
+    """A Ray actor that encodes batches of slices with the model that `load` reads from storage."""
+
+    def __init__(self, load: Callable[[], VQVAE]) -> None:
+        torch.set_num_threads(1)
+        self.device = torch.device(cluster.device())
+        self.model = load().to(self.device)
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        x = to_unit(torch.from_numpy(np.array(batch["image"])).unsqueeze(1).to(self.device))  # (B, 1, 256, 256)
+        with repeatable(self.device):
+            codes = self.model.encode(x)  # (B, 64, 64)
+        return {"case": batch["case"], "level": batch["level"], "codes": codes.cpu().numpy().astype(np.uint16)}
+
+
+def encode_split(
+    data: DataSet, split: str, load: Callable[[], VQVAE], uri: str, actors: cluster.Actors, commit: Commit
+) -> str:
+    """Write `<uri>/<split>/part-*.parquet` and last, by `commit`, `<uri>/<split>.json`, with their digests.
+
+    A finished split is left as it is. Returns the digest of the VQ-VAE.
+    """
+    done = storage.join(uri, f"{split}.json")
+    source = hashlib.sha256()
+    for name, value in sorted(load().state_dict().items()):
+        source.update(name.encode() + value.numpy().tobytes())
+    mark = {"version": 2, "data": data.fingerprint, "vqvae": source.hexdigest()}  # 1 had no digests
+    found = storage.read_json(done) if storage.exists(done) else None
+    if isinstance(found, dict) and mark.items() <= found.items():
+        return source.hexdigest()
+    parts = []
+    encoded = read_slices(data, split, PIECES).map_batches(
+        Encoder,
+        fn_constructor_args=(load,),
+        batch_size=ENCODE_BATCH,
+        **cluster.pool(actors),
+    )
+    with Progress("codes", data.count(split), f"{split} slices") as progress:
+        for number, batch in enumerate(encoded.iter_batches(batch_size=MAPS_PER_PART)):
+            columns = batch | {"codes": [codes.tobytes() for codes in batch["codes"]]}
+            table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})
+            name = f"part-{number:05d}.parquet"
+            written = tables.write(storage.join(uri, split, name), table, MAPS_PER_PART)
+            parts.append({"name": name, "maps": len(table), "sha256": hashlib.sha256(written).hexdigest()})
+            progress.advance(len(table))
+    commit(done, (json.dumps(mark | {"parts": parts}) + "\n").encode())
+    return source.hexdigest()
+
+
+def require_same_codes(uri: str, vqvae: str, commit: Commit) -> None:
+    """Raise UserError if the prior whose checkpoints lie at `uri` was begun on the codes of another VQ-VAE.
+
+    `vqvae` is the digest that `encode_split` returns. The best checkpoint of stage 1 may have been lost since.
+    """
+    mark = storage.join(uri, "codes.json")
+    written = (json.dumps({"vqvae": vqvae}) + "\n").encode()
+    if not storage.exists(mark):
+        commit(mark, written)
+    elif storage.read_bytes(mark) != written:
+        raise UserError(
+            f"{uri} was begun on the codes of another VQ-VAE, whose checkpoint cannot be read: put it back, or use "
+            "another --out"
+        )
+
+
+def _decode(table: pa.Table) -> dict[str, np.ndarray]:
+    codes = np.frombuffer(b"".join(table["codes"].to_pylist()), np.uint16)
+    return {"level": table["level"].to_numpy(), "codes": codes.reshape(-1, CODE_SIZE, CODE_SIZE)}  # (N, 64, 64)
+
+
+def shards_of(uri: str, split: str) -> list[Shard]:
+    """The Parquet files of a split's code maps, each with its digest."""
+    done = storage.join(uri, f"{split}.json")
+    return [
+        Shard(
+            storage.join(uri, split, part["name"]),
+            part["sha256"],
+            part["maps"],
+            f"is not the file that was written (other sha256): remove {done} and run the command again",
+        )
+        for part in documents.read(done, documents.CodesFile)["parts"]
+    ]
+
+
+def read_codes(uri: str, split: str) -> ray.data.Dataset:
+    """A split's code maps as a Ray data set of `level` int16 and `codes` (64, 64) uint16.
+
+    Reading one ends with an InvalidFile if its bytes are not those that `encode_split` wrote.
+    """
+    parts = read_shards(shards_of(uri, split), SCHEMA, 2 * CODE_SIZE**2)
+    return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())

@@ -1,0 +1,57 @@
+"""A few real slices that are copies, or blank, must not lower the limits for synthetic ones."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oasisgen.sampling.batch import References
+
+from oasisgen.data.feed import Feed
+from oasisgen.data.pack import pack
+from oasisgen.data.slices import file_name, open_data_set
+from oasisgen.quality import batch, gate
+from oasisgen.quality.nearest import Comparer
+from oasisgen.quality.reference import read_references
+from oasisgen.quality.sets import Slices, compare_slices
+from tests.conftest import png
+
+COPIES = 32
+TRAIN, VALIDATE = "keras_png_slices_train", "keras_png_slices_validate"
+
+
+@pytest.fixture(scope="module")
+def references(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> References:
+    """Of virtual subjects with case 001 of train in validate too, as 009, and with level 0 all black everywhere."""
+    folder = tmp_path_factory.mktemp("degenerate")
+    shutil.copytree(raw, folder / "raw")
+    for level in range(32):
+        shutil.copy(
+            folder / "raw" / TRAIN / file_name("001", level), folder / "raw" / VALIDATE / file_name("009", level)
+        )
+    for file in (folder / "raw").rglob(file_name("*", 0)):
+        file.write_bytes(png(np.zeros((256, 256), np.uint8)))
+    pack(str(folder / "raw"), str(folder / "data"))
+    request = {"reject": "copies", "count": COPIES, "levels": list(range(32)), "base_seed": 0}
+    return read_references(open_data_set(str(folder / "data")), request)
+
+
+def training_slices(feed: Feed, case: str) -> Slices:
+    """Copies of a case's slices, but for the black one."""
+    columns = {name: np.concatenate([block[name] for block in feed.blocks]) for name in ("case", "level", "image")}
+    mine = (columns["case"] == case) & (columns["level"] > 0)
+    return Slices(columns["image"][mine], columns["level"][mine])
+
+
+@pytest.mark.parametrize("case", ["001", "002"])  # the first lies in validate too
+def test_copies_are_suspected_and_refused_though_real_slices_are_degenerate(case: str, references: References) -> None:
+    copies = training_slices(references.train.load(), case)
+    compared = compare_slices(copies, references.train, references.held_out, 0)
+    suspected = batch.mean_measures(compared, references.floor)["suspected_copies"]
+    assert (suspected["value"], suspected["floor"] < 0.05) == (1.0, True)
+
+    batch = {"id": np.arange(len(copies.levels)), "image": copies.images, "level": copies.levels}
+    batch = Comparer(references.train, references.held_out, 0)(batch)
+    refused = gate.Refuser(gate.limits(references.floor, "copies"))(batch)["refused"]
+    assert len(refused) == 31
+    assert all(reason.startswith("suspected copy") for reason in refused)

@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oasisgen import storage
+from oasisgen.quality.history import last_released, name_of, read_batches, root_of
+from oasisgen.reports import figures
+from oasisgen.reports.index import write_index
+
+REQUEST = {"count": 10, "levels": [1, 2], "ids": None, "reject": "none", "data_fingerprint": "f", "inception": None}
+
+
+def night(root: str, name: str, hour: int, **changed: Any) -> None:
+    """A batch's summary."""
+    measures = {name: {"value": 1.0 + hour, "floor": 1.0} for name in ("fid", "ms_ssim", "suspected_copies")}
+    summary = {
+        "verdict": "released",
+        "reasons": [],
+        "measures": measures,
+        "slices": 10,
+        "rejected": 0,
+        "model": "abcdef" * 8,
+        "base_seed": 3,
+        "finished": f"2026-11-24T{hour:02d}:00:00+00:00",
+        "seconds": {"slices": 5},
+        **REQUEST,
+    }
+    storage.write_text(f"{root}/{name}/summary.json", json.dumps(summary | changed))
+    storage.write_text(f"{root}/{name}/manifest.json", "{}")
+
+
+def test_the_nights_of_a_root_are_found_and_shown(place: str) -> None:
+    root = f"{place}/batches"
+    assert root_of(f"{root}/first") == root
+    assert root_of(f"{place}/elsewhere/first") is None
+    assert last_released(root, REQUEST, but="tonight") is None
+    night(root, "b-first", 1)
+    night(root, "a-second", 2)
+    night(root, "third", 3, verdict="quarantined", reasons=["too <little> variety"], measures={})
+    night(root, "other", 4, count=11)
+    night(root, "by-inception", 5, inception="weights")
+    storage.write_text(f"{root}/unfinished/config.json", "{}")
+    storage.write_text(f"{root}/older/summary.json", "{}")
+    assert [each["name"] for each in read_batches(root)] == ["b-first", "a-second", "third", "other", "by-inception"]
+    last = last_released(root, REQUEST, but="tonight")
+    assert last
+    assert last["name"] == "a-second"
+
+    write_index(root)
+    page = storage.read_bytes(f"{root}/index.html").decode()
+    rows = page.split("<tbody")[1].split("<tr")[1:]
+    names = [row.split("/report/")[0].rpartition('"')[2] for row in rows]
+    assert names == ["by-inception", "other", "third", "a-second", "b-first"]
+    assert "too &lt;little&gt; variety" in rows[2]
+    assert "3.000 (1.000)" in rows[3]
+
+
+def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = f"{tmp_path}/batches"
+    night(root, "good", 1)
+    for name, text in {"list": "[]", "cut": '{"verdict": "rel', "lacking": '{"verdict": "released"}'}.items():
+        night(root, name, 2)
+        storage.write_text(f"{root}/{name}/summary.json", text)
+    night(root, "untimed", 3, seconds={"slices": "5"})
+    write_index(root)
+    assert [each["name"] for each in read_batches(root)] == ["good"]
+    assert "good/report/" in storage.read_bytes(f"{root}/index.html").decode()
+    said = capsys.readouterr().out
+    assert all(f"{name}/summary.json" in said for name in ("list", "cut", "lacking", "untimed"))
+
+
+def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_itself(tmp_path: Path) -> None:
+    root = f"{tmp_path}/batches"
+    night(root, "first", 1)
+    night(root, "killed", 2)
+    storage.remove(f"{root}/killed/manifest.json")
+    assert [each["name"] for each in read_batches(root)] == ["first"]
+    assert last_released(root, REQUEST, but="second")["name"] == "first"  # type: ignore[index]
+    assert last_released(root, REQUEST, but="first") is None
+
+
+def test_a_batch_that_ends_while_another_writes_the_page_is_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, draw = f"{tmp_path}/batches", figures.curves
+
+    def meanwhile(*arguments: Any) -> str:
+        monkeypatch.setattr(figures, "curves", draw)
+        night(root, "second", 2)
+        write_index(root)
+        return draw(*arguments)
+
+    night(root, "first", 1)
+    monkeypatch.setattr(figures, "curves", meanwhile)
+    write_index(root)
+    page = storage.read_bytes(f"{root}/index.html").decode()
+    assert all(f"{name}/report/" in page for name in ("first", "second"))
+
+
+def test_a_page_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = f"{tmp_path}/batches"
+    night(root, "first", 1)
+    page = tmp_path / "batches" / "index.html"
+    page.write_text("<title>My own page</title>")
+    write_index(root)
+    assert page.read_text() == "<title>My own page</title>"
+    assert f"{page} is not ours" in capsys.readouterr().out
+    page.unlink()
+    for _ in range(2):  # what it wrote itself it writes again
+        write_index(root)
+    assert "first/report/" in page.read_text()
+    assert "not ours" not in capsys.readouterr().out
+
+
+def test_two_nights_differ_in_whatever_folders_they_lie() -> None:
+    root = "s3://bucket/team/batches"
+    assert name_of(f"{root}/2026-11-24") == "2026-11-24"
+    assert name_of(f"{root}/month=11/day=24") != name_of(f"{root}/month=12/day=24")
+    assert name_of("/data/11/24") != name_of("/data/12/24")

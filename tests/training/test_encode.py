@@ -1,0 +1,40 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from oasisgen import storage
+from oasisgen.cluster import Actors
+from oasisgen.config.train import VQVAEConfig
+from oasisgen.data.slices import DataSet
+from oasisgen.errors import UserError
+from oasisgen.lock import LockLost
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.training.encode import encode_split, read_codes
+from tests.conftest import lost_lock
+
+
+def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_anew(
+    data: DataSet, tmp_path: Path
+) -> None:
+    vqvae = VQVAE(VQVAEConfig(channels=16, residual_channels=8)).eval()
+    uri, part = str(tmp_path), tmp_path / "validate" / "part-00000.parquet"
+    with pytest.raises(LockLost):
+        encode_split(data, "validate", lambda: vqvae, uri, Actors(), lost_lock(uri).write)
+    assert not (tmp_path / "validate.json").exists()
+    encode_split(data, "validate", lambda: vqvae, uri, Actors(), storage.write_bytes)
+    (entry,) = json.loads((tmp_path / "validate.json").read_text())["parts"]
+    assert (entry["name"], entry["maps"]) == (part.name, 64)
+    whole = part.read_bytes()
+    assert len(read_codes(uri, "validate").take_all()) == 64
+    encode_split(data, "validate", lambda: vqvae, uri, Actors(), storage.write_bytes)  # is finished: left as it is
+    assert part.read_bytes() == whole
+
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    part.write_bytes(flipped)
+    with pytest.raises(UserError, match=r"part-00000\.parquet .* remove .*/validate\.json and run the command again"):
+        read_codes(uri, "validate").take_all()
+    (tmp_path / "validate.json").unlink()
+    encode_split(data, "validate", lambda: vqvae, uri, Actors(), storage.write_bytes)
+    assert part.read_bytes() == whole
