@@ -33,16 +33,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no noise": {"noise": 0.0},
     "noise 0.2": {"noise": 0.2},
     "noise 0.5": {"noise": 0.5},
-    "no R1": {"gradient_penalty": 0.0},
-    "R1 0.5": {"gradient_penalty": 0.5},
-    "R1 20": {"gradient_penalty": 20.0},
+    "no R1": {"r1_weight": 0.0},
+    "R1 0.5": {"r1_weight": 0.5},
+    "R1 20": {"r1_weight": 20.0},
     "rate 5e-4": {"learning_rate": 5e-4},
-    "rate 5e-4, R1 20": {"learning_rate": 5e-4, "gradient_penalty": 20.0},
+    "rate 5e-4, R1 20": {"learning_rate": 5e-4, "r1_weight": 20.0},
     "BatchNorm, not spectral norm": {"spectral_norm": False},
     "cross-entropy": {"loss": "bce"},
     "no shift": {"shift": 0},
     "no template": {"template": False, "components": 0},
-    "last generator": {"generator_decay": 0.0},
+    "last generator": {"weight_ema_decay": 0.0},
 }
 
 
@@ -50,9 +50,9 @@ def train(gan: DCGAN, maps: Feed, steps: int) -> DCGAN:
     """The averaged DCGAN after so many steps."""
     c = gan.config
     torch.manual_seed(0)
-    averaged = DCGAN(c, gan.palette).requires_grad_(False)
+    averaged = DCGAN(c, gan.embedding).requires_grad_(False)
     averaged.load_state_dict(gan.state_dict())
-    discriminator = Discriminator(c, gan.palette.channels)
+    discriminator = Discriminator(c, gan.embedding.channels)
     networks = (
         gan.generator.to(memory_format=torch.channels_last),
         discriminator.to(memory_format=torch.channels_last),
@@ -60,11 +60,11 @@ def train(gan: DCGAN, maps: Feed, steps: int) -> DCGAN:
     optimizers = both_adams(c, networks)
     order = chain.from_iterable(epoch_batches(len(maps), c.batch_size, 0, epoch, 0, 1) for epoch in count())
     for step, (numbers, _) in enumerate(islice(order, steps)):
-        real = gan.palette.paint(torch.from_numpy(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
+        real = gan.embedding.embed(torch.from_numpy(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
         levels = torch.from_numpy(maps.rows(numbers, "level").astype("int64"))  # (B,)
         with autocast(real.device):
             adversarial_step(gan, networks, optimizers, real, levels, step, torch.Generator().manual_seed(step))
-        average(averaged.generator, gan.generator, c.generator_decay, step + 1)
+        average(averaged.generator, gan.generator, c.weight_ema_decay, step + 1)
     return averaged.eval()
 
 

@@ -72,11 +72,13 @@ def main() -> None:
         train, held_out = (store(read_slices(data, split)).load() for split in ("train", "validate"))
         load = partial(read_features, bundle.uri)
         print_head("temperature", "rounds")
-        for number, (rounds, temperature) in enumerate(product(arguments.rounds, arguments.temperatures)):
-            bundle.prior.config = replace(trained_with, rounds=rounds, temperature=temperature)
+        for number, (decoding_steps, temperature) in enumerate(
+            product(arguments.decoding_steps, arguments.temperatures)
+        ):
+            bundle.prior.config = replace(trained_with, decoding_steps=decoding_steps, temperature=temperature)
             made = slices(bundle, arguments.count, mixed=not arguments.float32)
             measures = batch.measure_sets(load, batch.equal_sets(made, list(range(LEVELS)), train, held_out))
-            print_row(f"{temperature}", f"{rounds}", measures, with_floor=not number)
+            print_row(f"{temperature}", f"{decoding_steps}", measures, with_floor=not number)
 
 
 if __name__ == "__main__":

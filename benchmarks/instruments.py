@@ -27,7 +27,7 @@ from oasisgen.data.slices import open_data_set, read_slices
 from oasisgen.models.bundle import read_features
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.quality.sets import Slices, chosen, compare_slices
-from oasisgen.training.features import Questions, blur, train_features
+from oasisgen.training.features import PretextHeads, blur, train_features
 from oasisgen.training.launch import complete
 
 CUTS = 6  # of the validate cases in two halves
@@ -146,9 +146,9 @@ def read_scores(
 def learn(data: str, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
     """Train the feature network as jobs/train.py does."""
     config = replace(PRESETS["full"][1], data=data, out=out)
-    questions = Questions()
-    questions.load_state_dict(complete("features", train_features, config, {"train": train})["model"])
-    network = questions.network.eval().requires_grad_(False)
+    heads = PretextHeads()
+    heads.load_state_dict(complete("features", train_features, config, {"train": train})["model"])
+    network = heads.network.eval().requires_grad_(False)
     return partial(lambda network: network, network)
 
 

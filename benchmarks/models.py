@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.speed import compare, packed
 from oasisgen.config.data import LEVELS
-from oasisgen.config.presets import FULL, SEED
+from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.config.train import VQVAEConfig
 from oasisgen.data.feed import Feed, epoch_batches
 from oasisgen.data.pixels import to_uint8, to_unit
@@ -97,7 +97,7 @@ def loop(kind: str, folder: str) -> float:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     else:
-        model.quantizer = OneHotQuantizer(c.codebook_size, c.code_dim, c.commitment, c.ema_decay, c.dead_below)
+        model.quantizer = OneHotQuantizer(c.codebook_size, c.code_dim, c.commitment, c.codebook_ema_decay, c.dead_below)
         optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, foreach=False)
     batches, started, seen = crops(images, c), 0.0, torch.zeros(())
     for step in range(STEPS + WARM_UP):
@@ -110,10 +110,10 @@ def loop(kind: str, folder: str) -> float:
         loss, error = losses(model, x, c, 0.1, step, mixed=kind == "ours")
         optimizer.zero_grad(set_to_none=kind == "ours")
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
+        nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
         optimizer.step()
         model.quantizer.step()
-        average(averaged, model, c.average_decay, step + 1)
+        average(averaged, model, c.weight_ema_decay, step + 1)
         seen = seen + (error.detach() if kind == "ours" else error.item())
     return STEPS * c.batch_size / (time.monotonic() - started)
 
@@ -133,11 +133,11 @@ def training(model: VQVAE, averaged: VQVAE, images: Feed, c: VQVAEConfig, steps:
         loss, _ = losses(model, to_unit(torch.from_numpy(next(batches)).unsqueeze(1)), c, scale, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if c.gradient_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
+        if c.max_grad_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
         optimizer.step()
         model.quantizer.step()
-        average(averaged, model, c.average_decay, step + 1)
+        average(averaged, model, c.weight_ema_decay, step + 1)
         seconds += time.monotonic() - started
         yield seconds
 
@@ -146,7 +146,7 @@ def seconds_to_goal(preset: str, folder: str, most: float) -> float:
     """Seconds of training, from the first step on, until 64 held-out slices score 0.8462; infinite beyond `most`."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
-    c = {"full": FULL, "seed": SEED}[preset].vqvae
+    c = {"full": FULL, "seed": BASELINE}[preset].vqvae
     images = Feed([{"image": np.load(f"{folder}/train.npy")}])
     held_out = torch.from_numpy(np.load(f"{folder}/validate.npy"))  # (64, 256, 256)
     averaged, asked = VQVAE(c).requires_grad_(False), 0.0

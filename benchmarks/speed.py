@@ -62,10 +62,10 @@ def train_steps(batches: Iterator[torch.Tensor]) -> float:
         loss = F.mse_loss(image, x) + CONFIG.ssim_weight * ssim_loss(image, x) + y.quantizer_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.max_grad_norm)
         optimizer.step()
         model.quantizer.step()
-        average(averaged, model, CONFIG.average_decay, step + 1)
+        average(averaged, model, CONFIG.weight_ema_decay, step + 1)
     return STEPS * CONFIG.batch_size / (time.monotonic() - started)
 
 
@@ -120,13 +120,14 @@ def packed(folder: str, validate: int) -> tuple[str, "DataSet"]:
 
 def compare(candidates: dict[str, Callable[[], float]]) -> None:
     """Measure all in turn, several times; print medians, and the first's ratio to each other one, round by round."""
-    rounds = [{name: measure() for name, measure in candidates.items()} for _ in range(ROUNDS)]
+    decoding_steps = [{name: measure() for name, measure in candidates.items()} for _ in range(ROUNDS)]
     first, *others = candidates
-    print(f"{first}: {statistics.median(r[first] for r in rounds):.1f} per s", flush=True)
+    print(f"{first}: {statistics.median(r[first] for r in decoding_steps):.1f} per s", flush=True)
     for name in others:
-        ratio = statistics.median(r[first] / r[name] for r in rounds)
+        ratio = statistics.median(r[first] / r[name] for r in decoding_steps)
         print(
-            f"  against {name}, {statistics.median(r[name] for r in rounds):.1f} per s: ratio {ratio:.2f}", flush=True
+            f"  against {name}, {statistics.median(r[name] for r in decoding_steps):.1f} per s: ratio {ratio:.2f}",
+            flush=True,
         )
 
 

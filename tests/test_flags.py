@@ -78,7 +78,7 @@ OTHER_JOBS: dict[str, tuple[Callable[[list[str]], Any], list[str], list[str]]] =
             "--seed",
             "--vqvae.crop",
             "--vqvae.learning-rate",
-            "--masked.places",
+            "--masked.positions",
             "--prior",
             "--gpus-per-worker",
         ],

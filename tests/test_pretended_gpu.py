@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from oasisgen.config.presets import FULL, SEED
+from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.pixels import to_unit
 from oasisgen.metrics.ssim import _window as ssim_window
-from oasisgen.models.codes import Palette, VectorPalette, make_palette
+from oasisgen.models.codes import CodeEmbedding, VectorEmbedding, make_embedding
 from oasisgen.models.dcgan import DCGAN, Discriminator
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.masked import MaskedPrior
@@ -27,7 +27,7 @@ from oasisgen.quality.reconstruction import Reconstructor
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import dcgan, masked, vqvae
 from oasisgen.training.averaging import average
-from oasisgen.training.features import Questions, errors, look
+from oasisgen.training.features import PretextHeads, augment, errors
 
 CUDA = torch.device("cuda")
 BATCH = 16
@@ -80,7 +80,7 @@ def sampler_of(config: TrainConfig, prior: str) -> Sampler:
     return sampler
 
 
-@pytest.mark.parametrize(("config", "prior"), [(SEED, "dcgan"), (FULL, "dcgan"), (FULL, "masked")])
+@pytest.mark.parametrize(("config", "prior"), [(BASELINE, "dcgan"), (FULL, "dcgan"), (FULL, "masked")])
 def test_a_slice_is_made_on_the_gpu_alone_by_kernels_that_repeat_themselves(config: TrainConfig, prior: str) -> None:
     with gpu() as watch:
         sampler = sampler_of(config, prior)
@@ -101,12 +101,12 @@ def without_backward(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def palette_of(config: TrainConfig) -> Palette:
+def palette_of(config: TrainConfig) -> CodeEmbedding:
     codebook = torch.randn(config.vqvae.codebook_size, config.vqvae.code_dim)
-    return make_palette(config.dcgan, codebook, torch.ones(config.vqvae.codebook_size))
+    return make_embedding(config.dcgan, codebook, torch.ones(config.vqvae.codebook_size))
 
 
-@pytest.mark.parametrize("config", [SEED, FULL])
+@pytest.mark.parametrize("config", [BASELINE, FULL])
 def test_a_step_of_the_vqvae_neither_leaves_the_gpu_nor_makes_the_host_wait(
     config: TrainConfig, without_backward: None
 ) -> None:
@@ -119,18 +119,18 @@ def test_a_step_of_the_vqvae_neither_leaves_the_gpu_nor_makes_the_host_wait(
         x = to_unit(torch.zeros(BATCH, c.crop, c.crop, dtype=torch.uint8).unsqueeze(1))
         losses = vqvae.losses_of(model, x, 1.0, c, None)
         model.quantizer.step()
-        average(averaged, model, c.average_decay, 1)
+        average(averaged, model, c.weight_ema_decay, 1)
     assert [(loss.shape, loss.device.type) for loss in losses] == [((), "cuda")] * len(vqvae.LOSSES)
 
 
-@pytest.mark.parametrize("config", [SEED, FULL])
+@pytest.mark.parametrize("config", [BASELINE, FULL])
 def test_a_step_of_the_dcgan_neither_leaves_the_gpu_nor_makes_the_host_wait(
     config: TrainConfig, without_backward: None
 ) -> None:
     with gpu():
         gan = DCGAN(config.dcgan, palette_of(config))
-        networks = gan.generator, Discriminator(config.dcgan, gan.palette.channels)
-        real = gan.palette.paint(torch.zeros(BATCH, 64, 64, dtype=torch.int64))
+        networks = gan.generator, Discriminator(config.dcgan, gan.embedding.channels)
+        real = gan.embedding.embed(torch.zeros(BATCH, 64, 64, dtype=torch.int64))
         levels = torch.arange(BATCH)
         losses = dcgan.adversarial_step(gan, networks, dcgan.both_adams(config.dcgan, networks), real, levels, 1, None)
     assert [(loss.shape, loss.device.type) for loss in losses] == [((), "cuda")] * len(dcgan.LOSSES)
@@ -138,25 +138,25 @@ def test_a_step_of_the_dcgan_neither_leaves_the_gpu_nor_makes_the_host_wait(
 
 def test_a_step_of_the_masked_prior_neither_leaves_the_gpu_nor_makes_the_host_wait(without_backward: None) -> None:
     with gpu():
-        palette = palette_of(FULL)
-        assert isinstance(palette, VectorPalette)
-        prior = MaskedPrior(FULL.masked, palette)
+        embedding = palette_of(FULL)
+        assert isinstance(embedding, VectorEmbedding)
+        prior = MaskedPrior(FULL.masked, embedding)
         real, levels = torch.zeros(BATCH, 64, 64, dtype=torch.int64), torch.arange(BATCH)
-        sketch = prior.sketch(torch.randn(BATCH, FULL.masked.components), levels)
-        loss = masked.loss_of(prior.guesser, prior, real, sketch, levels, None)
-        torch.nn.utils.clip_grad_norm_(prior.guesser.parameters(), 1.0)
+        low_rank = prior.low_rank(torch.randn(BATCH, FULL.masked.components), levels)
+        loss = masked.loss_of(prior.predictor, prior, real, low_rank, levels, None)
+        torch.nn.utils.clip_grad_norm_(prior.predictor.parameters(), 1.0)
     assert (loss.shape, loss.device.type) == ((), "cuda")
 
 
 def test_a_step_of_the_feature_network_neither_leaves_the_gpu_nor_makes_the_host_wait(without_backward: None) -> None:
     with gpu():
-        model, levels = Questions(), torch.arange(BATCH)
-        seen = look(torch.zeros(BATCH, 256, 256, dtype=torch.uint8), None)
+        model, levels = PretextHeads(), torch.arange(BATCH)
+        seen = augment(torch.zeros(BATCH, 256, 256, dtype=torch.uint8), None)
         losses = errors(*model(seen.x), levels, seen)
     assert (losses.shape, losses.device.type) == ((3,), "cuda")
 
 
-@pytest.mark.parametrize("config", [SEED, FULL])
+@pytest.mark.parametrize("config", [BASELINE, FULL])
 def test_evaluation_encodes_and_reconstructs_on_the_gpu_alone(config: TrainConfig) -> None:
     with gpu():
         actor = Reconstructor.__new__(Reconstructor)

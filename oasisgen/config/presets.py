@@ -4,7 +4,7 @@ import tyro
 
 from oasisgen.config.train import DCGANConfig, TrainConfig, VQVAEConfig
 
-SEED = TrainConfig(
+BASELINE = TrainConfig(
     data=tyro.MISSING,
     out=tyro.MISSING,
     vqvae=VQVAEConfig(
@@ -17,28 +17,28 @@ SEED = TrainConfig(
         commitment=1.0,
         loss_scale="none",
         ssim_weight=0.0,
-        gradient_norm=0.0,
-        average_decay=0.0,
-        most_fall=1.0,
+        max_grad_norm=0.0,
+        weight_ema_decay=0.0,
+        max_ssim_drop=1.0,
         batch_size=32,
         crop=256,
         learning_rate=3e-4,
         schedule="constant",
     ),
     dcgan=DCGANConfig(
-        palette="index",
+        embedding="index",
         conditional=False,
-        template=False,
+        pca_prior=False,
         components=0,
         commitment=0.0,
-        gradient_penalty=0.0,
+        r1_weight=0.0,
         loss="bce",
         spectral_norm=False,
         channels=64,
         shift=0,
         noise=0.0,
-        generator_decay=0.0,
-        least_variety=0.0,
+        weight_ema_decay=0.0,
+        collapse_threshold=0.0,
     ),
 )
 
@@ -62,6 +62,6 @@ DEMO = TrainConfig(
 
 PRESETS = {
     "demo": ("`full` made small enough for two CPU cores.", DEMO),
-    "seed": ("The model and training of the report that started this project, nothing improved.", SEED),
+    "seed": ("The model and training of the report that started this project, nothing improved.", BASELINE),
     "full": ("The best we know.", FULL),
 }

@@ -33,7 +33,7 @@ class VQVAEConfig:
     """D, numbers per code."""
     quantizer: Literal["ema", "gradient"] = "ema"
     """How the codebook learns: moving averages with dead codes revived, or the seed's codebook loss."""
-    ema_decay: float = 0.99
+    codebook_ema_decay: float = 0.99
     """Decay of the codebook's moving averages, per step (quantizer `ema`)."""
     dead_below: float = 0.03
     """A code used less than this share of an even share is dead and starts again at a random encoder output."""
@@ -43,9 +43,9 @@ class VQVAEConfig:
     """Divide the squared error by the variance of the training pixels, as van den Oord et al. do, or not."""
     ssim_weight: float = 3.0
     """Weight of 1 - SSIM beside the squared error."""
-    gradient_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """Longest gradient of a step; longer ones are scaled down to it. 0: as they come."""
-    average_decay: float = 0.999
+    weight_ema_decay: float = 0.999
     """Decay per step of the averaged weights, which are the ones that are scored and kept; 0 keeps the last ones."""
     epochs: int = 20
     """Passes over the training split."""
@@ -57,7 +57,7 @@ class VQVAEConfig:
     """Peak learning rate of Adam."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate over the run: warm up and fall to zero along a cosine, or stay."""
-    most_fall: float = 0.05
+    max_ssim_drop: float = 0.05
     """SSIM by which an epoch may end behind the best one; one that falls further is undone. 1: however far."""
     validate_slices: int = 256
     """Slices of the validate split, evenly spaced, that are scored after every epoch; 0 scores all of them."""
@@ -68,13 +68,13 @@ class VQVAEConfig:
         check("vqvae.residual_blocks", self.residual_blocks, self.residual_blocks >= 0, "at least 0")
         check("vqvae.channels", self.channels, self.channels % 2 == 0, "even")
         check("vqvae.codebook_size", self.codebook_size, 2 <= self.codebook_size <= 65536, "from 2 to 65536")
-        check("vqvae.ema_decay", self.ema_decay, 0 < self.ema_decay < 1, "between 0 and 1")
+        check("vqvae.codebook_ema_decay", self.codebook_ema_decay, 0 < self.codebook_ema_decay < 1, "between 0 and 1")
         check("vqvae.dead_below", self.dead_below, 0 < self.dead_below < 1, "above 0, below 1")  # all start dead
-        check_least(self, "vqvae", 0, "commitment", "ssim_weight", "gradient_norm")
-        check("vqvae.most_fall", self.most_fall, 0 < self.most_fall <= 1, "above 0, at most 1")
-        check("vqvae.average_decay", self.average_decay, 0 <= self.average_decay < 1, "from 0 to below 1")
-        averages = self.average_decay == 0 or self.norm == "none"  # BatchNorm's statistics are of the last weights
-        check("vqvae.average_decay", self.average_decay, averages, "0 with norm batch")
+        check_least(self, "vqvae", 0, "commitment", "ssim_weight", "max_grad_norm")
+        check("vqvae.max_ssim_drop", self.max_ssim_drop, 0 < self.max_ssim_drop <= 1, "above 0, at most 1")
+        check("vqvae.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
+        averages = self.weight_ema_decay == 0 or self.norm == "none"  # BatchNorm's statistics are of the last weights
+        check("vqvae.weight_ema_decay", self.weight_ema_decay, averages, "0 with norm batch")
         check("vqvae.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         check("vqvae.validate_slices", self.validate_slices, self.validate_slices >= 0, "at least 0")
         crop_fits = self.crop % 4 == 0 and 16 <= self.crop <= IMAGE_SIZE
@@ -85,17 +85,17 @@ class VQVAEConfig:
 class DCGANConfig:
     """Stage 2: the DCGAN that paints new code maps."""
 
-    palette: Literal["vector", "index"] = "vector"
+    embedding: Literal["vector", "index"] = "vector"
     """What generator and discriminator see of a code: its vector, or (the seed) its index as a grey value."""
     conditional: bool = True
     """Tell both networks the level of the slice."""
-    template: bool = True
+    pca_prior: bool = True
     """Paint on what the training maps have in common (mean, spread, principal components), or from nothing."""
     components: int = 64
     """Principal components of the template; the first numbers of z weigh them."""
     commitment: float = 1.0
     """Weight of the generator's distance to the codes it is snapped to; keeps it where the gradient means something."""
-    gradient_penalty: float = 5.0
+    r1_weight: float = 5.0
     """Weight of R1, the discriminator's squared gradient on real maps (Mescheder et al. 2018, arXiv:1801.04406)."""
     loss: Literal["hinge", "bce"] = "hinge"
     """Adversarial loss."""
@@ -109,7 +109,7 @@ class DCGANConfig:
     """Most codes by which maps are shifted for the discriminator (Zhao et al. 2020, arXiv:2006.10738); 0: none."""
     noise: float = 0.1
     """Deviation of the noise that the discriminator sees; colours have 1 (Sønderby et al. 2017, arXiv:1610.04490)."""
-    generator_decay: float = 0.99
+    weight_ema_decay: float = 0.99
     """Decay per step of the averaged generator, which is the one that samples; 0 samples from the last one."""
     epochs: int = 40
     """Passes over the training split's code maps."""
@@ -119,23 +119,25 @@ class DCGANConfig:
     """Learning rate of both Adams."""
     beta1: float = 0.5
     """Adam's first decay."""
-    least_variety: float = 0.25
+    collapse_threshold: float = 0.25
     """Share of the real maps' perplexity and variety below which the generator counts as collapsed; 0: never."""
 
     def __post_init__(self) -> None:
         check_finite(self, "dcgan.")
         check_least(self, "dcgan", 1, "latent_dim", "channels", "epochs", "batch_size")
-        drawable = not self.template or (self.conditional and self.palette == "vector")
-        check("dcgan.template", self.template, drawable, "off unless conditional is on and palette is vector")
+        drawable = not self.pca_prior or (self.conditional and self.embedding == "vector")
+        check("dcgan.pca_prior", self.pca_prior, drawable, "off unless conditional is on and palette is vector")
         fits = 0 <= self.components <= self.latent_dim
         check("dcgan.components", self.components, fits, f"from 0 to latent_dim ({self.latent_dim})")
-        check_least(self, "dcgan", 0, "commitment", "gradient_penalty")
+        check_least(self, "dcgan", 0, "commitment", "r1_weight")
         check("dcgan.noise", self.noise, self.noise >= 0, "at least 0")
         check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
-        check("dcgan.least_variety", self.least_variety, 0 <= self.least_variety < 1, "from 0 to below 1")
+        check(
+            "dcgan.collapse_threshold", self.collapse_threshold, 0 <= self.collapse_threshold < 1, "from 0 to below 1"
+        )
         check("dcgan.shift", self.shift, 0 <= self.shift < CODE_SIZE // 2, f"from 0 to {CODE_SIZE // 2 - 1}")
-        check("dcgan.generator_decay", self.generator_decay, 0 <= self.generator_decay < 1, "from 0 to below 1")
+        check("dcgan.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,13 @@ class MaskedConfig:
     """Principal components of the maps; noise weighs them to the sketch that a map is filled in on."""
     channels: int = 32
     """Channels at 64 x 64; the first two halvings of the size double them."""
-    rounds: int = 12
+    decoding_steps: int = 12
     """Rounds in which a map is filled in."""
     temperature: float = 0.9
     """What logits are divided by before a code is drawn: below 1 rare codes become rarer, and frayed rims with them."""
-    places: int = 384
+    positions: int = 384
     """Masked places of a map that a step of training asks about."""
-    average_decay: float = 0.998
+    weight_ema_decay: float = 0.998
     """Decay per step of the averaged network, which is the one that samples; 0 samples from the last one."""
     epochs: int = 10
     """Passes over the training split's code maps."""
@@ -160,19 +162,21 @@ class MaskedConfig:
     """Code maps per step, over all workers."""
     learning_rate: float = 2e-3
     """Peak learning rate of Adam; it falls to zero along a cosine."""
-    gradient_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """Longest gradient of a step; longer ones are scaled down to it."""
-    least_variety: float = 0.25
+    collapse_threshold: float = 0.25
     """Share of the real maps' perplexity and variety below which the prior counts as collapsed; 0: never."""
 
     def __post_init__(self) -> None:
         check_finite(self, "masked.")
-        check_least(self, "masked", 1, "components", "channels", "rounds", "epochs", "batch_size")
-        check("masked.places", self.places, 1 <= self.places <= CODE_SIZE**2, f"from 1 to {CODE_SIZE**2}")
-        for name in ("learning_rate", "gradient_norm", "temperature"):
+        check_least(self, "masked", 1, "components", "channels", "decoding_steps", "epochs", "batch_size")
+        check("masked.positions", self.positions, 1 <= self.positions <= CODE_SIZE**2, f"from 1 to {CODE_SIZE**2}")
+        for name in ("learning_rate", "max_grad_norm", "temperature"):
             check(f"masked.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
-        check("masked.average_decay", self.average_decay, 0 <= self.average_decay < 1, "from 0 to below 1")
-        check("masked.least_variety", self.least_variety, 0 <= self.least_variety < 1, "from 0 to below 1")
+        check("masked.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
+        check(
+            "masked.collapse_threshold", self.collapse_threshold, 0 <= self.collapse_threshold < 1, "from 0 to below 1"
+        )
 
 
 @dataclass(frozen=True)

@@ -14,71 +14,71 @@ from oasisgen.models.quantizer import nearest, straight_through
 MOST_ANALYSED = 10_000  # maps that the principal components are taken from; 64 kB each
 
 
-SMALL_SPREAD = 0.05  # of colours, whose deviation is 1: below it a deviation is not blown up any further
+SMALL_SPREAD = 0.05  # of embedded codes, whose deviation is 1: a smaller deviation is not divided by
 
 
 RESIDUAL = 0.5  # how far the untrained generator moves a map, in units of the spread
 
 
 class CodeMap(NamedTuple):
-    """What a palette makes of a generator's raw output."""
+    """A generated code map."""
 
-    image: torch.Tensor  # (B, C, 64, 64): as the discriminator sees it
+    image: torch.Tensor  # (B, C, 64, 64): its codes embedded, as the discriminator sees it
     codes: torch.Tensor  # (B, 64, 64) int64 in [0, K): every output is a valid code map
 
 
-class VectorPalette(nn.Module):
-    """A code is painted as its vector, each dimension standardised; a painted vector means the nearest code."""
+class VectorEmbedding(nn.Module):
+    """Embeds a code as its codebook vector, each dimension standardised; quantizes a vector to the nearest code."""
 
-    colours: torch.Tensor  # (K, D)
+    weight: torch.Tensor  # (K, D)
 
     def __init__(self, codebook: torch.Tensor, usage: torch.Tensor) -> None:
         """`codebook` (K, D); `usage` (K,): how often each code occurs, the weights of mean and spread."""
         super().__init__()
-        weight = (usage.double() / usage.sum()).unsqueeze(1)  # (K, 1)
-        mean = (weight * codebook.double()).sum(0)  # (D,)
-        deviation = (weight * (codebook.double() - mean) ** 2).sum(0).sqrt().clamp(min=1e-6)
-        self.register_buffer("colours", ((codebook.double() - mean) / deviation).float())
+        share = (usage.double() / usage.sum()).unsqueeze(1)  # (K, 1)
+        mean = (share * codebook.double()).sum(0)  # (D,)
+        deviation = (share * (codebook.double() - mean) ** 2).sum(0).sqrt().clamp(min=1e-6)
+        self.register_buffer("weight", ((codebook.double() - mean) / deviation).float())
         self.channels = codebook.shape[1]
 
-    def paint(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """(B, 64, 64) int64 -> (B, D, 64, 64)."""
-        return F.embedding(codes, self.colours).permute(0, 3, 1, 2)  # (B, D, 64, 64)
+        return F.embedding(codes, self.weight).permute(0, 3, 1, 2)  # (B, D, 64, 64)
 
-    def snap(self, raw: torch.Tensor) -> CodeMap:
+    def quantize(self, raw: torch.Tensor) -> CodeMap:
         """(B, D, 64, 64) -> the nearest codes, straight-through."""
         B, D, H, W = raw.shape
-        codes = nearest(raw.detach().permute(0, 2, 3, 1).reshape(-1, D), self.colours).view(B, H, W)
-        return CodeMap(straight_through(raw, self.paint(codes)), codes)
+        codes = nearest(raw.detach().permute(0, 2, 3, 1).reshape(-1, D), self.weight).view(B, H, W)
+        return CodeMap(straight_through(raw, self.embed(codes)), codes)
 
 
-class IndexPalette(nn.Module):
-    """The seed's: a code is painted as its index, scaled to [-1, 1] like a grey value."""
+class IndexEmbedding(nn.Module):
+    """The baseline's: embeds a code as its index, scaled to [-1, 1] like a grey value."""
 
     def __init__(self, codebook_size: int) -> None:
         super().__init__()
         self.channels, self.last = 1, codebook_size - 1
 
-    def paint(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """(B, 64, 64) int64 -> (B, 1, 64, 64) in [-1, 1]."""
         return codes.unsqueeze(1).float() * (2.0 / self.last) - 1.0  # (B, 1, 64, 64)
 
-    def snap(self, raw: torch.Tensor) -> CodeMap:
-        """(B, 1, 64, 64) -> tanh, as the seed's discriminator sees it, and the nearest indices."""
+    def quantize(self, raw: torch.Tensor) -> CodeMap:
+        """(B, 1, 64, 64) -> tanh, as the baseline's discriminator sees it, and the nearest indices."""
         image = torch.tanh(raw)
         codes = ((image.detach() + 1.0) * (self.last / 2.0)).round().long().squeeze(1)  # (B, 64, 64)
         return CodeMap(image, codes)
 
 
-Palette = VectorPalette | IndexPalette
+CodeEmbedding = VectorEmbedding | IndexEmbedding
 
 
-class Template(nn.Module):
-    """What the painted training maps have in common: mean and spread of each level, and their principal components.
+class PCAPrior(nn.Module):
+    """Mean and standard deviation of the embedded training maps of each level, and their principal components.
 
-    Weighed by noise, the components alone are a linear model of heads (as in Cootes et al. 1995, Computer Vision and
-    Image Understanding 61:38-59): blurred, but of many shapes. The generator adds to it what a linear model cannot say.
-    Where the maps of a level never differ, as in the black corners, nothing painted can.
+    Components weighted by noise are a linear model of heads (as in Cootes et al. 1995, Computer Vision and
+    Image Understanding 61:38-59): blurred, but of many shapes. The generator adds what a linear model cannot express.
+    Where the maps of a level never differ, as in the black corners, generated maps cannot differ either.
     """
 
     mean: torch.Tensor  # (LEVELS, C, 64, 64)
@@ -87,17 +87,17 @@ class Template(nn.Module):
 
     def __init__(self, channels: int, components: int) -> None:
         super().__init__()
-        place = (channels, CODE_SIZE, CODE_SIZE)
-        self.register_buffer("mean", torch.zeros(LEVELS, *place))
-        self.register_buffer("spread", torch.ones(LEVELS, *place))
-        self.register_buffer("components", torch.zeros(components, *place))
+        shape = (channels, CODE_SIZE, CODE_SIZE)
+        self.register_buffer("mean", torch.zeros(LEVELS, *shape))
+        self.register_buffer("spread", torch.ones(LEVELS, *shape))
+        self.register_buffer("components", torch.zeros(components, *shape))
 
     @torch.no_grad()
-    def measure(self, codes: torch.Tensor, levels: torch.Tensor, palette: Palette) -> None:
+    def fit(self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding) -> None:
         """Take all three from code maps (N, 64, 64) of levels (N,); a level without maps gets those of all."""
         total, squares = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for maps, of in zip(codes.split(256), levels.split(256), strict=True):
-            image = palette.paint(maps)  # (256, C, 64, 64)
+            image = embedding.embed(maps)  # (256, C, 64, 64)
             total.index_add_(0, of, image)
             squares.index_add_(0, of, image * image)
         count = torch.bincount(levels, minlength=LEVELS).view(-1, 1, 1, 1)
@@ -112,22 +112,24 @@ class Template(nn.Module):
             return
         every = -(-len(codes) // MOST_ANALYSED)
         codes, levels = codes[::every], levels[::every]
-        deviations = torch.cat([d.flatten(1) for d in self._deviations(codes, levels, palette)])  # (N, C*64*64)
+        deviations = torch.cat([d.flatten(1) for d in self._deviations(codes, levels, embedding)])  # (N, C*64*64)
         _, strength, directions = torch.svd_lowrank(deviations, q=rank, niter=2)  # (P,), (C*64*64, P)
         weighed = (directions * strength / len(deviations) ** 0.5).t()  # (P, C*64*64): unit noise, the data's variance
         self.components[:rank] = weighed.reshape(rank, *self.components.shape[1:])
 
     @torch.no_grad()
-    def weights(self, codes: torch.Tensor, levels: torch.Tensor, palette: Palette) -> torch.Tensor:
+    def coefficients(self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding) -> torch.Tensor:
         """How much of each component is in code maps (N, 64, 64) of levels (N,): (N, P), 0 for one that is not used."""
         components = self.components.flatten(1)  # (P, C*64*64)
         squares = components.pow(2).sum(1).clamp(min=1e-6)  # (P,)
-        return torch.cat([d.flatten(1) @ components.t() / squares for d in self._deviations(codes, levels, palette)])
+        return torch.cat([d.flatten(1) @ components.t() / squares for d in self._deviations(codes, levels, embedding)])
 
-    def _deviations(self, codes: torch.Tensor, levels: torch.Tensor, palette: Palette) -> Iterator[torch.Tensor]:
+    def _deviations(
+        self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding
+    ) -> Iterator[torch.Tensor]:
         """Of maps from the mean of their level, in units of the spread, (256, C, 64, 64) at a time."""
         for maps, of in zip(codes.split(256), levels.split(256), strict=True):
-            yield (palette.paint(maps) - self.mean[of]) / self.spread[of].clamp(min=SMALL_SPREAD)
+            yield (embedding.embed(maps) - self.mean[of]) / self.spread[of].clamp(min=SMALL_SPREAD)
 
     def forward(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Raw output (B, C, 64, 64), its noise (B, Z), levels (B,) int64 -> (B, C, 64, 64)."""
@@ -135,6 +137,6 @@ class Template(nn.Module):
         return self.mean[levels] + self.spread[levels] * (linear + RESIDUAL * raw)
 
 
-def make_palette(config: DCGANConfig, codebook: torch.Tensor, usage: torch.Tensor) -> Palette:
-    """The palette that `config` names, over a codebook (K, D) with usage counts (K,)."""
-    return VectorPalette(codebook, usage) if config.palette == "vector" else IndexPalette(len(codebook))
+def make_embedding(config: DCGANConfig, codebook: torch.Tensor, usage: torch.Tensor) -> CodeEmbedding:
+    """The embedding that `config` names, over a codebook (K, D) with usage counts (K,)."""
+    return VectorEmbedding(codebook, usage) if config.embedding == "vector" else IndexEmbedding(len(codebook))

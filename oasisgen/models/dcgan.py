@@ -7,7 +7,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from oasisgen.config.data import CODE_SIZE, LEVELS
 from oasisgen.config.train import DCGANConfig
-from oasisgen.models.codes import CodeMap, Palette, Template
+from oasisgen.models.codes import CodeEmbedding, CodeMap, PCAPrior
 
 
 class Generator(nn.Module):
@@ -65,22 +65,22 @@ class Discriminator(nn.Module):
 class DCGAN(nn.Module):
     """A generator with what it paints with: what the bundle holds of stage 2."""
 
-    def __init__(self, config: DCGANConfig, palette: Palette) -> None:
+    def __init__(self, config: DCGANConfig, embedding: CodeEmbedding) -> None:
         super().__init__()
         self.config = config
-        self.palette = palette
-        self.template = Template(palette.channels, config.components) if config.template else None
-        self.generator = Generator(config, palette.channels)
+        self.embedding = embedding
+        self.pca_prior = PCAPrior(embedding.channels, config.components) if config.pca_prior else None
+        self.generator = Generator(config, embedding.channels)
         self.noise_size = config.latent_dim
         self.conditional = config.conditional
 
-    def on_template(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    def on_pca_prior(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """A generator's raw output (B, C, 64, 64) for z (B, Z) and levels (B,) -> colours, not yet snapped to codes."""
-        return raw if self.template is None else self.template(raw, z, levels)
+        return raw if self.pca_prior is None else self.pca_prior(raw, z, levels)
 
     def forward(self, z: torch.Tensor, levels: torch.Tensor) -> CodeMap:
         """(B, Z), (B,) int64 -> CodeMap."""
-        return self.palette.snap(self.on_template(self.generator(z, levels), z, levels))
+        return self.embedding.quantize(self.on_pca_prior(self.generator(z, levels), z, levels))
 
 
 def shift_each(images: torch.Tensor, most: int, generator: torch.Generator | None) -> torch.Tensor:

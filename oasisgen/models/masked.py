@@ -13,9 +13,9 @@ from torch import nn
 
 from oasisgen.config.data import CODE_SIZE, LEVELS
 from oasisgen.config.train import MaskedConfig
-from oasisgen.models.codes import CodeMap, Template, VectorPalette
+from oasisgen.models.codes import CodeMap, PCAPrior, VectorEmbedding
 
-PLACES = CODE_SIZE**2
+POSITIONS = CODE_SIZE**2
 
 
 class ResidualBlock(nn.Module):
@@ -32,10 +32,10 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
-class Guesser(nn.Module):
+class MaskedCodePredictor(nn.Module):
     """What lies at the masked places: strided convolutions down to 8 x 8 and up again, as in a U-Net."""
 
-    def __init__(self, channels: int, colours: int, codebook_size: int) -> None:
+    def __init__(self, channels: int, embedding_dim: int, codebook_size: int) -> None:
         super().__init__()
         C = channels
 
@@ -45,7 +45,7 @@ class Guesser(nn.Module):
         def up(wide: int, narrow: int) -> nn.Module:
             return nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)
 
-        self.read = nn.Conv2d(2 * colours + 1, C, 3, padding=1)
+        self.read = nn.Conv2d(2 * embedding_dim + 1, C, 3, padding=1)
         self.down1, self.at32 = down(C, 2 * C), ResidualBlock(2 * C)
         self.down2, self.at16 = down(2 * C, 4 * C), ResidualBlock(4 * C)
         self.place = nn.Parameter(0.1 * torch.randn(4 * C, 16, 16))
@@ -60,16 +60,16 @@ class Guesser(nn.Module):
         self,
         image: torch.Tensor,
         masked: torch.Tensor,
-        sketch: torch.Tensor,
+        low_rank: torch.Tensor,
         levels: torch.Tensor,
-        places: torch.Tensor,
+        positions: torch.Tensor,
     ) -> torch.Tensor:
         """Logits (B, N, K) of the codes at `places` (B, N), numbers in [0, 4096).
 
         `image` (B, D, 64, 64) is painted, `masked` (B, 1, 64, 64) is True where it is not to be seen, `sketch`
         (B, D, 64, 64), `levels` (B,) int64.
         """
-        h64 = F.relu(self.read(torch.cat([image * ~masked, masked.to(image.dtype), sketch], 1)))  # (B, C, 64, 64)
+        h64 = F.relu(self.read(torch.cat([image * ~masked, masked.to(image.dtype), low_rank], 1)))  # (B, C, 64, 64)
         h32 = self.at32(self.down1(h64))  # (B, 2C, 32, 32)
         h16 = self.at16(self.down2(F.relu(h32)) + self.place)  # (B, 4C, 16, 16)
         h = self.at8(self.down3(F.relu(h16)) + self.level(levels)[:, :, None, None])  # (B, 6C, 8, 8)
@@ -77,65 +77,69 @@ class Guesser(nn.Module):
         h = self.back32(self.up2(F.relu(h)) + h32)  # (B, 2C, 32, 32)
         h = self.mix(torch.cat([F.relu(self.up1(F.relu(h))), h64], 1))  # (B, 2C, 64, 64)
         h = F.relu(h + self.last(F.relu(h))).flatten(2).transpose(1, 2)  # (B, 4096, 2C)
-        return self.head(h.gather(1, places[:, :, None].expand(-1, -1, h.shape[2])))  # (B, N, K)
+        return self.head(h.gather(1, positions[:, :, None].expand(-1, -1, h.shape[2])))  # (B, N, K)
 
 
 class MaskedPrior(nn.Module):
     """A guesser with what it paints with: what the bundle holds of stage 2."""
 
-    shapes: torch.Tensor  # (LEVELS, P, P): weights of components as real heads of a level have them, from unit noise
+    cholesky: torch.Tensor  # (LEVELS, P, P): unit noise -> coefficients as real maps of a level have them
 
-    def __init__(self, config: MaskedConfig, palette: VectorPalette) -> None:
+    def __init__(self, config: MaskedConfig, embedding: VectorEmbedding) -> None:
         super().__init__()
         self.config = config
-        self.palette = palette
-        self.template = Template(palette.channels, config.components)
-        self.register_buffer("shapes", torch.eye(config.components).repeat(LEVELS, 1, 1))
-        self.guesser = Guesser(config.channels, palette.channels, len(palette.colours))
-        self.noise_size = config.components + 2 * PLACES
+        self.embedding = embedding
+        self.pca_prior = PCAPrior(embedding.channels, config.components)
+        self.register_buffer("cholesky", torch.eye(config.components).repeat(LEVELS, 1, 1))
+        self.predictor = MaskedCodePredictor(config.channels, embedding.channels, len(embedding.weight))
+        self.noise_size = config.components + 2 * POSITIONS
         self.conditional = True
 
     @torch.no_grad()
-    def measure(self, codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Learn template and shapes from code maps (N, 64, 64) of levels (N,); returns their weights (N, P)."""
-        self.template.measure(codes, levels, self.palette)
-        weights = self.template.weights(codes, levels, self.palette)  # (N, P)
+    def fit(self, codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Learn template and shapes from code maps (N, 64, 64) of levels (N,); returns their coefficients (N, P)."""
+        self.pca_prior.fit(codes, levels, self.embedding)
+        coefficients = self.pca_prior.coefficients(codes, levels, self.embedding)  # (N, P)
         P = self.config.components
-        everything = torch.cov(weights.t()).view(P, P)
+        everything = torch.cov(coefficients.t()).view(P, P)
         for level in range(LEVELS):
-            its = weights[levels == level]
+            its = coefficients[levels == level]
             own = torch.cov(its.t()).view(P, P) if len(its) > 1 else everything
             # Few cases tell little of so many numbers: a fifth is what all levels have.
             mixed = 0.8 * own + 0.2 * everything + 1e-4 * torch.eye(P)
-            self.shapes[level] = torch.linalg.cholesky(mixed)
-        return weights
+            self.cholesky[level] = torch.linalg.cholesky(mixed)
+        return coefficients
 
-    def sketch(self, weights: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    def low_rank_sample(self, coefficients: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Weights of the components (B, P), levels (B,) -> (B, D, 64, 64)."""
-        return self.template(torch.zeros((), device=weights.device), weights, levels)
+        return self.pca_prior(torch.zeros((), device=coefficients.device), coefficients, levels)
 
     @torch.no_grad()
     def forward(self, noise: torch.Tensor, levels: torch.Tensor) -> CodeMap:
         """Standard normal `noise` (B, noise_size), levels (B,) int64 -> CodeMap: a map is a function of its own row."""
         P = self.config.components
-        weights = torch.einsum("bpq,bq->bp", self.shapes[levels], noise[:, :P])  # (B, P)
+        coefficients = torch.einsum("bpq,bq->bp", self.cholesky[levels], noise[:, :P])  # (B, P)
         order, chance = torch.special.ndtr(noise[:, P:]).chunk(2, 1)  # (B, 4096) in [0, 1] each
-        sketch, order = self.sketch(weights, levels), order.argsort(1)
-        codes = torch.zeros(len(levels), PLACES, dtype=torch.int64, device=noise.device)  # (B, 4096)
+        low_rank, order = self.low_rank_sample(coefficients, levels), order.argsort(1)
+        codes = torch.zeros(len(levels), POSITIONS, dtype=torch.int64, device=noise.device)  # (B, 4096)
         masked = torch.ones_like(codes, dtype=torch.bool)
-        ends = [PLACES - still_masked(turn, self.config.rounds) for turn in range(self.config.rounds + 1)]
+        ends = [
+            POSITIONS - still_masked(step, self.config.decoding_steps) for step in range(self.config.decoding_steps + 1)
+        ]
         for first, end in pairwise(ends):
-            places = order[:, first:end]  # (B, N)
-            image = self.palette.paint(codes.view(-1, CODE_SIZE, CODE_SIZE))  # (B, D, 64, 64)
-            logits = self.guesser(image, masked.view(-1, 1, CODE_SIZE, CODE_SIZE), sketch, levels, places)  # (B, N, K)
+            positions = order[:, first:end]  # (B, N)
+            image = self.embedding.embed(codes.view(-1, CODE_SIZE, CODE_SIZE))  # (B, D, 64, 64)
+            logits = self.predictor(
+                image, masked.view(-1, 1, CODE_SIZE, CODE_SIZE), low_rank, levels, positions
+            )  # (B, N, K)
             reached = (logits.float() / self.config.temperature).softmax(2).cumsum(2)  # (B, N, K)
-            drawn = torch.searchsorted(reached, chance.gather(1, places)[:, :, None]).squeeze(2)  # (B, N)
-            codes.scatter_(1, places, drawn.clamp(max=logits.shape[2] - 1))
-            masked.scatter_(1, places, False)
+            drawn = torch.searchsorted(reached, chance.gather(1, positions)[:, :, None]).squeeze(2)  # (B, N)
+            codes.scatter_(1, positions, drawn.clamp(max=logits.shape[2] - 1))
+            masked.scatter_(1, positions, False)
         maps = codes.view(-1, CODE_SIZE, CODE_SIZE)
-        return CodeMap(self.palette.paint(maps), maps)
+        return CodeMap(self.embedding.embed(maps), maps)
 
 
-def still_masked(turn: int, rounds: int) -> int:
+def still_masked(step: int, decoding_steps: int) -> int:
     """Places that are masked before round `turn` of `rounds`: few are filled in while little is known."""
-    return round(PLACES * math.cos(0.5 * math.pi * turn / rounds))
+    return round(POSITIONS * math.cos(0.5 * math.pi * step / decoding_steps))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from oasisgen.config.train import DCGANConfig, MaskedConfig
-from oasisgen.models.codes import VectorPalette, make_palette
+from oasisgen.models.codes import VectorEmbedding, make_embedding
 from oasisgen.models.dcgan import DCGAN
 from oasisgen.models.masked import MaskedPrior
 
@@ -16,5 +16,5 @@ def make_prior(kind: str, config: dict[str, Any], codebook: torch.Tensor) -> Pri
     """The prior of stage 2 that `kind` names, over a codebook (K, D), its weights yet to be loaded."""
     usage = torch.ones(len(codebook))
     if kind == "dcgan":
-        return DCGAN(DCGANConfig(**config), make_palette(DCGANConfig(**config), codebook, usage))
-    return MaskedPrior(MaskedConfig(**config), VectorPalette(codebook, usage))
+        return DCGAN(DCGANConfig(**config), make_embedding(DCGANConfig(**config), codebook, usage))
+    return MaskedPrior(MaskedConfig(**config), VectorEmbedding(codebook, usage))

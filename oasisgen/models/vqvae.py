@@ -75,7 +75,7 @@ class VQVAE(nn.Module):
     def _quantizer(config: VQVAEConfig) -> Quantizer:
         K, D = config.codebook_size, config.code_dim
         if config.quantizer == "ema":
-            return EMAQuantizer(K, D, config.commitment, config.ema_decay, config.dead_below)
+            return EMAQuantizer(K, D, config.commitment, config.codebook_ema_decay, config.dead_below)
         return GradientQuantizer(K, D, config.commitment)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:

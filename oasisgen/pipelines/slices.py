@@ -12,8 +12,8 @@ from oasisgen import cluster, meters, storage
 from oasisgen.lock import Lock
 from oasisgen.models.bundle import Bundle
 from oasisgen.progress import Progress
-from oasisgen.quality.gate import Refuser
-from oasisgen.quality.nearest import Comparer
+from oasisgen.quality.gate import QualityFilter
+from oasisgen.quality.nearest import ReferenceComparer
 from oasisgen.quality.reference import ReferenceData
 from oasisgen.sampling import formats
 from oasisgen.sampling.ids import GROUP, groups
@@ -74,10 +74,12 @@ def make_parts(
         batch_size=1,
         **cluster.pool(actors),
     )
-    compare: list[Any] = [Comparer(references.train, references.held_out, request["base_seed"])] if references else []
+    compare: list[Any] = (
+        [ReferenceComparer(references.train, references.held_out, request["base_seed"])] if references else []
+    )
     for step in (
         *compare,
-        Refuser(least),
+        QualityFilter(least),
         PngEncoder(bundle.digest, request["base_seed"]),
         formats.SliceWriter(out, request["format"]),
     ):

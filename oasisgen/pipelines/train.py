@@ -29,7 +29,7 @@ from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.encode import encode_split, read_codes, require_same_codes
-from oasisgen.training.features import Questions, train_features
+from oasisgen.training.features import PretextHeads, train_features
 from oasisgen.training.launch import complete
 from oasisgen.training.masked import train_masked
 from oasisgen.training.vqvae import train_vqvae
@@ -85,8 +85,8 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
 
     state = complete("features", train_features, config, {"train": train_slices}, held.proof)
     histories["features"] = state["history"]
-    questions = Questions()
-    questions.load_state_dict(state["model"])
+    heads = PretextHeads()
+    heads.load_state_dict(state["model"])
     del train_slices, inputs  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
     digest = encode_split(data, "train", load_vqvae, codes_uri, actors_of(config), held.write)
@@ -114,7 +114,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     held.renew()
     with suppress(FileNotFoundError):
         storage.remove(storage.join(config.out, "report", "index.html"))  # of a bundle before: the run is not finished
-    metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, questions.network, metrics, held.write)
+    metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, heads.network, metrics, held.write)
 
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)

@@ -28,7 +28,7 @@ BATCH = 32
 MOST = 2048  # slices of a batch that are measured; more would change little and cost much
 
 
-class Describer:
+class FeatureExtractor:
     """A Ray actor that turns batches of `data` (B, 256, 256) uint8 into `features` (B, F)."""
 
     def __init__(self, load: Callable[[], nn.Module]) -> None:
@@ -47,7 +47,7 @@ class Describer:
 def describe(load: Callable[[], nn.Module], images: np.ndarray, actors: cluster.Actors) -> torch.Tensor:
     """(N, 256, 256) uint8 -> features (N, F), with the network that `load` reads. Needs a connected Ray."""
     described = ray.data.from_numpy(list(chunks(images, BATCH))).map_batches(
-        Describer, fn_constructor_args=(load,), batch_size=BATCH, **cluster.pool(actors)
+        FeatureExtractor, fn_constructor_args=(load,), batch_size=BATCH, **cluster.pool(actors)
     )
     return torch.cat([torch.from_numpy(batch["features"].copy()) for batch in described.iter_batches(batch_size=None)])
 

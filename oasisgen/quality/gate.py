@@ -47,7 +47,7 @@ def limits(floor: pa.Table, reject: Reject) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Refuser:
+class QualityFilter:
     """Says in `refused` why each slice of a batch of columns may not be kept; empty where it may."""
 
     least: dict[str, float]

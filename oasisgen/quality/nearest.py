@@ -205,7 +205,7 @@ def _references(train: Stored, held_out: Stored) -> RealSlices:
 
 
 @dataclass(frozen=True)
-class Comparer:
+class ReferenceComparer:
     """Compares batches of slices. Adds the fields of `Comparison` and keeps the other columns."""
 
     train: Stored

@@ -10,7 +10,7 @@ import ray.data
 from oasisgen import cluster
 from oasisgen.data.feed import Feed, Stored
 from oasisgen.progress import Progress
-from oasisgen.quality.nearest import Comparer
+from oasisgen.quality.nearest import ReferenceComparer
 
 COMPARED_AT_ONCE = 16
 
@@ -35,7 +35,7 @@ def compare_slices(
     }
     rows = [{"id": i, **{name: column[i] for name, column in columns.items()}} for i in range(len(slices.levels))]
     compared = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // COMPARED_AT_ONCE)).map_batches(
-        Comparer(train, held_out, base_seed), batch_size=COMPARED_AT_ONCE, **cluster.tasks()
+        ReferenceComparer(train, held_out, base_seed), batch_size=COMPARED_AT_ONCE, **cluster.tasks()
     )
     tables = []
     for batch in compared.select_columns(["level", *PER_SLICE]).iter_batches(

@@ -33,7 +33,7 @@ DAMAGED = (EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.B
 class Saved:
     """A checkpoint in storage. Of two, the greater one is the newer: no clock is asked."""
 
-    undone: int  # epochs; each time the steps go back
+    rollbacks: int  # epochs; each time the steps go back
     step: int
     uri: str
     sha256: str = ""  # of its state; checkpoints that oasisgen 0.1.0 wrote at first have none
@@ -112,8 +112,8 @@ def _find(uri: str) -> Iterator[Saved]:
 def _marked(uri: str) -> Saved:
     """The checkpoint in a folder, as its mark says. Raises InvalidFile where that is damaged."""
     match storage.read_json(storage.join(uri, MARK)):
-        case {"undone": int(undone), "step": int(step), "sha256": str(sha256)} if sha256:
-            return Saved(undone, step, uri, sha256)
+        case {"undone": int(rollbacks), "step": int(step), "sha256": str(sha256)} if sha256:
+            return Saved(rollbacks, step, uri, sha256)
     raise InvalidFile(f"{uri}/{MARK} is damaged")
 
 

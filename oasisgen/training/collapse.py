@@ -27,7 +27,7 @@ def labelled(maps: Feed, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 
 @torch.no_grad()
-def painted_maps(prior: Prior, seed: int, worker: Worker) -> torch.Tensor:
+def generated_maps(prior: Prior, seed: int, worker: Worker) -> torch.Tensor:
     """Two maps of each level, always from the same noise: (2, 32, 64, 64)."""
     prior.eval()
     levels = torch.arange(2 * LEVELS) % LEVELS  # (64,)
@@ -43,7 +43,7 @@ def real_maps(maps: Feed) -> torch.Tensor:
     return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1).astype("int64"))
 
 
-def use_of_codes(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
+def map_diversity(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
     """Of pairs of maps (2, N, 64, 64): codes in use, their perplexity, and in which share of places a pair differs."""
     counts = torch.bincount(pairs.flatten(), minlength=codebook_size)
     return {
@@ -53,7 +53,7 @@ def use_of_codes(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
     }
 
 
-def lacking(usage: dict[str, Any], real: dict[str, Any], least: float) -> str:
+def collapsed(usage: dict[str, Any], real: dict[str, Any], least: float) -> str:
     """In words, what painted maps have less of than the share `least` of what real ones have; empty where nothing."""
     for name in ("perplexity", "variety"):
         if usage[name] < least * real[name]:

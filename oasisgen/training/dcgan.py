@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from oasisgen.config.train import DCGANConfig, TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
-from oasisgen.models.codes import make_palette
+from oasisgen.models.codes import make_embedding
 from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen
 from oasisgen.training.averaging import average
-from oasisgen.training.collapse import all_maps, labelled, lacking, painted_maps, real_maps, use_of_codes
-from oasisgen.training.stage import Course, Pace, Timer
-from oasisgen.training.worker import Driver, Worker, raw
+from oasisgen.training.collapse import all_maps, collapsed, generated_maps, labelled, map_diversity, real_maps
+from oasisgen.training.stage import Pace, StageState, Timer
+from oasisgen.training.worker import Driver, Worker, unwrap
 
 LOSSES = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")  # of a step
 Networks = tuple[torch.nn.Module, torch.nn.Module]  # the generator of a DCGAN, and its discriminator; or both in DDP
@@ -32,60 +32,60 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driv
     maps = codes.load()
     steps = steps_per_epoch(len(maps), c.batch_size)
 
-    gan = untrained(config, maps, codebook).to(worker.device)
+    gan = initial_dcgan(config, maps, codebook).to(worker.device)
     worker.broadcast(*gan.buffers())
     averaged = copy.deepcopy(gan).requires_grad_(False)
     networks = generator, discriminator = (
         ray.train.torch.prepare_model(gan.generator.to(memory_format=torch.channels_last)),
-        ray.train.torch.prepare_model(Discriminator(c, gan.palette.channels).to(memory_format=torch.channels_last)),
+        ray.train.torch.prepare_model(Discriminator(c, gan.embedding.channels).to(memory_format=torch.channels_last)),
     )
     optimizers = both_adams(c, networks)
     parts = {
         "averaged": averaged,
-        "painter": gan,  # with palette and template
-        "discriminator": raw(discriminator),
+        "gan": gan,  # with its embedding and PCA prior
+        "discriminator": unwrap(discriminator),
         "generator_optimizer": optimizers[0],
         "discriminator_optimizer": optimizers[1],
     }
-    course = Course(worker, config, "dcgan", parts, LOSSES)
-    real_use = use_of_codes(real_maps(maps), len(codebook))
-    pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = Timer(worker, config.checkpoint_seconds, course.step)
+    state = StageState(worker, config, "dcgan", parts, LOSSES)
+    real_use = map_diversity(real_maps(maps), len(codebook))
+    pace = Pace(c.epochs * steps, c.batch_size, state.step)
+    timer = Timer(worker, config.checkpoint_seconds, state.step)
 
-    while (epoch := len(course.past)) < c.epochs:
+    while (epoch := len(state.past)) < c.epochs:
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = course.rate * c.learning_rate
+            optimizer.param_groups[0]["lr"] = state.rate * c.learning_rate
         batches = epoch_batches(
-            len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
+            len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=state.step % steps
         )
         for codes_of, levels, _ in worker.ahead(labelled(maps, numbers) for numbers, _ in batches):
             share = worker.share(len(levels), c.batch_size)
-            random = worker.random((config.seed << 20) + course.step * worker.world + worker.rank)
-            real = gan.palette.paint(codes_of)  # (B, C, 64, 64)
+            random = worker.random((config.seed << 20) + state.step * worker.world + worker.rank)
+            real = gan.embedding.embed(codes_of)  # (B, C, 64, 64)
             with worker.autocast():
-                losses = adversarial_step(gan, networks, optimizers, real, levels, course.step, random, share)
-            course.add(*losses, share=share)
-            average(averaged.generator, raw(generator), c.generator_decay, course.step)
+                losses = adversarial_step(gan, networks, optimizers, real, levels, state.step, random, share)
+            state.add(*losses, share=share)
+            average(averaged.generator, unwrap(generator), c.weight_ema_decay, state.step)
             worker.say(
                 lambda: (
                     f"epoch {epoch + 1}/{c.epochs}, generator {losses[0].item():.3f}, "
-                    f"discriminator {losses[1].item():.3f}, {pace.describe(course.step)}"
+                    f"discriminator {losses[1].item():.3f}, {pace.describe(state.step)}"
                 )
             )
-            if course.step % steps and timer.due(course.step):
-                course.save()
+            if state.step % steps and timer.due(state.step):
+                state.save()
 
-        if not (means := course.means(steps)):
+        if not (means := state.means(steps)):
             continue
-        usage = use_of_codes(painted_maps(averaged, config.seed, worker), len(codebook))
-        if course.goes_back(lacking(usage, real_use, c.least_variety)):
+        usage = map_diversity(generated_maps(averaged, config.seed, worker), len(codebook))
+        if state.rolls_back(collapsed(usage, real_use, c.collapse_threshold)):
             continue
-        course.end_epoch({**means, **usage, "slices_per_s": round(pace.rate(course.step), 1)})
+        state.end_epoch({**means, **usage, "slices_per_s": round(pace.rate(state.step), 1)})
         worker.say(
             lambda: (
                 f"epoch {epoch + 1}/{c.epochs}, generator {means['generator_loss']:.3f}, "
                 f"discriminator {means['discriminator_loss']:.3f}, {usage['codes_in_use']} codes, "
-                f"{pace.describe(course.step)}"
+                f"{pace.describe(state.step)}"
             ),
             always=True,
         )
@@ -109,32 +109,32 @@ def adversarial_step(
 ) -> tuple[torch.Tensor, ...]:
     """Move the discriminator, then the generator, once each; returns `LOSSES`, each ().
 
-    `optimizers` are those of the `networks`. `real` (B, C, 64, 64) is painted, of levels (B,); `step` counts from 0;
+    `optimizers` are those of the `networks`. `real` (B, C, 64, 64) are embedded maps of levels (B,); `step` counts from 0;
     the losses' gradients weigh `share` (see `Worker.share`).
     """
     c = gan.config
     generator, discriminator = networks
     generator_optimizer, discriminator_optimizer = optimizers
     z = torch.randn(len(real), c.latent_dim, generator=random, device=real.device)  # (B, Z)
-    colours = gan.on_template(generator(z, levels), z, levels)  # (B, C, 64, 64)
-    painted = gan.palette.snap(colours).image  # (B, C, 64, 64)
-    penalised = c.gradient_penalty > 0 and step % PENALTY_EVERY == 0
+    unquantized = gan.on_pca_prior(generator(z, levels), z, levels)  # (B, C, 64, 64)
+    fake = gan.embedding.quantize(unquantized).image  # (B, C, 64, 64)
+    penalised = c.r1_weight > 0 and step % PENALTY_EVERY == 0
     seen = as_seen(real, c, random).requires_grad_(penalised)
     real_logit = discriminator(seen, levels)
-    fake_logit = discriminator(as_seen(painted.detach(), c, random), levels)
+    fake_logit = discriminator(as_seen(fake.detach(), c, random), levels)
     discriminator_loss = adversarial_loss(c.loss, real_logit, fake_logit)
-    penalty = gradient_penalty(real_logit, seen) * (c.gradient_penalty * PENALTY_EVERY) if penalised else 0.0
+    penalty = r1_penalty(real_logit, seen) * (c.r1_weight * PENALTY_EVERY) if penalised else 0.0
     discriminator_optimizer.zero_grad(set_to_none=True)
     ((discriminator_loss + penalty) * share).backward()
     discriminator_optimizer.step()
 
-    raw(discriminator).requires_grad_(False)
-    logit = raw(discriminator)(as_seen(painted, c, random), levels)
+    unwrap(discriminator).requires_grad_(False)
+    logit = unwrap(discriminator)(as_seen(fake, c, random), levels)
     generator_loss = -logit.mean() if c.loss == "hinge" else F.softplus(-logit).mean()
     generator_optimizer.zero_grad(set_to_none=True)
-    ((generator_loss + c.commitment * F.mse_loss(colours, painted.detach())) * share).backward()
+    ((generator_loss + c.commitment * F.mse_loss(unquantized, fake.detach())) * share).backward()
     generator_optimizer.step()
-    raw(discriminator).requires_grad_(True)
+    unwrap(discriminator).requires_grad_(True)
     return generator_loss, discriminator_loss, real_logit.mean(), fake_logit.mean()
 
 
@@ -145,17 +145,17 @@ def adversarial_loss(kind: str, real_logit: torch.Tensor, fake_logit: torch.Tens
     return F.softplus(-real_logit).mean() + F.softplus(fake_logit).mean()
 
 
-def gradient_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+def r1_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """R1: half the mean squared norm of the logits' (B,) gradient at the images (B, C, 64, 64) they came from."""
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return 0.5 * gradient.pow(2).sum((1, 2, 3)).mean()
 
 
-def untrained(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> DCGAN:
-    """A DCGAN whose palette and template are those of the training split, its generator untrained."""
+def initial_dcgan(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> DCGAN:
+    """A DCGAN with the embedding and PCA prior of the training split, its generator untrained."""
     codes, levels = all_maps(maps)
     usage = torch.bincount(codes.flatten(), minlength=len(codebook))
-    gan = DCGAN(config.dcgan, make_palette(config.dcgan, codebook, usage))
-    if gan.template:
-        gan.template.measure(codes, levels, gan.palette)
+    gan = DCGAN(config.dcgan, make_embedding(config.dcgan, codebook, usage))
+    if gan.pca_prior:
+        gan.pca_prior.fit(codes, levels, gan.embedding)
     return gan

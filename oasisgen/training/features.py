@@ -13,8 +13,8 @@ from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Stored, epoch_batches, steps_per_epoch
 from oasisgen.data.pixels import to_unit
 from oasisgen.models.features import FeatureNetwork
-from oasisgen.training.stage import Course, Pace, Timer
-from oasisgen.training.worker import Driver, Worker, raw
+from oasisgen.training.stage import Pace, StageState, Timer
+from oasisgen.training.worker import Driver, Worker, unwrap
 
 GRID = 8  # regions, both ways, of which anatomy and texture are asked
 TISSUES = (0.15, 0.35, 0.6, 0.85)  # grey values between background, fluid, grey and white matter, and fat; of 1
@@ -23,7 +23,7 @@ WEIGHTS = (0.3, 1.0, 10.0)  # of the answers to level, damage, anatomy: they mak
 BLUR, NOISE, CONTRAST = 2.0, 0.08, 0.4  # the strongest damage: pixels, of the grey range, as a power
 
 
-class Seen(NamedTuple):
+class Augmented(NamedTuple):
     """A batch as the network gets it, and what it is asked."""
 
     x: torch.Tensor  # (B, 1, 256, 256) in [-1, 1]: shifted, and damaged in half of the cases
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
     anatomy: torch.Tensor  # (B, 6, 8, 8): shares of tissue, and local contrast, of each region of the whole slice
 
 
-class Questions(nn.Module):
+class PretextHeads(nn.Module):
     """The feature network with linear answers to what it must know: level, damage, anatomy."""
 
     def __init__(self) -> None:
@@ -53,50 +53,50 @@ def train_features(config: TrainConfig, train: Stored, driver: Driver | None) ->
     worker = Worker.start(config.seed, driver)
     slices = train.load()
     steps = steps_per_epoch(len(slices), c.batch_size)
-    model = ray.train.torch.prepare_model(Questions().to(memory_format=torch.channels_last))
+    model = ray.train.torch.prepare_model(PretextHeads().to(memory_format=torch.channels_last))
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     weights = torch.tensor(WEIGHTS, device=worker.device)
-    parts = {"model": raw(model), "optimizer": optimizer}
-    course = Course(worker, config, "features", parts, ("level_loss", "damage_loss", "anatomy_loss"))
-    pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = Timer(worker, config.checkpoint_seconds, course.step)
+    parts = {"model": unwrap(model), "optimizer": optimizer}
+    state = StageState(worker, config, "features", parts, ("level_loss", "damage_loss", "anatomy_loss"))
+    pace = Pace(c.epochs * steps, c.batch_size, state.step)
+    timer = Timer(worker, config.checkpoint_seconds, state.step)
 
-    while (epoch := len(course.past)) < c.epochs:
+    while (epoch := len(state.past)) < c.epochs:
         batches = epoch_batches(
-            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
+            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=state.step % steps
         )
         for images, levels in worker.ahead(
             (slices.rows(numbers, "image"), slices.rows(numbers, "level").astype("int64")) for numbers, _ in batches
         ):
             share = worker.share(len(levels), c.batch_size)
-            random = worker.random((config.seed << 20) + course.step * worker.world + worker.rank)
-            seen = look(images, random)
-            optimizer.param_groups[0]["lr"] = course.rate * c.learning_rate * (1.0 - course.step / (c.epochs * steps))
+            random = worker.random((config.seed << 20) + state.step * worker.world + worker.rank)
+            seen = augment(images, random)
+            optimizer.param_groups[0]["lr"] = state.rate * c.learning_rate * (1.0 - state.step / (c.epochs * steps))
             with worker.autocast():
                 level, damage, anatomy = model(seen.x)
             losses = errors(level, damage, anatomy, levels, seen)  # (3,)
             optimizer.zero_grad(set_to_none=True)
             (losses @ weights * share).backward()
             optimizer.step()
-            course.add(*losses, share=share)
-            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, {pace.describe(course.step)}")
-            if course.step % steps and timer.due(course.step):
-                course.save()
+            state.add(*losses, share=share)
+            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, {pace.describe(state.step)}")
+            if state.step % steps and timer.due(state.step):
+                state.save()
 
-        if not (means := course.means(steps)):
+        if not (means := state.means(steps)):
             continue
-        course.end_epoch(means)
+        state.end_epoch(means)
         worker.say(
             lambda: (
                 f"epoch {epoch + 1}/{c.epochs}, level {means['level_loss']:.3f}, damage {means['damage_loss']:.3f}, "
-                f"anatomy {means['anatomy_loss']:.4f}, {pace.describe(course.step)}"
+                f"anatomy {means['anatomy_loss']:.4f}, {pace.describe(state.step)}"
             ),
             always=True,
         )
 
 
 def errors(
-    level: torch.Tensor, damage: torch.Tensor, anatomy: torch.Tensor, levels: torch.Tensor, seen: Seen
+    level: torch.Tensor, damage: torch.Tensor, anatomy: torch.Tensor, levels: torch.Tensor, seen: Augmented
 ) -> torch.Tensor:
     """What is wrong with the answers about level (B, 32), damage (B, 3), anatomy (B, 6, 8, 8) -> (3,)."""
     wrong_level = F.cross_entropy(level.float(), levels)
@@ -104,7 +104,7 @@ def errors(
     return torch.stack([wrong_level, wrong_damage, F.mse_loss(anatomy.float(), seen.anatomy)])  # (3,)
 
 
-def look(images: torch.Tensor, random: torch.Generator | None) -> Seen:
+def augment(images: torch.Tensor, random: torch.Generator | None) -> Augmented:
     """(B, 256, 256) uint8 -> what the network sees of them, and what it is asked."""
     B, device = len(images), images.device
     shifts = torch.randint(-SHIFT, SHIFT + 1, (B, 2), generator=random, device=device)
@@ -119,7 +119,7 @@ def look(images: torch.Tensor, random: torch.Generator | None) -> Seen:
     x = x ** torch.exp(damage[:, 2] * CONTRAST).view(B, 1, 1, 1)
     noise = torch.randn(x.shape, generator=random, device=device)
     x = (x + noise * (damage[:, 1] * NOISE).view(B, 1, 1, 1)).clamp(0, 1)
-    return Seen(to_unit(x * 255.0), damage, anatomy_of(clean))
+    return Augmented(to_unit(x * 255.0), damage, anatomy_of(clean))
 
 
 def roll_each(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:

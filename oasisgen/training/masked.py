@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from oasisgen.config.data import CODE_SIZE
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
-from oasisgen.models.codes import VectorPalette
-from oasisgen.models.masked import PLACES, MaskedPrior
+from oasisgen.models.codes import VectorEmbedding
+from oasisgen.models.masked import POSITIONS, MaskedPrior
 from oasisgen.precision import autocast
 from oasisgen.training.averaging import average
-from oasisgen.training.collapse import all_maps, labelled, lacking, painted_maps, real_maps, use_of_codes
+from oasisgen.training.collapse import all_maps, collapsed, generated_maps, labelled, map_diversity, real_maps
 from oasisgen.training.schedule import cosine
-from oasisgen.training.stage import Course, Pace, Timer
-from oasisgen.training.worker import Driver, Worker, raw
+from oasisgen.training.stage import Pace, StageState, Timer
+from oasisgen.training.worker import Driver, Worker, unwrap
 
 
 def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driver: Driver | None) -> None:
@@ -30,59 +30,59 @@ def train_masked(config: TrainConfig, codes: Stored, codebook: torch.Tensor, dri
     maps = codes.load()
     steps = steps_per_epoch(len(maps), c.batch_size)
 
-    prior, weights = untrained(config, maps, codebook)
-    prior, weights = prior.to(worker.device), weights.to(worker.device)  # (N, P)
-    worker.broadcast(weights, *prior.buffers())
+    prior, coefficients = initial_masked_prior(config, maps, codebook)
+    prior, coefficients = prior.to(worker.device), coefficients.to(worker.device)  # (N, P)
+    worker.broadcast(coefficients, *prior.buffers())
     averaged = copy.deepcopy(prior).requires_grad_(False)
-    guesser = ray.train.torch.prepare_model(prior.guesser.to(memory_format=torch.channels_last))
-    optimizer = torch.optim.Adam(guesser.parameters(), lr=c.learning_rate, betas=(0.9, 0.98), fused=True)
+    predictor = ray.train.torch.prepare_model(prior.predictor.to(memory_format=torch.channels_last))
+    optimizer = torch.optim.Adam(predictor.parameters(), lr=c.learning_rate, betas=(0.9, 0.98), fused=True)
     parts = {"averaged": averaged, "prior": prior, "optimizer": optimizer}
-    course = Course(worker, config, "masked", parts, ("loss",))
-    real_use = use_of_codes(real_maps(maps), len(codebook))
-    pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = Timer(worker, config.checkpoint_seconds, course.step)
+    state = StageState(worker, config, "masked", parts, ("loss",))
+    real_use = map_diversity(real_maps(maps), len(codebook))
+    pace = Pace(c.epochs * steps, c.batch_size, state.step)
+    timer = Timer(worker, config.checkpoint_seconds, state.step)
 
-    while (epoch := len(course.past)) < c.epochs:
+    while (epoch := len(state.past)) < c.epochs:
         batches = epoch_batches(
-            len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
+            len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=state.step % steps
         )
         for real, levels, rows in worker.ahead(labelled(maps, numbers) for numbers, _ in batches):
             share = worker.share(len(levels), c.batch_size)
-            random = worker.random((config.seed << 20) + course.step * worker.world + worker.rank)
-            sketch = prior.sketch(weights[rows], levels)  # (B, D, 64, 64)
+            random = worker.random((config.seed << 20) + state.step * worker.world + worker.rank)
+            low_rank = prior.low_rank_sample(coefficients[rows], levels)  # (B, D, 64, 64)
             for group in optimizer.param_groups:
-                group["lr"] = course.rate * cosine(c.learning_rate, course.step, c.epochs * steps)
-            loss = loss_of(guesser, prior, real, sketch, levels, random)
+                group["lr"] = state.rate * cosine(c.learning_rate, state.step, c.epochs * steps)
+            loss = loss_of(predictor, prior, real, low_rank, levels, random)
             optimizer.zero_grad(set_to_none=True)
             (loss * share).backward()
-            torch.nn.utils.clip_grad_norm_(guesser.parameters(), c.gradient_norm)
+            torch.nn.utils.clip_grad_norm_(predictor.parameters(), c.max_grad_norm)
             optimizer.step()
-            course.add(loss, share=share)
-            average(averaged.guesser, raw(guesser), c.average_decay, course.step)
-            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(course.step)}")
-            if course.step % steps and timer.due(course.step):
-                course.save()
+            state.add(loss, share=share)
+            average(averaged.predictor, unwrap(predictor), c.weight_ema_decay, state.step)
+            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(state.step)}")
+            if state.step % steps and timer.due(state.step):
+                state.save()
 
-        if not (means := course.means(steps)):
+        if not (means := state.means(steps)):
             continue
-        usage = use_of_codes(painted_maps(averaged, config.seed, worker), len(codebook))
-        if course.goes_back(lacking(usage, real_use, c.least_variety)):
+        usage = map_diversity(generated_maps(averaged, config.seed, worker), len(codebook))
+        if state.rolls_back(collapsed(usage, real_use, c.collapse_threshold)):
             continue
-        course.end_epoch({**means, **usage, "slices_per_s": round(pace.rate(course.step), 1)})
+        state.end_epoch({**means, **usage, "slices_per_s": round(pace.rate(state.step), 1)})
         worker.say(
             lambda: (
                 f"epoch {epoch + 1}/{c.epochs}, loss {means['loss']:.4f}, {usage['codes_in_use']} codes, "
-                f"{pace.describe(course.step)}"
+                f"{pace.describe(state.step)}"
             ),
             always=True,
         )
 
 
 def loss_of(
-    guesser: torch.nn.Module,
+    predictor: torch.nn.Module,
     prior: MaskedPrior,
     real: torch.Tensor,
-    sketch: torch.Tensor,
+    low_rank: torch.Tensor,
     levels: torch.Tensor,
     random: torch.Generator | None,
 ) -> torch.Tensor:
@@ -90,10 +90,10 @@ def loss_of(
 
     `guesser` is the prior's, inside DDP or not; `sketch` (B, D, 64, 64).
     """
-    masked, places = mask(real, prior.config.places, random)
+    masked, positions = mask(real, prior.config.positions, random)
     with autocast(real.device):
-        logits = guesser(prior.palette.paint(real), masked, sketch, levels, places)  # (B, N, K)
-    wanted = real.flatten(1).gather(1, places)  # (B, N)
+        logits = predictor(prior.embedding.embed(real), masked, low_rank, levels, positions)  # (B, N, K)
+    wanted = real.flatten(1).gather(1, positions)  # (B, N)
     return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
 
 
@@ -103,19 +103,19 @@ def mask(maps: torch.Tensor, asked: int, random: torch.Generator | None) -> tupl
     Shares of masked places are those that maps have while they are filled in.
     """
     count, device = len(maps), maps.device
-    order = torch.rand(count, PLACES, generator=random, device=device).argsort(1)  # (B, 4096)
+    order = torch.rand(count, POSITIONS, generator=random, device=device).argsort(1)  # (B, 4096)
     shares = torch.cos(torch.rand(count, 1, generator=random, device=device) * math.pi / 2)  # (B, 1)
-    chosen = torch.arange(PLACES, device=device) < (shares * PLACES).long().clamp(min=asked)  # (B, 4096)
+    chosen = torch.arange(POSITIONS, device=device) < (shares * POSITIONS).long().clamp(min=asked)  # (B, 4096)
     masked = torch.zeros_like(chosen).scatter_(1, order, chosen)
     return masked.view(count, 1, CODE_SIZE, CODE_SIZE), order[:, :asked]
 
 
-def untrained(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> tuple[MaskedPrior, torch.Tensor]:
-    """A prior whose template is that of the training split, and the weights (N, P) that its maps have there."""
+def initial_masked_prior(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> tuple[MaskedPrior, torch.Tensor]:
+    """A prior whose template is that of the training split, and the coefficients (N, P) that its maps have there."""
     codes, levels = all_maps(maps)
     usage = torch.bincount(codes.flatten(), minlength=len(codebook))
-    prior = MaskedPrior(config.masked, VectorPalette(codebook, usage))
+    prior = MaskedPrior(config.masked, VectorEmbedding(codebook, usage))
     with torch.no_grad():  # a good first guess is what is frequent
-        prior.guesser.head.bias.copy_(((usage + 1) / usage.sum()).log())
-        prior.guesser.head.weight.mul_(0.1)
-    return prior, prior.measure(codes, levels)
+        prior.predictor.head.bias.copy_(((usage + 1) / usage.sum()).log())
+        prior.predictor.head.weight.mul_(0.1)
+    return prior, prior.fit(codes, levels)

@@ -58,7 +58,7 @@ class Timer:
         return overdue or notice
 
 
-class Course:
+class StageState:
     """How far a stage has come: its steps, a line for each epoch that is over, and the sums of the one it is in.
 
     A new one is where the newest checkpoint left off, and so are the `parts`, networks and optimizers by name. An epoch
@@ -72,17 +72,17 @@ class Course:
         self.metrics_uri = storage.join(config.out, "metrics")
         self.past: list[dict[str, Any]] = []
         self.step = 0
-        self.undone = 0  # epochs
+        self.rollbacks = 0  # epochs
         self.sums = torch.zeros(len(losses), device=worker.device)  # added up without a host sync
         if state := self._newest(storage.join(config.out, stage)):
             self._restore(state)
         # The end of the epoch before, which is what a checkpoint of an epoch's end is itself.
-        self.good = state["good"] if state and "good" in state else copy.deepcopy(self._state())
+        self.last_good = state["good"] if state and "good" in state else copy.deepcopy(self._state())
 
     @property
     def rate(self) -> float:
         """What the learning rate is multiplied by."""
-        return 0.5**self.undone
+        return 0.5**self.rollbacks
 
     def add(self, *losses: torch.Tensor, share: float = 1.0) -> None:
         """A step was made, with these losses: means over this rank's rows, which weigh as `Worker.share` says."""
@@ -100,27 +100,27 @@ class Course:
         wrong = [
             f"the {name.replace('_', ' ')} is {value}" for name, value in means.items() if not math.isfinite(value)
         ]
-        return {} if self.goes_back(*wrong[:1]) else means
+        return {} if self.rolls_back(*wrong[:1]) else means
 
     def save(self) -> None:
         """Save in the middle of an epoch, unless it is to be undone anyway."""
         state = self._state()
         if state["sums"].isfinite().all():
-            self._report({"step": self.step}, state | {"good": self.good})
+            self._report({"step": self.step}, state | {"good": self.last_good})
 
     def end_epoch(self, metrics: dict[str, Any]) -> None:
         """Keep what is known of an epoch that went well, and save. Raises LockLost if another job holds the run."""
         self.worker.require_lock()  # the metrics may be another job's by now
-        metrics = {"epoch": len(self.past) + 1, "step": self.step, **metrics, "undone": self.undone}
+        metrics = {"epoch": len(self.past) + 1, "step": self.step, **metrics, "undone": self.rollbacks}
         self.past.append(metrics)
-        self.good = copy.deepcopy(self._state())
+        self.last_good = copy.deepcopy(self._state())
         if self.worker.rank == 0:
             history.write(self.metrics_uri, self.stage, self.past)
             shown = {"epoch": "epoch", "slices_per_s": "slices_per_second", "ssim": "ssim"}
             meters.show(self.stage, **{meter: metrics[name] for name, meter in shown.items() if name in metrics})
-        self._report(metrics, self.good)
+        self._report(metrics, self.last_good)
 
-    def goes_back(self, fault: str = "") -> bool:
+    def rolls_back(self, fault: str = "") -> bool:
         """Whether the epoch that is over is undone: if rank 0 found fault with it, which `fault` puts into words.
 
         Then all ranks are back at the end of the epoch before, which is saved. Raises Diverged if going back has not
@@ -132,15 +132,15 @@ class Course:
 
     def _undo_epoch(self, reason: str) -> None:
         where = f"stage {self.stage}, epoch {len(self.past) + 1}: {reason}"
-        if self.undone == MOST_UNDONE:
+        if self.rollbacks == MOST_UNDONE:
             raise Diverged(
-                f"{where}, after {self.undone} new starts, each at half the rate: lower it by more, "
+                f"{where}, after {self.rollbacks} new starts, each at half the rate: lower it by more, "
                 f"--{self.stage}.learning-rate"
             )
         self.worker.say(lambda: f"{where}: once more, at half the rate", always=True)
-        self.good["undone"] = self.undone + 1
-        self._restore(self.good)
-        self._report({"step": self.step}, self.good)
+        self.last_good["undone"] = self.rollbacks + 1
+        self._restore(self.last_good)
+        self._report({"step": self.step}, self.last_good)
 
     def _newest(self, uri: str) -> dict[str, Any] | None:
         """The state that all ranks go on from. Rank 0 chooses: the others may look later, or see an older listing."""
@@ -164,12 +164,12 @@ class Course:
         """Everything, the sums over all ranks (a collective)."""
         self.worker.sum(total := self.sums.clone())
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        return parts | {"history": list(self.past), "step": self.step, "undone": self.undone, "sums": total}
+        return parts | {"history": list(self.past), "step": self.step, "undone": self.rollbacks, "sums": total}
 
     def _restore(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(copy.deepcopy(state[name]))  # optimizers would go on in these very tensors
-        self.past, self.step, self.undone = list(state["history"]), state["step"], state["undone"]
+        self.past, self.step, self.rollbacks = list(state["history"]), state["step"], state["undone"]
         self.sums.copy_(state["sums"] * (self.worker.rank == 0))  # they are those of all ranks
 
 

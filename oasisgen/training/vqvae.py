@@ -18,8 +18,8 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import autocast
 from oasisgen.training.averaging import average
 from oasisgen.training.schedule import learning_rate
-from oasisgen.training.stage import Course, Pace, Timer
-from oasisgen.training.worker import Driver, Worker, raw
+from oasisgen.training.stage import Pace, StageState, Timer
+from oasisgen.training.worker import Driver, Worker, unwrap
 
 LOSSES = ("loss", "reconstruction_loss", "ssim_loss", "quantizer_loss")  # of a step
 
@@ -36,48 +36,48 @@ def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, driver: Dr
     ddp = {"broadcast_buffers": c.norm == "batch"}  # the codebook is the same on all ranks without
     model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last), parallel_strategy_kwargs=ddp)
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
-    averaged = copy.deepcopy(raw(model)).requires_grad_(False)
-    parts = {"averaged": averaged, "model": raw(model), "optimizer": optimizer}
-    course = Course(worker, config, "vqvae", parts, LOSSES)
-    pace = Pace(c.epochs * steps, c.batch_size, course.step)
-    timer = Timer(worker, config.checkpoint_seconds, course.step)
+    averaged = copy.deepcopy(unwrap(model)).requires_grad_(False)
+    parts = {"averaged": averaged, "model": unwrap(model), "optimizer": optimizer}
+    state = StageState(worker, config, "vqvae", parts, LOSSES)
+    pace = Pace(c.epochs * steps, c.batch_size, state.step)
+    timer = Timer(worker, config.checkpoint_seconds, state.step)
 
-    while (epoch := len(course.past)) < c.epochs:
+    while (epoch := len(state.past)) < c.epochs:
         model.train()
         batches = epoch_batches(
-            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=course.step % steps
+            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=state.step % steps
         )
         for (pixels,) in worker.ahead((cropped(slices, numbers, points, c.crop),) for numbers, points in batches):
             share = worker.share(len(pixels), c.batch_size)
             x = to_unit(pixels.unsqueeze(1))  # (B, 1, crop, crop)
             for group in optimizer.param_groups:
-                group["lr"] = course.rate * learning_rate(c, course.step, c.epochs * steps)
-            loss, *parts_of_loss = losses_of(model, x, scale, c, worker.random(config.seed + course.step))
+                group["lr"] = state.rate * learning_rate(c, state.step, c.epochs * steps)
+            loss, *parts_of_loss = losses_of(model, x, scale, c, worker.random(config.seed + state.step))
             optimizer.zero_grad(set_to_none=True)
             (loss * share).backward()
-            if c.gradient_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), c.gradient_norm)
+            if c.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
             optimizer.step()
-            raw(model).quantizer.step()
-            course.add(loss, *parts_of_loss, share=share)
-            average(averaged, raw(model), c.average_decay, course.step)
-            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(course.step)}")
-            if course.step % steps and timer.due(course.step):
-                course.save()
+            unwrap(model).quantizer.step()
+            state.add(loss, *parts_of_loss, share=share)
+            average(averaged, unwrap(model), c.weight_ema_decay, state.step)
+            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(state.step)}")
+            if state.step % steps and timer.due(state.step):
+                state.save()
 
-        if not (means := course.means(steps)):
+        if not (means := state.means(steps)):
             continue
         scores = score(averaged, held_out, rows, worker)
-        best = max((line["ssim"] for line in course.past), default=0.0)
-        fell = best - scores["ssim"] > c.most_fall
-        if course.goes_back(f"SSIM fell from {best:.3f} to {scores['ssim']:.3f}" if fell else ""):
+        best = max((line["ssim"] for line in state.past), default=0.0)
+        fell = best - scores["ssim"] > c.max_ssim_drop
+        if state.rolls_back(f"SSIM fell from {best:.3f} to {scores['ssim']:.3f}" if fell else ""):
             continue
-        rates = {"learning_rate": optimizer.param_groups[0]["lr"], "slices_per_s": round(pace.rate(course.step), 1)}
-        course.end_epoch({**means, **rates, **scores})
+        rates = {"learning_rate": optimizer.param_groups[0]["lr"], "slices_per_s": round(pace.rate(state.step), 1)}
+        state.end_epoch({**means, **rates, **scores})
         worker.say(
             lambda: (
                 f"epoch {epoch + 1}/{c.epochs}, loss {means['loss']:.4f}, SSIM {scores['ssim']:.4f}, "
-                f"{scores['codes_in_use']}/{c.codebook_size} codes, {pace.describe(course.step)}"
+                f"{scores['codes_in_use']}/{c.codebook_size} codes, {pace.describe(state.step)}"
             ),
             always=True,
         )

@@ -120,6 +120,6 @@ class Worker:
             self.driver.mailbox.put.remote(line())
 
 
-def raw(model: torch.nn.Module) -> Any:
+def unwrap(model: torch.nn.Module) -> Any:
     """The module itself, inside DDP or not."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model

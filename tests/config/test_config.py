@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from oasisgen.config.folder import differences
-from oasisgen.config.presets import DEMO, FULL, SEED
+from oasisgen.config.presets import BASELINE, DEMO, FULL
 from oasisgen.config.ranges import in_ranges, number_ranges
 from oasisgen.config.train import DCGANConfig, MaskedConfig, TrainConfig, VQVAEConfig
 
@@ -15,7 +15,7 @@ from oasisgen.config.train import DCGANConfig, MaskedConfig, TrainConfig, VQVAEC
         ("batch_size", 0),
         ("channels", 7),
         ("codebook_size", 1),
-        ("ema_decay", 1.0),
+        ("codebook_ema_decay", 1.0),
         ("dead_below", 0.0),
         ("crop", 130),
         ("crop", 512),
@@ -28,7 +28,7 @@ def test_an_impossible_value_is_named_with_what_is_allowed(field: str, value: fl
         VQVAEConfig(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("beta1", 1.0), ("shift", 32), ("generator_decay", 1.0)])
+@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("beta1", 1.0), ("shift", 32), ("weight_ema_decay", 1.0)])
 def test_stage_two_is_checked_too(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"dcgan\.{field} is {value}: must be "):
         DCGANConfig(**{field: value})
@@ -56,15 +56,15 @@ def test_two_workers_do_not_share_a_gpu(gpus: float, workers: int) -> None:
 
 
 def test_the_seed_preset_is_the_report_that_started_the_project() -> None:
-    v, d = SEED.vqvae, SEED.dcgan
+    v, d = BASELINE.vqvae, BASELINE.dcgan
     assert (v.channels, v.code_dim, v.codebook_size, v.residual_blocks) == (256, 256, 512, 2)
     assert (v.quantizer, v.commitment, v.norm, v.loss_scale) == ("gradient", 1.0, "batch", "none")
     assert (v.batch_size, v.epochs, v.crop, v.learning_rate, v.schedule) == (32, 20, 256, 3e-4, "constant")
-    assert (v.ssim_weight, v.gradient_norm, v.average_decay, v.most_fall) == (0.0, 0.0, 0.0, 1.0)
-    assert (d.palette, d.conditional, d.template, d.loss, d.spectral_norm) == ("index", False, False, "bce", False)
-    assert (d.components, d.commitment, d.gradient_penalty) == (0, 0.0, 0.0)
+    assert (v.ssim_weight, v.max_grad_norm, v.weight_ema_decay, v.max_ssim_drop) == (0.0, 0.0, 0.0, 1.0)
+    assert (d.embedding, d.conditional, d.pca_prior, d.loss, d.spectral_norm) == ("index", False, False, "bce", False)
+    assert (d.components, d.commitment, d.r1_weight) == (0, 0.0, 0.0)
     assert (d.latent_dim, d.batch_size, d.epochs, d.learning_rate, d.beta1) == (100, 32, 40, 2e-4, 0.5)
-    assert (d.shift, d.noise, d.generator_decay, d.least_variety) == (0, 0.0, 0.0, 0.0)
+    assert (d.shift, d.noise, d.weight_ema_decay, d.collapse_threshold) == (0, 0.0, 0.0, 0.0)
 
 
 def test_demo_is_full_made_small() -> None:

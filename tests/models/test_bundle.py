@@ -9,7 +9,7 @@ import torch
 
 from oasisgen.errors import UserError
 from oasisgen.models.bundle import read_bundle, read_features, read_vqvae
-from oasisgen.quality.batch import Describer
+from oasisgen.quality.batch import FeatureExtractor
 from oasisgen.quality.reconstruction import Reconstructor
 
 
@@ -43,7 +43,9 @@ def test_the_digest_names_the_weights(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("actor", "read"), [(Describer, read_features), (Reconstructor, read_vqvae)], ids=["features", "reconstruction"]
+    ("actor", "read"),
+    [(FeatureExtractor, read_features), (Reconstructor, read_vqvae)],
+    ids=["features", "reconstruction"],
 )
 def test_an_actor_refuses_a_bundle_that_was_replaced_since_the_job_read_it(actor: Any, read: Any, bundle: Path) -> None:
     load = partial(read, str(bundle), expected=read_bundle(str(bundle)).digest)

@@ -3,64 +3,64 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oasisgen.config.presets import FULL, SEED
+from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.config.train import DCGANConfig
-from oasisgen.models.codes import IndexPalette, Palette, Template, VectorPalette, make_palette
+from oasisgen.models.codes import CodeEmbedding, IndexEmbedding, PCAPrior, VectorEmbedding, make_embedding
 from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, shift_each
 
 SMALL = replace(FULL.dcgan, channels=4, latent_dim=6, components=3)
-SMALL_SEED = replace(SEED.dcgan, channels=4, latent_dim=6)
+SMALL_BASELINE = replace(BASELINE.dcgan, channels=4, latent_dim=6)
 CODEBOOK = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(params=["vector", "index"])
-def palette(request: pytest.FixtureRequest) -> Palette:
-    config = SMALL if request.param == "vector" else SMALL_SEED
-    return make_palette(config, CODEBOOK, torch.arange(32) + 1)
+def embedding(request: pytest.FixtureRequest) -> CodeEmbedding:
+    config = SMALL if request.param == "vector" else SMALL_BASELINE
+    return make_embedding(config, CODEBOOK, torch.arange(32) + 1)
 
 
-def test_painting_and_snapping_undo_each_other(palette: Palette) -> None:
+def test_painting_and_snapping_undo_each_other(embedding: CodeEmbedding) -> None:
     codes = torch.randint(0, 32, (2, 64, 64), generator=torch.Generator().manual_seed(1))
-    image = palette.paint(codes)
-    raw = image if isinstance(palette, VectorPalette) else torch.atanh(image.clamp(-0.9999, 0.9999))
-    assert torch.equal(palette.snap(raw).codes, codes)
+    image = embedding.embed(codes)
+    raw = image if isinstance(embedding, VectorEmbedding) else torch.atanh(image.clamp(-0.9999, 0.9999))
+    assert torch.equal(embedding.quantize(raw).codes, codes)
 
 
-def test_whatever_is_painted_is_a_valid_code_map(palette: Palette) -> None:
+def test_whatever_is_painted_is_a_valid_code_map(embedding: CodeEmbedding) -> None:
     for scale in (0.01, 1.0, 100.0):
-        raw = torch.randn(2, palette.channels, 64, 64, generator=torch.Generator().manual_seed(2)) * scale
-        codes = palette.snap(raw).codes
+        raw = torch.randn(2, embedding.channels, 64, 64, generator=torch.Generator().manual_seed(2)) * scale
+        codes = embedding.quantize(raw).codes
         assert codes.dtype == torch.int64
         assert 0 <= int(codes.min()) <= int(codes.max()) < 32
 
 
 def test_colours_are_standardised_by_how_often_codes_occur() -> None:
     usage = torch.arange(32) + 1
-    palette = VectorPalette(CODEBOOK, usage)
-    sample = palette.colours.repeat_interleave(usage, 0)
+    embedding = VectorEmbedding(CODEBOOK, usage)
+    sample = embedding.colours.repeat_interleave(usage, 0)
     assert torch.allclose(sample.mean(0), torch.zeros(4), atol=1e-5)
     assert torch.allclose(sample.std(0, correction=0), torch.ones(4), atol=1e-5)
 
 
 def test_the_discriminator_sees_codes_and_the_generator_feels_it() -> None:
-    palette = VectorPalette(CODEBOOK, torch.ones(32))
+    embedding = VectorEmbedding(CODEBOOK, torch.ones(32))
     raw = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    image = palette.snap(raw).image
-    assert torch.allclose(image, palette.paint(palette.snap(raw).codes), atol=1e-6)
+    image = embedding.quantize(raw).image
+    assert torch.allclose(image, embedding.embed(embedding.quantize(raw).codes), atol=1e-6)
     image.sum().backward()
     assert torch.equal(raw.grad, torch.ones_like(raw))  # type: ignore[arg-type]
 
 
 def test_the_seed_paints_grey_values() -> None:
-    palette = IndexPalette(512)
-    assert palette.paint(torch.tensor([[[0, 511]]])).flatten().tolist() == [-1.0, 1.0]
+    embedding = IndexEmbedding(512)
+    assert embedding.embed(torch.tensor([[[0, 511]]])).flatten().tolist() == [-1.0, 1.0]
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_SEED], ids=["full", "seed"])
+@pytest.mark.parametrize("config", [SMALL, SMALL_BASELINE], ids=["full", "seed"])
 def test_both_networks_fit_together(config: DCGANConfig) -> None:
     torch.manual_seed(0)
-    gan = DCGAN(config, make_palette(config, CODEBOOK, torch.ones(32)))
-    judge = Discriminator(config, gan.palette.channels)
+    gan = DCGAN(config, make_embedding(config, CODEBOOK, torch.ones(32)))
+    judge = Discriminator(config, gan.embedding.channels)
     z, levels = torch.randn(3, 6), torch.tensor([0, 15, 31])
     painted = gan(z, levels)
     judge(painted.image, levels).sum().backward()
@@ -84,38 +84,38 @@ def test_the_discriminator_sees_noise_and_the_seeds_does_not() -> None:
     images = torch.zeros(2, 4, 64, 64)
     seen = as_seen(images, replace(SMALL, shift=0, noise=0.5), torch.Generator().manual_seed(0))
     assert float(seen.std()) == pytest.approx(0.5, rel=0.05)
-    assert torch.equal(as_seen(images, SMALL_SEED, torch.Generator()), images)
+    assert torch.equal(as_seen(images, SMALL_BASELINE, torch.Generator()), images)
 
 
 def test_the_template_is_the_mean_and_spread_of_each_levels_maps() -> None:
-    palette = VectorPalette(CODEBOOK, torch.ones(32))
+    embedding = VectorEmbedding(CODEBOOK, torch.ones(32))
     generator = torch.Generator().manual_seed(4)
     levels = torch.arange(600) % 31  # no map of level 31
     codes = torch.randint(0, 32, (600, 64, 64), generator=generator)
     codes[:, 0, 0] = 7  # a corner where no map differs from another
-    template = Template(4, 3)
-    template.measure(codes, levels, palette)
-    mine = palette.paint(codes[levels == 5])
-    assert torch.allclose(template.mean[5], mine.mean(0), atol=1e-5)
-    assert torch.allclose(template.spread[5, :, 1:], mine.std(0, correction=0)[:, 1:], atol=1e-3)
-    assert torch.allclose(template.mean[31], palette.paint(codes).mean(0), atol=1e-4)
+    pca_prior = PCAPrior(4, 3)
+    pca_prior.measure(codes, levels, embedding)
+    mine = embedding.embed(codes[levels == 5])
+    assert torch.allclose(pca_prior.mean[5], mine.mean(0), atol=1e-5)
+    assert torch.allclose(pca_prior.spread[5, :, 1:], mine.std(0, correction=0)[:, 1:], atol=1e-3)
+    assert torch.allclose(pca_prior.mean[31], embedding.embed(codes).mean(0), atol=1e-4)
     raw, z = torch.randn(2, 4, 64, 64, generator=generator) * 9, torch.randn(2, 6, generator=generator)
-    painted = palette.snap(template(raw, z, torch.tensor([0, 31]))).codes
+    painted = embedding.quantize(pca_prior(raw, z, torch.tensor([0, 31]))).codes
     assert painted[:, 0, 0].tolist() == [7, 7]
 
 
 def test_components_alone_make_maps_that_vary_as_the_training_maps_do() -> None:
     """Maps of two independent causes: two components must give back the deviation of each place."""
-    palette = VectorPalette(CODEBOOK, torch.ones(32))
+    embedding = VectorEmbedding(CODEBOOK, torch.ones(32))
     causes = torch.randint(0, 2, (400, 2), generator=torch.Generator().manual_seed(5))
     codes = torch.zeros(400, 64, 64, dtype=torch.int64)
     codes[:, :32] += causes[:, :1, None]
     codes[:, 32:] += 3 * causes[:, 1:, None]
     levels = torch.zeros(400, dtype=torch.int64)
-    template = Template(4, 2)
-    template.measure(codes, levels, palette)
+    pca_prior = PCAPrior(4, 2)
+    pca_prior.measure(codes, levels, embedding)
     z = torch.randn(3000, 2, generator=torch.Generator().manual_seed(6))
-    maps = template(torch.zeros(1, 4, 64, 64), z, torch.zeros(3000, dtype=torch.int64))
-    assert torch.allclose(maps.std(0), palette.paint(codes).std(0), rtol=0.1, atol=0.05)
+    maps = pca_prior(torch.zeros(1, 4, 64, 64), z, torch.zeros(3000, dtype=torch.int64))
+    assert torch.allclose(maps.std(0), embedding.embed(codes).std(0), rtol=0.1, atol=0.05)
     halves = maps[:, 0, 0, 0], maps[:, 0, 63, 63]
     assert abs(float(torch.corrcoef(torch.stack(halves))[0, 1])) < 0.25

@@ -10,7 +10,7 @@ from torchvision.models import inception_v3
 
 from oasisgen.errors import UserError
 from oasisgen.models.inception import Inception, digest, read_inception
-from oasisgen.quality.batch import Describer
+from oasisgen.quality.batch import FeatureExtractor
 from tests.conftest import one_line, run_job
 
 
@@ -51,10 +51,10 @@ def test_weights_that_were_replaced_since_the_job_read_them_are_refused(weights:
     mine = tmp_path / "weights.pth"
     torch.save(state, mine)
     load = partial(read_inception, str(mine), expected=digest(str(mine)))
-    Describer(load)
+    FeatureExtractor(load)
     torch.save(state | {"fc.bias": state["fc.bias"] + 1}, mine)
     with pytest.raises(UserError, match=r"^weights .*weights\.pth were replaced while the job ran: put the old .*$"):
-        Describer(load)
+        FeatureExtractor(load)
 
 
 @pytest.mark.slow

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from oasisgen.config.presets import FULL
-from oasisgen.models.codes import VectorPalette
-from oasisgen.models.masked import PLACES, MaskedPrior, still_masked
+from oasisgen.models.codes import VectorEmbedding
+from oasisgen.models.masked import POSITIONS, MaskedPrior, still_masked
 from oasisgen.training.masked import mask
 
-SMALL = replace(FULL.masked, channels=4, components=3, rounds=3)
+SMALL = replace(FULL.masked, channels=4, components=3, decoding_steps=3)
 K = 32
 
 
 @pytest.fixture
 def prior() -> MaskedPrior:
     torch.manual_seed(0)
-    return MaskedPrior(SMALL, VectorPalette(torch.randn(K, 4), torch.ones(K))).eval()
+    return MaskedPrior(SMALL, VectorEmbedding(torch.randn(K, 4), torch.ones(K))).eval()
 
 
 def noise(prior: MaskedPrior, count: int) -> torch.Tensor:
@@ -27,7 +27,7 @@ def test_every_map_is_a_valid_one_and_a_function_of_its_own_noise(prior: MaskedP
     codes, image = (getattr(prior(z, levels), name) for name in ("codes", "image"))
     assert codes.shape == (4, 64, 64)
     assert 0 <= int(codes.min()) < int(codes.max()) < K
-    assert torch.equal(image, prior.palette.paint(codes))
+    assert torch.equal(image, prior.embedding.embed(codes))
     other = z.clone()
     other[[0, 1, 3]] = 0.0
     alone = prior(other, levels).codes
@@ -40,8 +40,8 @@ def test_codes_are_drawn_as_often_as_the_guesser_expects_them(prior: MaskedPrior
     """At temperature 1; below it the frequent ones more often."""
     prior.config = replace(SMALL, temperature=temperature)
     logits = torch.linspace(-3, 1, K)
-    torch.nn.init.zeros_(prior.guesser.head.weight)
-    prior.guesser.head.bias.data.copy_(logits)
+    torch.nn.init.zeros_(prior.predictor.head.weight)
+    prior.predictor.head.bias.data.copy_(logits)
     codes = prior(noise(prior, 4), torch.zeros(4, dtype=torch.int64)).codes
     shares, expected = (
         torch.bincount(codes.flatten(), minlength=K) / codes.numel(),
@@ -52,44 +52,44 @@ def test_codes_are_drawn_as_often_as_the_guesser_expects_them(prior: MaskedPrior
 
 def test_a_guess_sees_what_is_not_masked_and_nothing_else(prior: MaskedPrior) -> None:
     torch.manual_seed(2)
-    image, sketch, levels = torch.randn(1, 4, 64, 64), torch.zeros(1, 4, 64, 64), torch.tensor([3])
+    image, low_rank, levels = torch.randn(1, 4, 64, 64), torch.zeros(1, 4, 64, 64), torch.tensor([3])
     masked = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     masked[:, :, :32] = True
-    places = torch.arange(PLACES)[None]
-    before = prior.guesser(image, masked, sketch, levels, places)
+    positions = torch.arange(POSITIONS)[None]
+    before = prior.predictor(image, masked, low_rank, levels, positions)
     hidden, seen = image.clone(), image.clone()
     hidden[:, :, :32] += 1.0
     seen[:, :, 32:] += 1.0
-    assert torch.equal(prior.guesser(hidden, masked, sketch, levels, places), before)
-    assert not torch.allclose(prior.guesser(seen, masked, sketch, levels, places), before)
+    assert torch.equal(prior.predictor(hidden, masked, low_rank, levels, positions), before)
+    assert not torch.allclose(prior.predictor(seen, masked, low_rank, levels, positions), before)
 
 
 def test_rounds_fill_in_every_place_once() -> None:
     left = [still_masked(turn, 12) for turn in range(13)]
-    assert (left[0], left[-1]) == (PLACES, 0)
+    assert (left[0], left[-1]) == (POSITIONS, 0)
     assert left == sorted(left, reverse=True)
     assert left[0] - left[1] < left[-2] - left[-1]  # few while little is known
 
 
 def test_training_asks_about_masked_places_and_masks_every_share() -> None:
-    masked, places = mask(torch.zeros(64, 64, 64), 100, torch.Generator().manual_seed(0))
-    assert masked.flatten(1).gather(1, places).all()
-    assert all(len(row.unique()) == 100 for row in places)
+    masked, positions = mask(torch.zeros(64, 64, 64), 100, torch.Generator().manual_seed(0))
+    assert masked.flatten(1).gather(1, positions).all()
+    assert all(len(row.unique()) == 100 for row in positions)
     shares = masked.float().mean((1, 2, 3))
     assert shares.min() < 0.3
     assert shares.max() > 0.95
-    assert shares.min() >= 100 / PLACES
+    assert shares.min() >= 100 / POSITIONS
 
 
 def test_sketches_are_as_varied_as_the_maps_they_come_from() -> None:
     """Maps that are a mixture of two: the component between them is found, and noise spreads as its weights do."""
     random = torch.Generator().manual_seed(0)
-    palette = VectorPalette(torch.randn(K, 4, generator=random), torch.ones(K))
+    embedding = VectorEmbedding(torch.randn(K, 4, generator=random), torch.ones(K))
     two = torch.randint(0, K, (2, 64, 64), generator=random)
     rows = torch.randint(0, 2, (256,), generator=random)
-    prior = MaskedPrior(replace(SMALL, components=1), palette)
+    prior = MaskedPrior(replace(SMALL, components=1), embedding)
     weights = prior.measure(two[rows], torch.zeros(256, dtype=torch.int64))  # (N, 1)
     assert torch.allclose(
-        prior.sketch(weights, torch.zeros(256, dtype=torch.int64)), palette.paint(two[rows]), atol=0.03
+        prior.low_rank(weights, torch.zeros(256, dtype=torch.int64)), embedding.embed(two[rows]), atol=0.03
     )
-    assert float(prior.shapes[0]) == pytest.approx(float(weights.std()), rel=0.01)
+    assert float(prior.cholesky[0]) == pytest.approx(float(weights.std()), rel=0.01)

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from oasisgen.config.presets import FULL, SEED
+from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.models.vqvae import VQVAE
 
 
@@ -25,7 +25,7 @@ def test_crops_are_fine_too() -> None:
 
 
 def test_every_parameter_learns() -> None:
-    for config in (FULL.vqvae, SEED.vqvae):
+    for config in (FULL.vqvae, BASELINE.vqvae):
         torch.manual_seed(0)
         model = VQVAE(config)
         out = model(torch.rand(2, 1, 32, 32) * 2 - 1)
@@ -34,7 +34,7 @@ def test_every_parameter_learns() -> None:
 
 
 def test_the_seeds_network_is_the_reports() -> None:
-    model = VQVAE(SEED.vqvae)
+    model = VQVAE(BASELINE.vqvae)
     assert kinds(model.encoder) == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", *["ResidualBlock"] * 2, "Identity"]
     assert kinds(model.decoder) == [
         "Identity",

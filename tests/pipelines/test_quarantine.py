@@ -24,7 +24,7 @@ from oasisgen.data.pixels import to_unit
 from oasisgen.data.slices import DataSet, file_name, open_data_set
 from oasisgen.lock import acquire
 from oasisgen.models.bundle import Bundle, read_bundle, write_bundle
-from oasisgen.models.codes import make_palette
+from oasisgen.models.codes import make_embedding
 from oasisgen.models.dcgan import DCGAN
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.generate import generate
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 LEVELS = [8, 16, 24]
 COUNT = 96
-CONFIG = VQVAEConfig(channels=16, residual_channels=16, residual_blocks=1, average_decay=0.0)
+CONFIG = VQVAEConfig(channels=16, residual_channels=16, residual_blocks=1, weight_ema_decay=0.0)
 GATE = GateConfig(copies=0.05)  # one held-out slice of these few is more than a per cent
 PRIOR = DCGANConfig(channels=8, components=16)
 CASES = {"train": (100, 40), "validate": (200, 20)}  # split: base seed, cases; a case is a turn of 32 ids
@@ -70,9 +70,9 @@ def good(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     codes = torch.cat([vqvae.encode(to_unit(some)) for some in images.split(8)])
     codebook = vqvae.quantizer.codebook.detach()
     usage = torch.bincount(codes.flatten(), minlength=len(codebook))
-    prior = DCGAN(PRIOR, make_palette(PRIOR, codebook, usage))
-    assert prior.template
-    prior.template.measure(codes, levels, prior.palette)
+    prior = DCGAN(PRIOR, make_embedding(PRIOR, codebook, usage))
+    assert prior.pca_prior
+    prior.pca_prior.measure(codes, levels, prior.embedding)
     for parameter in prior.generator.ladder[-1].parameters():
         torch.nn.init.zeros_(parameter)
     out = tmp_path_factory.mktemp("good") / "model"
@@ -148,8 +148,8 @@ def test_two_nights_of_a_good_model_are_released(good: Path, painted: DataSet, t
 
 def test_a_collapsed_model_is_not(parts: Bundle, painted: DataSet, tmp_path: Path) -> None:
     prior = make(parts)
-    assert prior.template
-    prior.template.components.zero_()
+    assert prior.pca_prior
+    prior.pca_prior.components.zero_()
     model = write(tmp_path / "model", parts.vqvae, prior, parts, {"uri": "", "fingerprint": ""})
     verdict, reasons = judged(model, painted, tmp_path / "b")
     assert verdict == "quarantined"
@@ -161,8 +161,8 @@ def test_a_collapsed_model_is_not(parts: Bundle, painted: DataSet, tmp_path: Pat
 def test_a_blurred_model_is_not(parts: Bundle, painted: DataSet, tmp_path: Path) -> None:
     """Its codes are smeared before they are decoded."""
     prior = make(parts)
-    assert prior.template
-    for maps in (prior.template.mean, prior.template.components):
+    assert prior.pca_prior
+    for maps in (prior.pca_prior.mean, prior.pca_prior.components):
         maps.copy_(F.avg_pool2d(maps, 9, stride=1, padding=4, count_include_pad=False))
     model = write(tmp_path / "model", parts.vqvae, prior, parts, {"uri": "", "fingerprint": ""})
     verdict, reasons = judged(model, painted, tmp_path / "b")
@@ -206,6 +206,8 @@ def test_refused_slices_are_replaced_by_the_next_ids(good: Path, painted: DataSe
 
 def make(parts: Bundle) -> DCGAN:
     """The good prior again, to be spoiled."""
-    prior = DCGAN(PRIOR, make_palette(PRIOR, parts.vqvae.quantizer.codebook.detach(), torch.ones(CONFIG.codebook_size)))
+    prior = DCGAN(
+        PRIOR, make_embedding(PRIOR, parts.vqvae.quantizer.codebook.detach(), torch.ones(CONFIG.codebook_size))
+    )
     prior.load_state_dict(parts.prior.state_dict())
     return prior.requires_grad_(False)

@@ -11,7 +11,7 @@ from oasisgen.data.feed import Feed
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import file_name, open_data_set
 from oasisgen.quality import batch, gate
-from oasisgen.quality.nearest import Comparer
+from oasisgen.quality.nearest import ReferenceComparer
 from oasisgen.quality.reference import read_references
 from oasisgen.quality.sets import Slices, compare_slices
 from tests.conftest import png
@@ -51,7 +51,7 @@ def test_copies_are_suspected_and_refused_though_real_slices_are_degenerate(case
     assert (suspected["value"], suspected["floor"] < 0.05) == (1.0, True)
 
     batch = {"id": np.arange(len(copies.levels)), "image": copies.images, "level": copies.levels}
-    batch = Comparer(references.train, references.held_out, 0)(batch)
-    refused = gate.Refuser(gate.limits(references.floor, "copies"))(batch)["refused"]
+    batch = ReferenceComparer(references.train, references.held_out, 0)(batch)
+    refused = gate.QualityFilter(gate.limits(references.floor, "copies"))(batch)["refused"]
     assert len(refused) == 31
     assert all(reason.startswith("suspected copy") for reason in refused)

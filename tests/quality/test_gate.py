@@ -4,7 +4,7 @@ import pytest
 
 from oasisgen.config.generate import GateConfig
 from oasisgen.errors import UserError
-from oasisgen.quality.gate import Measures, Refuser, judge, limits
+from oasisgen.quality.gate import Measures, QualityFilter, judge, limits
 
 REAL = {"ssim_real": 0.66, "ms_ssim": 0.68, "fid": 8.0, "precision": 0.7, "recall": 0.9, "suspected_copies": 0.01}
 
@@ -68,13 +68,13 @@ def test_slices_that_score_below_99_of_100_real_ones_are_refused() -> None:
         "copy_ratio": np.array([0.2, 0.9, 0.9, 0.2]),
         "ssim_real": np.array([0.6, 0.6, 0.3, 0.3]),
     }
-    assert Refuser(least)(batch)["refused"].tolist() == [
+    assert QualityFilter(least)(batch)["refused"].tolist() == [
         "suspected copy: copy_ratio 0.2000 is below 0.5100",
         "",
         "unlike real slices: ssim_real 0.3000 is below 0.4040",
         "suspected copy: copy_ratio 0.2000 is below 0.5100",
     ]
-    assert Refuser({})(batch)["refused"].tolist() == [""] * 4
+    assert QualityFilter({})(batch)["refused"].tolist() == [""] * 4
 
 
 @pytest.mark.parametrize(("copies", "refuses_nothing"), [(1, False), (3, True)])

@@ -16,7 +16,7 @@ from oasisgen.lock import LockLost, acquire
 from oasisgen.training import checkpoint
 from oasisgen.training.checkpoint import best, newest
 from oasisgen.training.launch import drop_damaged_list
-from oasisgen.training.stage import Course
+from oasisgen.training.stage import StageState
 from oasisgen.training.worker import Driver, Worker
 
 
@@ -84,9 +84,9 @@ def test_a_job_that_lost_its_run_reports_nothing_for_which_ray_train_would_remov
     monkeypatch.setattr(ray.train, "report", lambda metrics, checkpoint: reported.append(metrics))
     held = acquire(place)
     worker = Worker(0, 1, torch.device("cpu"), Driver(None, held.proof))
-    course = Course(worker, replace(DEMO, out=place), "features", {}, ("loss",))
-    course.add(torch.ones(()))
-    course.save()
+    state = StageState(worker, replace(DEMO, out=place), "features", {}, ("loss",))
+    state.add(torch.ones(()))
+    state.save()
     assert reported == [{"step": 1}]  # as long as it holds the run
 
     held.release()
@@ -95,7 +95,7 @@ def test_a_job_that_lost_its_run_reports_nothing_for_which_ray_train_would_remov
         write(f"{place}/features", f"2026-11-24_0{step}", ended(*range(step)))
     storage.write_text(f"{place}/metrics/features.jsonl", "{}\n")
     before = {name: storage.read_bytes(f"{place}/{name}") for name, _ in storage.list_files(place)}
-    for saves in (course.save, lambda: course.end_epoch({"loss": 1.0})):
+    for saves in (state.save, lambda: state.end_epoch({"loss": 1.0})):
         with pytest.raises(LockLost, match="another job took the run over while this one was silent"):
             saves()
     assert reported == [{"step": 1}]

@@ -32,7 +32,7 @@ from oasisgen.training import checkpoint, history, stage
 from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.launch import complete, fit
 from oasisgen.training.vqvae import train_vqvae
-from oasisgen.training.worker import Worker, raw
+from oasisgen.training.worker import Worker, unwrap
 from tests.conftest import tiny
 
 
@@ -123,42 +123,42 @@ def go_wrong(config: Any, driver: Any, folder: str) -> None:
     worker = Worker.start(config.seed, driver)
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
-    course = stage.Course(worker, config, "wrong", {"network": network, "optimizer": optimizer}, ("loss",))
+    state = stage.StageState(worker, config, "wrong", {"network": network, "optimizer": optimizer}, ("loss",))
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
         loss = network(torch.ones(1, 2)).square().sum()
         loss.backward()
         optimizer.step()
-        course.add(loss)
+        state.add(loss)
         return network.weight.detach().clone()
 
-    if course.step == 0:
+    if state.step == 0:
         weights = []
         for ssim in (0.9, 0.8):  # the best checkpoint is not the newest
             weights.append(step())
-            assert course.means(1)["loss"] > 0
-            course.end_epoch({"ssim": ssim})
+            assert state.means(1)["loss"] > 0
+            state.end_epoch({"ssim": ssim})
         torch.save([*weights, step()], f"{folder}/weights.pt")
-        course.save()
+        state.save()
         written = Path(folder) / "wrong" / "checkpoint_manager_snapshot.json"
         while json.loads(written.read_text())["latest_checkpoint_result"]["metrics"]["step"] != 3:
             time.sleep(0.1)  # Ray Train takes note of a checkpoint a little after the report
         os._exit(1)
     _, second, third = torch.load(f"{folder}/weights.pt", weights_only=True)
-    assert (course.step, len(course.past)) == (3, 2)
+    assert (state.step, len(state.past)) == (3, 2)
     assert torch.equal(network.weight, third)
     torch.nn.init.constant_(network.weight, torch.nan)
-    course.sums.fill_(torch.nan)
-    assert course.means(1) == {}
+    state.sums.fill_(torch.nan)
+    assert state.means(1) == {}
     for rate in (0.5, 0.25):
-        assert (course.step, course.rate) == (2, rate)
+        assert (state.step, state.rate) == (2, rate)
         assert torch.equal(network.weight, second)
         assert torch.equal(step(), third)  # the optimizer's moments went back too
         if rate == 0.5:
-            assert course.goes_back("a measure fell")
-    assert course.means(1)["loss"] > 0
-    course.end_epoch({"ssim": 0.95})
+            assert state.rolls_back("a measure fell")
+    assert state.means(1)["loss"] > 0
+    state.end_epoch({"ssim": 0.95})
 
 
 def test_an_epoch_that_went_wrong_leaves_nothing_behind(data: DataSet, tmp_path: Path) -> None:
@@ -176,18 +176,18 @@ def at_odds(config: Any, driver: Any, rows: torch.Tensor, folder: str) -> None:
         storage.list_files = lambda uri: iter(())
     network = ray.train.torch.prepare_model(torch.nn.Linear(2, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    course = stage.Course(worker, config, "odds", {"network": raw(network), "optimizer": optimizer}, ("loss",))
-    assert course.step == 2
+    state = stage.StageState(worker, config, "odds", {"network": unwrap(network), "optimizer": optimizer}, ("loss",))
+    assert state.step == 2
     mine = rows[worker.rank :: worker.world]
     share = worker.share(len(mine), len(rows))
     loss = network(mine).square().mean()
     (loss * share).backward()
     optimizer.step()
-    course.add(loss, share=share)
-    learned = raw(network).weight.detach().clone()
-    mean = course.means(1)["loss"]
-    assert course.goes_back("" if worker.rank else "a measure fell")
-    torch.save([mean, learned, course.step, raw(network).weight.detach()], f"{folder}/{worker.rank}.pt")
+    state.add(loss, share=share)
+    learned = unwrap(network).weight.detach().clone()
+    mean = state.means(1)["loss"]
+    assert state.rolls_back("" if worker.rank else "a measure fell")
+    torch.save([mean, learned, state.step, unwrap(network).weight.detach()], f"{folder}/{worker.rank}.pt")
 
 
 @pytest.mark.slow
@@ -217,9 +217,9 @@ def test_rank_0_decides_for_all_and_uneven_ranks_weigh_as_much_as_they_see(data:
 def ends_early(config: Any, driver: Any) -> None:
     """One epoch, whatever the configuration says."""
     worker = Worker.start(config.seed, driver)
-    course = stage.Course(worker, config, "features", {}, ("loss",))
-    course.add(torch.ones(()))
-    course.end_epoch(course.means(1))
+    state = stage.StageState(worker, config, "features", {}, ("loss",))
+    state.add(torch.ones(()))
+    state.end_epoch(state.means(1))
 
 
 def test_a_stage_that_is_not_over_is_not_used(data: DataSet, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) ->
     random = np.random.default_rng(0)
     maps = {"codes": random.integers(0, 512, (96, 64, 64)).astype("uint16"), "level": np.arange(96) % 32}
     config = tiny(data, tmp_path)
-    blind = replace(config.dcgan, template=False, components=0, learning_rate=1e4)
+    blind = replace(config.dcgan, pca_prior=False, components=0, learning_rate=1e4)
     inputs = {"codes": Stored((ray.put(maps),)), "codebook": torch.randn(512, 4)}
     with pytest.raises(UserError, match=r"stage dcgan, epoch 1: \w+ of painted maps is .*, after 3 new starts"):
         fit("dcgan", train_dcgan, replace(config, dcgan=blind), inputs)
@@ -261,9 +261,9 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
 ) -> None:
     """In the place of the DCGAN of a finished run, whose other stages are done."""
     shape = {"components": 8, "channels": 8, "rounds": 3, "places": 256}
-    course: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
+    state: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
     config = tiny(data, tmp_path / "run")
-    config = replace(config, prior="masked", masked=replace(config.masked, **shape, **course))
+    config = replace(config, prior="masked", masked=replace(config.masked, **shape, **state))
     write_settings(config.out, asdict(config) | {"data_fingerprint": data.fingerprint})
     for name in ("vqvae", "features", "metrics", "codes"):
         shutil.copytree(trained / name, tmp_path / "run" / name)
