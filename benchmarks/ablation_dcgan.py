@@ -41,7 +41,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "BatchNorm, not spectral norm": {"spectral_norm": False},
     "cross-entropy": {"loss": "bce"},
     "no shift": {"shift": 0},
-    "no template": {"template": False, "components": 0},
+    "no PCA prior": {"pca_prior": False, "components": 0},
     "last generator": {"weight_ema_decay": 0.0},
 }
 

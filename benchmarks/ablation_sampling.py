@@ -71,7 +71,7 @@ def main() -> None:
         data = open_reference_data(bundle, None)
         train, held_out = (store(read_slices(data, split)).load() for split in ("train", "validate"))
         load = partial(read_features, bundle.uri)
-        print_head("temperature", "rounds")
+        print_head("temperature", "decoding steps")
         for number, (decoding_steps, temperature) in enumerate(
             product(arguments.decoding_steps, arguments.temperatures)
         ):

@@ -38,8 +38,8 @@ from oasisgen.training.vqvae import error_scale
 
 STEPS, WARM_UP = 40, 5
 SCORED = 64  # slices
-GOAL = 0.8462  # SSIM that the seed reports
-SOONER = 20  # times, that `full` is to reach it before the seed's model does
+GOAL = 0.8462  # SSIM that the baseline's report gives
+SOONER = 20  # times, that `full` is to reach it before the baseline does
 
 
 class OneHotQuantizer(EMAQuantizer):
@@ -146,7 +146,7 @@ def seconds_to_goal(preset: str, folder: str, most: float) -> float:
     """Seconds of training, from the first step on, until 64 held-out slices score 0.8462; infinite beyond `most`."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
-    c = {"full": FULL, "seed": BASELINE}[preset].vqvae
+    c = {"full": FULL, "baseline": BASELINE}[preset].vqvae
     images = Feed([{"image": np.load(f"{folder}/train.npy")}])
     held_out = torch.from_numpy(np.load(f"{folder}/validate.npy"))  # (64, 256, 256)
     averaged, asked = VQVAE(c).requires_grad_(False), 0.0
@@ -226,7 +226,7 @@ def main() -> None:
                 wanted = np.resize(np.arange(LEVELS), count)
                 np.save(f"{folder}/{split}.npy", chosen(stored[split].load(), wanted).images)
             some = {split: store(read_slices(data, split).limit(240 * c.batch_size)) for split in stored}
-            for size in (c.batch_size, 8 * c.batch_size):  # those have as many pixels as the seed's
+            for size in (c.batch_size, 8 * c.batch_size):  # those have as many pixels as the baseline's
                 compare(
                     {
                         f"training, 2 workers x 1 thread, steps of {size} slices": lambda size=size: ranks_rate(
@@ -254,9 +254,9 @@ def main() -> None:
         ours = alone("seconds_to_goal", "full", folder, 600)
         if ours == float("inf"):
             sys.exit(f"SSIM {GOAL}: `full` does not reach it within 600 s")
-        theirs = alone("seconds_to_goal", "seed", folder, SOONER * ours)
+        theirs = alone("seconds_to_goal", "baseline", folder, SOONER * ours)
         reached = f"after {theirs:.0f} s" if theirs < float("inf") else f"not within {SOONER * ours:.0f} s"
-        print(f"SSIM {GOAL}: `full` after {ours:.1f} s of training, `seed` {reached}")
+        print(f"SSIM {GOAL}: `full` after {ours:.1f} s of training, `baseline` {reached}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ import tyro
 
 from oasisgen import cli, storage
 from oasisgen.config.presets import PRESETS
+from oasisgen.config.renamed import require_new_names
 from oasisgen.config.train import TrainConfig
 from oasisgen.progress import say
 
 
 def parse(arguments: list[str]) -> TrainConfig:
     """A preset and the flags that override it; `full` where none is named."""
+    require_new_names(arguments)
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
         arguments = ["full", *arguments]
     return tyro.extras.overridable_config_cli(PRESETS, description=__doc__, args=arguments)

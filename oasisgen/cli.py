@@ -36,6 +36,9 @@ def parse(parser: Callable[[list[str]], T], job: str) -> T:
         said.seek(0)
         print(f"{job}: {_one_line(said.read())} (see {job} --help)", file=sys.stderr)
         raise SystemExit(2) from None
+    except ValueError as error:
+        print(f"{job}: {error} (see {job} --help)", file=sys.stderr)
+        raise SystemExit(2) from None
     for name in ("source", "data", "model", "inception", "out", "verify"):
         uri = getattr(flags, name, None)
         if is_submitted() and uri and "://" not in uri and not os.path.isabs(uri):

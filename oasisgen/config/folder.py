@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from oasisgen import __version__, documents, storage
+from oasisgen.config import renamed
 from oasisgen.errors import UserError
 
 # What a slice depends on beside the request it is made for.
@@ -43,6 +44,11 @@ def require_same_settings(folder: str, settings: dict[str, Any]) -> None:
     except FileNotFoundError:
         require_ours(folder, MARK)
         return
+    if name := renamed.find(old):
+        raise UserError(
+            f"{folder} was begun by an older version of oasisgen ({name}): finish it with that version, or use "
+            "another --out"
+        )
     if changed := differences(old, settings):
         raise UserError(f"{folder} exists with other settings ({'; '.join(changed)}): use another --out")
 

@@ -62,6 +62,6 @@ DEMO = TrainConfig(
 
 PRESETS = {
     "demo": ("`full` made small enough for two CPU cores.", DEMO),
-    "seed": ("The model and training of the report that started this project, nothing improved.", BASELINE),
+    "baseline": ("The model and training of the report that started this project, nothing improved.", BASELINE),
     "full": ("The best we know.", FULL),
 }

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from oasisgen import __version__, documents, storage
+from oasisgen.config import renamed
 from oasisgen.config.train import PRIORS, VQVAEConfig
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.lock import Commit
@@ -17,7 +18,13 @@ from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import Prior, make_prior
 from oasisgen.models.vqvae import VQVAE
 
-FORMAT = 2  # 1 had no feature network
+FORMAT = 3  # 1 had no feature network, 2 had other names
+OLD_TENSORS = (  # of format 2: the beginning of a name, and what it is now
+    ("palette.colours", "embedding.weight"),
+    ("template.", "pca_prior."),
+    ("shapes", "cholesky"),
+    ("guesser.", "predictor."),
+)
 
 
 ENDING = ".safetensors"
@@ -89,8 +96,8 @@ def read_bundle(uri: str, expected: str = "") -> Bundle:
         config = documents.require(json.loads(text), dict, file)
     except (FileNotFoundError, ValueError, RecursionError):
         raise UserError(f"bundle {uri}: config.json is missing or damaged: run the training command again") from None
-    if config.get("format") != FORMAT:
-        raise UserError(f"bundle {uri} has format {config.get('format')}, this program reads {FORMAT}: train it again")
+    if config.get("format") not in (2, FORMAT):
+        raise UserError(f"bundle {uri} has format {config.get('format')}, this program reads 2 and 3: train it again")
     documents.require(config, documents.BundleFile, file)
     digest = hashlib.sha256(text).hexdigest()
     if expected and digest != expected:
@@ -113,11 +120,21 @@ def read_bundle(uri: str, expected: str = "") -> Bundle:
     return Bundle(uri, digest, config, *networks)
 
 
+def _new_name(tensor: str) -> str:
+    for old, new in OLD_TENSORS:
+        if tensor.startswith(old):
+            return new + tensor.removeprefix(old)
+    return tensor
+
+
 def _networks(config: dict[str, Any], tensors: dict[str, Any]) -> tuple[VQVAE, Prior, FeatureNetwork]:
     """VQ-VAE, prior and feature network with their weights, in evaluation mode."""
+    kind = config.get("prior", "dcgan")  # a bundle from before there were two
+    if config["format"] == 2:
+        config = renamed.upgrade(config)
+        tensors[kind] = {_new_name(name): tensor for name, tensor in tensors[kind].items()}
     vqvae = VQVAE(VQVAEConfig(**config["vqvae"]))
     vqvae.load_state_dict(tensors["vqvae"])
-    kind = config.get("prior", "dcgan")  # a bundle from before there were two
     prior = make_prior(kind, config[kind], vqvae.quantizer.codebook.detach())
     prior.load_state_dict(tensors[kind])
     features = FeatureNetwork()

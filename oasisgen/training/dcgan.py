@@ -109,8 +109,8 @@ def adversarial_step(
 ) -> tuple[torch.Tensor, ...]:
     """Move the discriminator, then the generator, once each; returns `LOSSES`, each ().
 
-    `optimizers` are those of the `networks`. `real` (B, C, 64, 64) are embedded maps of levels (B,); `step` counts from 0;
-    the losses' gradients weigh `share` (see `Worker.share`).
+    `optimizers` are those of the `networks`. `real` (B, C, 64, 64) are embedded maps of levels (B,); `step` counts
+    from 0; the losses' gradients weigh `share` (see `Worker.share`).
     """
     c = gan.config
     generator, discriminator = networks

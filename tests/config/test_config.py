@@ -34,7 +34,7 @@ def test_stage_two_is_checked_too(field: str, value: float) -> None:
         DCGANConfig(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("places", 4097), ("rounds", 0), ("temperature", 0.0)])
+@pytest.mark.parametrize(("field", "value"), [("positions", 4097), ("decoding_steps", 0), ("temperature", 0.0)])
 def test_the_masked_prior_too(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"masked\.{field} is {value}: must be "):
         MaskedConfig(**{field: value})

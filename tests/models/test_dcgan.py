@@ -56,7 +56,7 @@ def test_the_seed_paints_grey_values() -> None:
     assert embedding.embed(torch.tensor([[[0, 511]]])).flatten().tolist() == [-1.0, 1.0]
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_BASELINE], ids=["full", "seed"])
+@pytest.mark.parametrize("config", [SMALL, SMALL_BASELINE], ids=["full", "baseline"])
 def test_both_networks_fit_together(config: DCGANConfig) -> None:
     torch.manual_seed(0)
     gan = DCGAN(config, make_embedding(config, CODEBOOK, torch.ones(32)))

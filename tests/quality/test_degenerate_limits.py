@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oasisgen.sampling.batch import References
 
 from oasisgen.data.feed import Feed
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import file_name, open_data_set
-from oasisgen.quality import batch, gate
+from oasisgen.quality import gate
+from oasisgen.quality.batch import mean_measures
 from oasisgen.quality.nearest import ReferenceComparer
-from oasisgen.quality.reference import read_references
+from oasisgen.quality.reference import ReferenceData, read_references
 from oasisgen.quality.sets import Slices, compare_slices
 from tests.conftest import png
 
@@ -21,7 +21,7 @@ TRAIN, VALIDATE = "keras_png_slices_train", "keras_png_slices_validate"
 
 
 @pytest.fixture(scope="module")
-def references(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> References:
+def references(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> ReferenceData:
     """Of virtual subjects with case 001 of train in validate too, as 009, and with level 0 all black everywhere."""
     folder = tmp_path_factory.mktemp("degenerate")
     shutil.copytree(raw, folder / "raw")
@@ -44,10 +44,12 @@ def training_slices(feed: Feed, case: str) -> Slices:
 
 
 @pytest.mark.parametrize("case", ["001", "002"])  # the first lies in validate too
-def test_copies_are_suspected_and_refused_though_real_slices_are_degenerate(case: str, references: References) -> None:
+def test_copies_are_suspected_and_refused_though_real_slices_are_degenerate(
+    case: str, references: ReferenceData
+) -> None:
     copies = training_slices(references.train.load(), case)
     compared = compare_slices(copies, references.train, references.held_out, 0)
-    suspected = batch.mean_measures(compared, references.floor)["suspected_copies"]
+    suspected = mean_measures(compared, references.floor)["suspected_copies"]
     assert (suspected["value"], suspected["floor"] < 0.05) == (1.0, True)
 
     batch = {"id": np.arange(len(copies.levels)), "image": copies.images, "level": copies.levels}

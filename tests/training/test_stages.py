@@ -260,7 +260,7 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     data: DataSet, trained: Path, tmp_path: Path
 ) -> None:
     """In the place of the DCGAN of a finished run, whose other stages are done."""
-    shape = {"components": 8, "channels": 8, "rounds": 3, "places": 256}
+    shape = {"components": 8, "channels": 8, "decoding_steps": 3, "positions": 256}
     state: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
     config = tiny(data, tmp_path / "run")
     config = replace(config, prior="masked", masked=replace(config.masked, **shape, **state))
