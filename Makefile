@@ -34,6 +34,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: $(READY)  ## speed; on the real slices of OASISGEN_OASIS_DIR, else on virtual subjects
 	$(BIN)/python -m benchmarks.speed
