@@ -97,7 +97,7 @@ def once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def unwrap(connected: str, shared: Path) -> Path:
+def raw(connected: str, shared: Path) -> Path:
     """Raw folders of five virtual subjects."""
     return once(shared / "raw", lambda folder: write_phantoms(str(folder), {"train": 3, "validate": 2}, seed=0))
 

@@ -142,7 +142,7 @@ def test_a_step_of_the_masked_prior_neither_leaves_the_gpu_nor_makes_the_host_wa
         assert isinstance(embedding, VectorEmbedding)
         prior = MaskedPrior(FULL.masked, embedding)
         real, levels = torch.zeros(BATCH, 64, 64, dtype=torch.int64), torch.arange(BATCH)
-        low_rank = prior.low_rank(torch.randn(BATCH, FULL.masked.components), levels)
+        low_rank = prior.low_rank_sample(torch.randn(BATCH, FULL.masked.components), levels)
         loss = masked.loss_of(prior.predictor, prior, real, low_rank, levels, None)
         torch.nn.utils.clip_grad_norm_(prior.predictor.parameters(), 1.0)
     assert (loss.shape, loss.device.type) == ((), "cuda")

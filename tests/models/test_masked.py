@@ -88,8 +88,8 @@ def test_sketches_are_as_varied_as_the_maps_they_come_from() -> None:
     two = torch.randint(0, K, (2, 64, 64), generator=random)
     rows = torch.randint(0, 2, (256,), generator=random)
     prior = MaskedPrior(replace(SMALL, components=1), embedding)
-    weights = prior.measure(two[rows], torch.zeros(256, dtype=torch.int64))  # (N, 1)
+    weights = prior.fit(two[rows], torch.zeros(256, dtype=torch.int64))  # (N, 1)
     assert torch.allclose(
-        prior.low_rank(weights, torch.zeros(256, dtype=torch.int64)), embedding.embed(two[rows]), atol=0.03
+        prior.low_rank_sample(weights, torch.zeros(256, dtype=torch.int64)), embedding.embed(two[rows]), atol=0.03
     )
     assert float(prior.cholesky[0]) == pytest.approx(float(weights.std()), rel=0.01)

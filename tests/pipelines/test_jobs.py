@@ -38,7 +38,7 @@ from tests.conftest import digests, one_line, run_job, start_job, tiny, tiny_fla
         ),
         ("train", "demo --data d --out o --vqvae.epochs 0", "vqvae.epochs is 0: must be at least 1"),
         ("train", "--data d --out o --dcgan.loss wasserstein", "Expected one of ('hinge', 'bce')"),
-        ("train", "huge --data d --out o", "Available subcommands: demo, seed, full"),
+        ("train", "huge --data d --out o", "Available subcommands: demo, baseline, full"),
         ("train", "demo --data d", "--out"),
         ("generate", "--model m --out o --count 0", "count is 0: must be from 1 to"),
         ("generate", "--model m --out o --levels 30-40", "levels is 30-40: must be like 10-20,25"),
