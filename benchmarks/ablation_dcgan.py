@@ -25,7 +25,7 @@ from oasisgen.precision import autocast
 from oasisgen.quality import batch
 from oasisgen.quality.reference import open_reference_data
 from oasisgen.training.averaging import average
-from oasisgen.training.dcgan import adversarial_step, both_adams, untrained
+from oasisgen.training.dcgan import adversarial_step, both_adams, initial_dcgan
 from oasisgen.training.encode import read_codes
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -88,7 +88,7 @@ def main() -> None:
         for number, name in enumerate(arguments.names or CHANGES):
             c = replace(FULL.dcgan, channels=arguments.channels, **CHANGES[name])
             torch.manual_seed(0)
-            gan, started = untrained(replace(FULL, data="", out="", dcgan=c), maps, codebook), time.monotonic()
+            gan, started = initial_dcgan(replace(FULL, data="", out="", dcgan=c), maps, codebook), time.monotonic()
             gan = train(gan, maps, arguments.steps)
             rate = arguments.steps * c.batch_size / (time.monotonic() - started)
             made = slices(replace(bundle, prior=gan), arguments.count)

@@ -61,9 +61,9 @@ def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
     maps = Feed([{"codes": torch.cat(codes).numpy(), "level": train.rows(some, "level")}])
     codebook = vqvae.quantizer.codebook.detach()
     if config.prior == "masked":
-        prior: Prior = masked.untrained(config, maps, codebook)[0]
+        prior: Prior = masked.initial_masked_prior(config, maps, codebook)[0]
     else:
-        prior = dcgan.untrained(config, maps, codebook)
+        prior = dcgan.initial_dcgan(config, maps, codebook)
 
     described: dict[str, Any] = {"seed": 0, "data": {"uri": data.uri, "fingerprint": data.fingerprint}}
     described |= {"prior": config.prior, **{stage: asdict(getattr(config, stage)) for stage in config.stages}}
