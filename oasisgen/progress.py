@@ -32,11 +32,21 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}"
 
 
-class Progress:
-    """Counts units of work and says now and then how far it is, how fast, and how long it will take."""
+def speed(per_second: float, unit: str) -> str:
+    """`61 slices/s`; below 10 with two digits that count: `0.35 subjects/s`."""
+    return f"{per_second:.0f} {unit}/s" if per_second >= 10 else f"{per_second:.2g} {unit}/s"
 
-    def __init__(self, stage: str, total: int, unit: str) -> None:
-        self.stage, self.total, self.unit, self.done = stage, total, unit, 0
+
+class Progress:
+    """Counts units of work and tells how many are done, how fast, and how long the rest will take.
+
+    As a context manager it prints that, too: at the start, at the end, and by `advance` every few seconds.
+    """
+
+    def __init__(self, stage: str, total: int, unit: str, done: int = 0) -> None:
+        """`done` units were done earlier, by an interrupted job: they do not count for the rate."""
+        self.stage, self.total, self.unit, self.done = stage, total, unit, done
+        self.earlier = done
         self.started = self.spoken = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -50,21 +60,25 @@ class Progress:
             seconds = time.monotonic() - self.started
             say(
                 self.stage,
-                f"done: {self.done} {self.unit} in {duration(seconds)}, {self.done / seconds:.0f} {self.unit}/s",
+                f"done: {self.done} {self.unit} in {duration(seconds)}, {speed(self.rate, self.unit)}",
             )
 
     @property
     def rate(self) -> float:
         """Units per second so far."""
-        return self.done / max(1e-3, time.monotonic() - self.started)
+        return (self.done - self.earlier) / max(1e-3, time.monotonic() - self.started)
+
+    def describe(self) -> str:
+        """`61 slices/s, 3:20 left`."""
+        rate = self.rate
+        left = duration((self.total - self.done) / rate) if rate else "?"
+        return f"{speed(rate, self.unit)}, {left} left"
 
     def advance(self, units: int) -> None:
-        """Count `units` more."""
+        """Count `units` more, and print a line if the last one is some seconds old."""
         self.done += units
         now = time.monotonic()
         if now - self.spoken < SECONDS_BETWEEN_LINES or self.done >= self.total:
             return
         self.spoken = now
-        rate = self.rate
-        left = duration((self.total - self.done) / rate) if rate else "?"
-        say(self.stage, f"{self.done}/{self.total} {self.unit}, {rate:.0f} {self.unit}/s, {left} left")
+        say(self.stage, f"{self.done}/{self.total} {self.unit}, {self.describe()}")
