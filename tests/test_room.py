@@ -17,9 +17,9 @@ from tests.conftest import ROOT, one_line, run_job, start_job, tiny_flags
 BUSY = """
 import sys, ray, torch
 from oasisgen import cluster
-from oasisgen.config import GenerateConfig
+from oasisgen.config.generate import GenerateConfig
 from oasisgen.errors import UserError
-from oasisgen.sampling.batch import generate
+from oasisgen.pipelines.generate import generate
 
 @ray.remote(num_cpus=0, num_gpus=1)
 class Other:
