@@ -92,10 +92,10 @@ def main() -> None:
             gan = train(gan, maps, arguments.steps)
             rate = arguments.steps * c.batch_size / (time.monotonic() - started)
             made = slices(replace(bundle, prior=gan), arguments.count)
-            measures = batch.measure_sets(
+            scores = batch.score_sets(
                 load, batch.equal_sets(made, list(range(LEVELS)), split["train"], split["validate"])
             )
-            print_row(name, f"{rate:.0f}", measures, with_floor=not number)
+            print_row(name, f"{rate:.0f}", scores, with_reference=not number)
 
 
 if __name__ == "__main__":

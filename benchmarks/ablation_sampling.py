@@ -17,6 +17,7 @@ from oasisgen.data.slices import read_slices
 from oasisgen.models.bundle import Bundle, read_bundle, read_features
 from oasisgen.precision import autocast
 from oasisgen.quality import batch
+from oasisgen.quality.measures import Scores
 from oasisgen.quality.reference import open_reference_data
 from oasisgen.quality.sets import Slices
 from oasisgen.sampling.ids import GROUP, level_of
@@ -48,13 +49,13 @@ def print_head(first: str, second: str) -> None:
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
 
 
-def print_row(first: str, second: str, measures: dict[str, dict[str, float]], with_floor: bool) -> None:
-    """A row of it; before it, where asked for, the one of real slices."""
-    rows = [(first, second, "value")]
-    if with_floor:
-        rows.insert(0, ("*real slices*", "", "floor"))
-    for *cells, what in rows:
-        print(f"| {' | '.join([*cells, *(f'{measures[name][what]:.3f}' for name in SHOWN)])} |", flush=True)
+def print_row(first: str, second: str, scores: Scores, with_reference: bool) -> None:
+    """A row of it; if asked for, the row of real slices above it."""
+    rows = [(first, second, [scores[key].value for key in SHOWN])]
+    if with_reference:
+        rows.insert(0, ("*real slices*", "", [scores[key].reference for key in SHOWN]))
+    for *cells, numbers in rows:
+        print(f"| {' | '.join([*cells, *(f'{number:.3f}' for number in numbers)])} |", flush=True)
 
 
 def main() -> None:
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=512, help="slices of each way")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.9, 0.8, 0.7])
     parser.add_argument("--float32", action="store_true", help="where the CPU has bfloat16, too")
-    parser.add_argument("--rounds", type=int, nargs="+", default=[8, 12])
+    parser.add_argument("--decoding-steps", type=int, nargs="+", default=[8, 12])
     arguments = parser.parse_args()
     bundle = read_bundle(arguments.run)
     trained_with = bundle.prior.config
@@ -77,8 +78,8 @@ def main() -> None:
         ):
             bundle.prior.config = replace(trained_with, decoding_steps=decoding_steps, temperature=temperature)
             made = slices(bundle, arguments.count, mixed=not arguments.float32)
-            measures = batch.measure_sets(load, batch.equal_sets(made, list(range(LEVELS)), train, held_out))
-            print_row(f"{temperature}", f"{decoding_steps}", measures, with_floor=not number)
+            scores = batch.score_sets(load, batch.equal_sets(made, list(range(LEVELS)), train, held_out))
+            print_row(f"{temperature}", f"{decoding_steps}", scores, with_reference=not number)
 
 
 if __name__ == "__main__":

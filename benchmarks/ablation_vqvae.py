@@ -133,14 +133,14 @@ def real_slices(source: str) -> tuple[Feed, torch.Tensor]:
     from oasisgen.data.feed import store
     from oasisgen.data.pack import pack
     from oasisgen.data.slices import open_data_set, read_slices
-    from oasisgen.quality.sets import chosen
+    from oasisgen.quality.sets import select_levels
 
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
         pack(source, f"{folder}/data")
         data = open_data_set(f"{folder}/data")
         train, validate = (store(read_slices(data, split)).load() for split in ("train", "validate"))
         columns = {"image": np.concatenate([block["image"] for block in train.blocks])}
-        return Feed([columns]), torch.from_numpy(chosen(validate, np.resize(np.arange(LEVELS), SCORED)).images)
+        return Feed([columns]), torch.from_numpy(select_levels(validate, np.resize(np.arange(LEVELS), SCORED)).images)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from oasisgen.data.pack import pack
 from oasisgen.data.slices import open_data_set, read_slices
 from oasisgen.models.bundle import read_features
 from oasisgen.models.features import FeatureNetwork
-from oasisgen.quality.sets import Slices, chosen, compare_slices
+from oasisgen.quality.batch import equal_sets, mean_scores, score_sets
+from oasisgen.quality.sets import Slices, compare_slices, select_levels
 from oasisgen.training.features import PretextHeads, blur, train_features
 from oasisgen.training.launch import complete
 
@@ -118,7 +119,7 @@ def levels_of(count: int) -> np.ndarray:
 
 def halves(held_out: Feed, seed: int) -> tuple[Slices, Slices]:
     """All held-out slices, of one half of the cases and of the other."""
-    everything = chosen(held_out, levels_of(len(held_out)))
+    everything = select_levels(held_out, levels_of(len(held_out)))
     assert everything.cases is not None
     cases = np.random.default_rng(seed).permutation(np.unique(everything.cases))
     first = np.isin(everything.cases, cases[: len(cases) // 2])
@@ -137,10 +138,10 @@ def read_scores(
     some = evenly_spaced(len(batch.levels), COMPARED)
     stored = Stored(tuple(ray.put(block) for block in held_out.blocks))
     compared = compare_slices(Slices(batch.images[some], batch.levels[some]), train, stored, 0)
-    real = compare_slices(chosen(held_out, levels_of(COMPARED)), train, stored, 0)
-    sets = batch.equal_sets(batch, list(range(LEVELS)), train.load(), held_out)
-    measures = batch.mean_measures(compared, real) | batch.measure_sets(load, sets)
-    return {name: measure["value"] for name, measure in measures.items()}
+    real = compare_slices(select_levels(held_out, levels_of(COMPARED)), train, stored, 0)
+    sets = equal_sets(batch, list(range(LEVELS)), train.load(), held_out)
+    scores = mean_scores(compared, real) | score_sets(load, sets)
+    return {key: score.value for key, score in scores.items()}
 
 
 def learn(data: str, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
@@ -181,7 +182,7 @@ def main() -> None:
             moved = []
             for (batch, reference), undamaged in zip(cuts[:DAMAGED_CUTS], clean, strict=False):
                 scores = read_scores(
-                    load, damage(batch, chosen(train.load(), levels_of(len(batch.levels)))), train, reference
+                    load, damage(batch, select_levels(train.load(), levels_of(len(batch.levels)))), train, reference
                 )
                 moved.append({name: scores[name] - undamaged[name] for name in names})
             cells = []

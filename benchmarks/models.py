@@ -214,7 +214,7 @@ def main() -> None:
     from oasisgen import cluster
     from oasisgen.data.feed import store
     from oasisgen.data.slices import read_slices
-    from oasisgen.quality.sets import chosen
+    from oasisgen.quality.sets import select_levels
 
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}", flush=True)
     c = FULL.vqvae
@@ -224,7 +224,7 @@ def main() -> None:
             stored = {split: store(read_slices(data, split)) for split in ("train", "validate")}
             for split, count in (("train", data.count("train")), ("validate", SCORED)):
                 wanted = np.resize(np.arange(LEVELS), count)
-                np.save(f"{folder}/{split}.npy", chosen(stored[split].load(), wanted).images)
+                np.save(f"{folder}/{split}.npy", select_levels(stored[split].load(), wanted).images)
             some = {split: store(read_slices(data, split).limit(240 * c.batch_size)) for split in stored}
             for size in (c.batch_size, 8 * c.batch_size):  # those have as many pixels as the baseline's
                 compare(

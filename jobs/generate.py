@@ -6,6 +6,7 @@ from typing import Any
 from oasisgen import cli, storage
 from oasisgen.config.generate import GenerateConfig
 from oasisgen.progress import say
+from oasisgen.quality.measures import MEASURES, read_scores
 
 RESULTS = ("slices", "summary", "report/index.html")
 QUARANTINED = 3  # exit status
@@ -28,8 +29,8 @@ def parse(arguments: list[str]) -> GenerateConfig | Verify:
 def lines(summary: dict[str, Any]) -> list[str]:
     """The measures in `summary.json`, in words."""
     return [
-        f"{name:<16} {measure['value']:.4f}, floor {measure['floor']:.4f}"
-        for name, measure in summary["measures"].items()
+        f"{MEASURES[key].label}: {score.value:.4f} (real slices: {score.reference:.4f})"
+        for key, score in read_scores(summary["measures"]).items()
     ]
 
 

@@ -22,6 +22,7 @@ from oasisgen.models.bundle import read_bundle
 from oasisgen.pipelines.generate import seed_of
 from oasisgen.progress import say
 from oasisgen.quality import gate, history
+from oasisgen.quality.measures import Score, read_scores
 from oasisgen.reports import index
 from oasisgen.sampling.verify import _check, verify
 from oasisgen.training import checkpoint, encode
@@ -134,7 +135,7 @@ MODEL = {"uri": "u", "fingerprint": "f"}
 INTERVAL = {"mean": 0.9, "low": 0.8, "high": 1.0}
 PART = {"name": "summary/part-00000.parquet", "slices": 1, "rejected": 0, "sha256": "0"}
 SHARD = {"name": "part-00000.parquet", "maps": 1, "sha256": "0"}
-MEASURES = {name: {"value": 0.5, "floor": 0.5} for name in ("ssim_real", "ms_ssim", "fid", "precision", "recall")}
+SCORES = {key: Score(0.5, 0.5) for key in ("ssim_real", "ms_ssim", "fid", "precision", "recall")}
 REQUEST = dict.fromkeys(history.SAME, 1)
 SETTINGS = {"base_seed": 3, "software": SOFTWARE, "vqvae": {"channels": 4}}
 HOLDER = {"token": "t", "generation": 1, "host": "h", "pid": 1, "beat": "b", "released": True}
@@ -152,7 +153,7 @@ def read_summary(folder: str) -> None:
     storage.write_text(f"{folder}/manifest.json", "{}")
     index.rows_of(history.read_batches(root))
     if last := history.last_released(root, REQUEST, but=""):
-        gate.judge(MEASURES, GateConfig(), last["measures"])
+        gate.judge(SCORES, GateConfig(), read_scores(last["measures"]))
     summary = documents.read(f"{folder}/summary.json", documents.Summary)
     for line in generate.lines(summary):
         say("generate", line)
@@ -187,7 +188,7 @@ READERS: dict[str, tuple[Any, Callable[[str], object]]] = {
         {
             "verdict": "released",
             "reasons": [],
-            "measures": MEASURES,
+            "measures": {key: score.to_json() for key, score in SCORES.items()},
             "slices": 1,
             "rejected": 0,
             "model": "m",

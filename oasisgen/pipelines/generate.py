@@ -26,9 +26,10 @@ from oasisgen.models import inception
 from oasisgen.models.bundle import Bundle, read_bundle, read_features
 from oasisgen.pipelines.slices import MOST_TRIED, make_slices
 from oasisgen.progress import say, size
-from oasisgen.quality.batch import counts, measure_batch
+from oasisgen.quality.batch import counts, score_batch
 from oasisgen.quality.gate import judge, limits
 from oasisgen.quality.history import last_released, name_of, root_of
+from oasisgen.quality.measures import read_scores
 from oasisgen.quality.reference import open_reference_data, read_references
 from oasisgen.reports.batch import write_batch_report
 from oasisgen.reports.index import write_index
@@ -142,10 +143,10 @@ def make_batch(
     slices = tables.read_folder(
         storage.join(out, "summary"), SUMMARY, [name for name in SUMMARY.names if name != "sha256"]
     )
-    measures, compared = measure_batch(load, request, references, slices, out, actors) if references else ({}, 0)
+    scores, compared = score_batch(load, request, references, slices, out, actors) if references else ({}, 0)
     root = root_of(out)
     last = last_released(root, request, but=out.rpartition("/")[2]) if root else None
-    reasons = judge(measures, GateConfig(**request["gate"]), last and last["measures"])
+    reasons = judge(scores, GateConfig(**request["gate"]), last and read_scores(last["measures"]))
     if len(slices) < request["count"]:
         reasons.insert(0, f"only {len(slices)} slices were left of {MOST_TRIED * request['count']} tried")
     verdict = "quarantined" if reasons else "released"
@@ -154,7 +155,7 @@ def make_batch(
         "verdict": verdict,
         "reasons": reasons,
         "compared_with": last and last["name"],
-        "measures": measures,
+        "measures": {key: score.to_json() for key, score in scores.items()},
         "measured_on": compared,  # so many synthetic slices, and as many real ones
         "slices": len(slices),
         "rejected": sum(part["rejected"] for part in parts),

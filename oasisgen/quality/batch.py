@@ -1,6 +1,5 @@
-"""A batch in numbers: means over its slices, variety and fidelity, each beside what real slices score."""
+"""A batch in numbers: means over its slices, variety and fidelity, each beside its reference."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,15 +16,14 @@ from oasisgen.data.pixels import to_unit
 from oasisgen.metrics.diversity import variety
 from oasisgen.metrics.fidelity import fidelity
 from oasisgen.precision import repeatable
-from oasisgen.quality.gate import Measures, limits
+from oasisgen.quality.gate import limits
+from oasisgen.quality.measures import OF_SLICES, Scores, beside
 from oasisgen.quality.reference import ReferenceData
-from oasisgen.quality.sets import PER_SLICE, Slices, chosen, take
+from oasisgen.quality.sets import Slices, select_levels, take
 from oasisgen.sampling.parts import read_images
 
 BATCH = 32
-
-
-MOST = 2048  # slices of a batch that are measured; more would change little and cost much
+MOST = 2048  # slices of a batch whose fidelity and variety are measured; more would cost much and change little
 
 
 class FeatureExtractor:
@@ -44,90 +42,79 @@ class FeatureExtractor:
         return {"features": features.float().cpu().numpy()}
 
 
-def describe(load: Callable[[], nn.Module], images: np.ndarray, actors: cluster.Actors) -> torch.Tensor:
+def extract_features(load: Callable[[], nn.Module], images: np.ndarray, actors: cluster.Actors) -> torch.Tensor:
     """(N, 256, 256) uint8 -> features (N, F), with the network that `load` reads. Needs a connected Ray."""
-    described = ray.data.from_numpy(list(chunks(images, BATCH))).map_batches(
+    extracted = ray.data.from_numpy(list(chunks(images, BATCH))).map_batches(
         FeatureExtractor, fn_constructor_args=(load,), batch_size=BATCH, **cluster.pool(actors)
     )
-    return torch.cat([torch.from_numpy(batch["features"].copy()) for batch in described.iter_batches(batch_size=None)])
+    return torch.cat([torch.from_numpy(batch["features"].copy()) for batch in extracted.iter_batches(batch_size=None)])
 
 
-def mean_measures(slices: pa.Table, floor: pa.Table) -> dict[str, dict[str, float]]:
-    """Means of what is measured of single slices, and the share of suspected copies, beside those of held-out slices.
+def mean_scores(slices: pa.Table, reference: pa.Table) -> Scores:
+    """Means of the measures that each slice has, and the share of suspected copies, beside those of held-out slices.
 
-    A slice is suspected where it is nearer to a training slice, by its copy_ratio, than 99 % of held-out slices are.
+    A slice is suspected if its copy_ratio is lower than that of 99 % of held-out slices.
     """
-    rare = limits(floor, "copies")["copy_ratio"]
-    measures = {}
-    for name in (*PER_SLICE, "suspected_copies"):
-        value, real = (
-            float(
-                (t["copy_ratio"].to_numpy() < rare).mean() if name == "suspected_copies" else pc.mean(t[name]).as_py()
-            )
-            for t in (slices, floor)
-        )
-        measures[name] = {"value": value, "floor": real, "distance": value - real}
-    return measures
+    suspect = limits(reference, "copies")["copy_ratio"]
+
+    def means(table: pa.Table) -> dict[str, float]:
+        suspected = float((table["copy_ratio"].to_numpy() < suspect).mean())
+        return {key: float(pc.mean(table[key]).as_py()) for key in OF_SLICES} | {"suspected_copies": suspected}
+
+    return beside(means(slices), means(reference))
 
 
 class Sets(NamedTuple):
-    """What is measured against each other, as many slices of each: FID and its kin depend on how many there are."""
+    """Three equally large sets, because FID and its kin depend on the number of slices."""
 
     synthetic: Slices
     real: Slices  # held-out
-    others: Slices  # of the training split, in the place of synthetic ones: what they score is the floor
+    training: Slices  # what these score in the place of synthetic ones is the reference
 
 
 def equal_sets(synthetic: Slices, levels: list[int], train: Feed, held_out: Feed) -> Sets:
-    """The three sets, evenly spaced over what there is; real slices are of the `levels` asked for."""
+    """The three sets, each evenly spaced over what there is; real slices are of the requested `levels`."""
     wanted = np.resize(levels, min(MOST, len(synthetic.levels)))
-    real, others = chosen(held_out, wanted), chosen(train, wanted)
-    count = min(len(real.levels), len(others.levels), len(wanted))
-    return Sets(*(take(slices, evenly_spaced(len(slices.levels), count)) for slices in (synthetic, real, others)))
+    real, training = select_levels(held_out, wanted), select_levels(train, wanted)
+    count = min(len(real.levels), len(training.levels), len(wanted))
+    return Sets(*(take(slices, evenly_spaced(len(slices.levels), count)) for slices in (synthetic, real, training)))
 
 
-def measure_sets(
+def score_sets(
     load: Callable[[], nn.Module],
     sets: Sets,
     actors: cluster.Actors = cluster.Actors(),  # noqa: B008 (frozen)
-) -> dict[str, dict[str, float]]:
-    """Each measure of the synthetic slices against the real ones: `value`, `floor`, `distance`.
+) -> Scores:
+    """Variety and fidelity of the synthetic slices, beside what the training slices score in their place.
 
-    The floor is what the training slices score in their place: real against real. What so few slices have no value for
-    is left out. Needs a connected Ray.
+    Measures that cannot be computed of so few slices are left out. Needs a connected Ray.
     """
-    synthetic, real, others = sets
-    features = describe(load, np.concatenate([real.images, synthetic.images, others.images]), actors)
-    real_features, *candidates = features.split([len(real.levels), len(synthetic.levels), len(others.levels)])
-    values, floors = (
-        {"ms_ssim": variety(*slices), **fidelity(real_features, its)}
-        for slices, its in zip((synthetic, others), candidates, strict=True)
+    synthetic, real, training = sets
+    features = extract_features(load, np.concatenate([real.images, synthetic.images, training.images]), actors)
+    of_real, *of_candidates = features.split([len(real.levels), len(synthetic.levels), len(training.levels)])
+    values, references = (
+        {"ms_ssim": variety(*slices), **fidelity(of_real, its)}
+        for slices, its in zip((synthetic, training), of_candidates, strict=True)
     )
-    return {
-        name: {"value": value, "floor": floors[name], "distance": value - floors[name]}
-        for name, value in values.items()
-        if math.isfinite(value + floors.get(name, math.nan))
-    }
+    return beside(values, references)
 
 
-def measure_batch(
+def score_batch(
     load: Callable[[], nn.Module],
     request: dict[str, Any],
     references: ReferenceData,
     slices: pa.Table,
     out: str,
     actors: cluster.Actors,
-) -> tuple[Measures, int]:
-    """The batch in numbers, each beside its floor; and how many slices fidelity and variety were measured on."""
+) -> tuple[Scores, int]:
+    """Every measure of a batch, and how many of its slices fidelity and variety were measured on."""
     if not len(slices):
         return {}, 0
-    chosen = slices.take(evenly_spaced(len(slices), MOST))
-    images = np.stack(read_images(out, request["format"], chosen))
+    sample = slices.take(evenly_spaced(len(slices), MOST))
+    images = np.stack(read_images(out, request["format"], sample))
     train, held_out = (split.load() for split in (references.train, references.held_out))
-    written = Slices(images, chosen["level"].to_numpy())
-    sets = equal_sets(written, request["levels"], train, held_out)
-    measures = mean_measures(slices, references.floor) | measure_sets(load, sets, actors)
-    return measures, len(sets.synthetic.levels)
+    sets = equal_sets(Slices(images, sample["level"].to_numpy()), request["levels"], train, held_out)
+    return mean_scores(slices, references.floor) | score_sets(load, sets, actors), len(sets.synthetic.levels)
 
 
 def counts(slices: pa.Table) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from oasisgen.errors import UserError
 from oasisgen.models.bundle import Bundle
 from oasisgen.progress import Progress
 from oasisgen.quality.gate import limits
-from oasisgen.quality.sets import chosen, compare_slices
+from oasisgen.quality.sets import compare_slices, select_levels
 
 FLOOR_SLICES = 64, 1120  # fewest and most held-out slices measured as if they were synthetic; between: the count
 
@@ -23,7 +23,7 @@ class ReferenceData:
 
     train: Stored
     held_out: Stored
-    floor: pa.Table  # held-out slices, as if they were synthetic: level and quality.PER_SLICE
+    floor: pa.Table  # held-out slices, as if they were synthetic: level and OF_SLICES
 
 
 def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
@@ -52,7 +52,7 @@ def read_references(data: DataSet, request: dict[str, Any]) -> ReferenceData:
     # What is refused must not depend on how many are asked for.
     fewest, most = FLOOR_SLICES
     count = most if request["reject"] != "none" else int(np.clip(request["count"], fewest, most))
-    real = chosen(held_out.load(), np.resize(request["levels"], count), data.degenerate_in("validate"))
+    real = select_levels(held_out.load(), np.resize(request["levels"], count), data.degenerate_in("validate"))
     if not len(real.levels):
         raise UserError(f"{data.uri} has no held-out slice of the levels asked for that is neither blank nor a copy")
     with Progress("floor", len(real.levels), "held-out slices") as progress:

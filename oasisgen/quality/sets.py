@@ -1,4 +1,4 @@
-"""Slices in memory: which real ones stand beside a batch, and how they are compared."""
+"""Slices in memory: which real ones a batch is compared with, and the comparison."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -10,12 +10,10 @@ import ray.data
 from oasisgen import cluster
 from oasisgen.data.feed import Feed, Stored
 from oasisgen.progress import Progress
+from oasisgen.quality.measures import OF_SLICES
 from oasisgen.quality.nearest import ReferenceComparer
 
 COMPARED_AT_ONCE = 16
-
-
-PER_SLICE = ("ssim_real", "ssim_train_max", "copy_ratio")  # measures of a single slice
 
 
 class Slices(NamedTuple):
@@ -29,7 +27,7 @@ class Slices(NamedTuple):
 def compare_slices(
     slices: Slices, train: Stored, held_out: Stored, base_seed: int, progress: Progress | None = None
 ) -> pa.Table:
-    """`level` and PER_SLICE of slices that are in memory."""
+    """`level` and the measures that each slice has, of slices in memory."""
     columns = {
         name: column for name, column in zip(("image", "level", "case"), slices, strict=True) if column is not None
     }
@@ -38,7 +36,7 @@ def compare_slices(
         ReferenceComparer(train, held_out, base_seed), batch_size=COMPARED_AT_ONCE, **cluster.tasks()
     )
     tables = []
-    for batch in compared.select_columns(["level", *PER_SLICE]).iter_batches(
+    for batch in compared.select_columns(["level", *OF_SLICES]).iter_batches(
         batch_size=COMPARED_AT_ONCE, batch_format="pyarrow"
     ):
         assert isinstance(batch, pa.Table)
@@ -48,11 +46,8 @@ def compare_slices(
     return pa.concat_tables(tables)
 
 
-def chosen(feed: Feed, wanted: np.ndarray, without: Collection[tuple[str, int]] = ()) -> Slices:
-    """Real slices, as many of each level as `wanted` (M,) has, as far as there are so many; none of `without`.
-
-    `without` names slices by case and level.
-    """
+def select_levels(feed: Feed, wanted: np.ndarray, without: Collection[tuple[str, int]] = ()) -> Slices:
+    """Real slices, as many of each level as `wanted` (M,) has, or all there are; none of `without` (case, level)."""
     columns = {name: np.concatenate([block[name] for block in feed.blocks]) for name in ("level", "case")}
     named = zip(columns["case"], columns["level"].tolist(), strict=True)
     fit = np.flatnonzero([name not in without for name in named])
@@ -66,9 +61,9 @@ def take(slices: Slices, rows: np.ndarray) -> Slices:
 
 
 def rows_of_levels(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Row numbers of as many slices of each level as `wanted` (M,) has, as far as there are; spread over the rows."""
-    chosen = []
+    """Row numbers of as many slices of each level as `wanted` (M,) has, or all there are, spread over the rows."""
+    picked = []
     for level, count in zip(*np.unique(wanted, return_counts=True), strict=True):
         rows = np.roll(np.flatnonzero(levels == level), level)  # other cases for every level
-        chosen.append(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)])
-    return np.sort(np.concatenate(chosen))
+        picked.append(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)])
+    return np.sort(np.concatenate(picked))

@@ -8,27 +8,12 @@ import pyarrow as pa
 from oasisgen import storage
 from oasisgen.config.generate import Format
 from oasisgen.data.feed import Feed
-from oasisgen.quality.sets import PER_SLICE
+from oasisgen.quality.measures import MEASURES, OF_SLICES, read_scores
 from oasisgen.reports import figures
 from oasisgen.reports.page import Picture, Section, render, slices_per_second
 from oasisgen.sampling.parts import read_images
 
 PER_LEVEL, WORST = 2, 10
-
-
-MEASURES = {
-    "ssim_real": "ssim_real: mean SSIM to held-out real slices of the level",
-    "ssim_train_max": "ssim_train_max: SSIM to the nearest training slice",
-    "copy_ratio": "copy_ratio: distance to the nearest training slice over that to the nearest held-out one",
-    "suspected_copies": "suspected copies: share with a lower copy_ratio than 99 % of held-out slices",
-    "ms_ssim": "ms_ssim: MS-SSIM between slices of one level; higher is less variety",
-    "fid": "FID",
-    "kid": "KID",
-    "precision": "precision: synthetic slices that lie among real ones",
-    "recall": "recall: real slices that lie among synthetic ones",
-    "density": "density: how deep among real ones",
-    "coverage": "coverage: real slices with a synthetic one near",
-}
 
 
 LOADING = """import pandas as pd
@@ -52,10 +37,17 @@ def write_batch_report(
             "No measure is to be read alone: what counts is how close it comes to the floor, the same measure of real "
             "slices. Features are those of the run's own network. Fidelity and variety are measured on "
             f"{summary['measured_on']} of {summary['slices']} slices, beside as many real ones.",
-            columns=("measure", "synthetic", "floor", "distance"),
+            columns=("measure", "synthetic", "reference", "distance", "worse", "what it sees"),
             table=tuple(
-                (MEASURES[name], f"{m['value']:.4f}", f"{m['floor']:.4f}", f"{m['distance']:+.4f}")
-                for name, m in summary["measures"].items()
+                (
+                    MEASURES[key].label,
+                    f"{score.value:.4f}",
+                    f"{score.reference:.4f}",
+                    f"{score.distance:+.4f}",
+                    MEASURES[key].worse,
+                    MEASURES[key].sees,
+                )
+                for key, score in read_scores(summary["measures"]).items()
             ),
         ),
         Section(
@@ -67,8 +59,8 @@ def write_batch_report(
         ),
     ]
     if floor and len(slices):
-        shown = {name: name for name in (*PER_SLICE, "codes_in_use")}
-        lowest = {name: pa.compute.sort_indices(slices, [(name, "ascending")])[:WORST] for name in PER_SLICE}
+        shown = {name: name for name in (*OF_SLICES, "codes_in_use")}
+        lowest = {name: pa.compute.sort_indices(slices, [(name, "ascending")])[:WORST] for name in OF_SLICES}
         sections += [
             Section("Distributions", figure=figures.distributions(slices, floor, shown)),
             Section(

@@ -1,11 +1,13 @@
 """The page of all batches of one root, with trends."""
 
+import math
 from contextlib import suppress
 from typing import Any
 
 from oasisgen import storage
 from oasisgen.progress import say
 from oasisgen.quality.history import read_batches
+from oasisgen.quality.measures import MEASURES, read_scores
 from oasisgen.reports import figures
 from oasisgen.reports.page import render, slices_per_second
 
@@ -24,14 +26,7 @@ TITLE = "All batches"
 OURS = f"<title>{TITLE}</title>".encode()
 
 
-COLUMNS = {  # heading -> measure
-    "FID": "fid",
-    "MS-SSIM": "ms_ssim",
-    "ssim_real": "ssim_real",
-    "precision": "precision",
-    "recall": "recall",
-    "suspected copies": "suspected_copies",
-}
+JUDGED = {key: measure.label for key, measure in MEASURES.items() if measure.gate}
 
 
 def write_index(root: str) -> None:
@@ -57,16 +52,18 @@ def rows_of(nights: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
     """The lines of the table, and the points of the curves, of all nights."""
     rows, history = [], []
     for number, night in enumerate(nights, 1):
-        values = {heading: night["measures"].get(name) for heading, name in COLUMNS.items()}
+        scores = read_scores(night["measures"])
         seconds = night["seconds"]
         speed = slices_per_second(night)
-        cells = [f"{each['value']:.3f} ({each['floor']:.3f})" if each else "" for each in values.values()]
+        found = [scores.get(key) for key in JUDGED]
+        cells = [f"{score.value:.3f} ({score.reference:.3f})" if score else "" for score in found]
         about = [night["finished"].replace("T", " ").partition("+")[0], night["slices"], night["rejected"]]
         work = [f"{speed:.1f}", f"{sum(seconds.values()) / 3600:.2f}", night["model"][:12], night["base_seed"]]
         rows.append({**night, "cells": about + cells + work, "reasons": "; ".join(night["reasons"])})
         line = {"night": number, "slices/s": speed}
-        line |= {heading: each["value"] if each else float("nan") for heading, each in values.items()}
-        line |= {f"{heading}, real": each["floor"] if each else float("nan") for heading, each in values.items()}
+        for label, score in zip(JUDGED.values(), found, strict=True):
+            line |= {label: score.value if score else math.nan}
+            line |= {f"{label}, real": score.reference if score else math.nan}
         history.append(line)
     return rows, history
 
@@ -74,17 +71,16 @@ def rows_of(nights: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
 def _write_page(page: str, nights: list[dict[str, Any]]) -> None:
     rows, history = rows_of(nights)
     panels = {
-        "quality": ["FID", "FID, real"],
-        "variety": ["MS-SSIM", "MS-SSIM, real"],
-        "copies": ["suspected copies", "suspected copies, real"],
-        "speed": ["slices/s"],
+        title: [MEASURES[key].label, f"{MEASURES[key].label}, real"]
+        for title, key in {"fidelity": "fid", "variety": "ms_ssim", "copies": "suspected_copies"}.items()
     }
+    panels["speed"] = ["slices/s"]
     content = render(
         "nights.html",
         title=TITLE,
         subtitle="The newest first; in brackets what real slices score. Only a released batch is for use.",
         figure=figures.curves(history, panels, "night") if history else "",
-        columns=[*ABOUT, *COLUMNS, *WORK],
+        columns=[*ABOUT, *JUDGED.values(), *WORK],
         nights=rows[::-1],
     )
     storage.write_bytes(page, content)

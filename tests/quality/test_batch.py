@@ -2,7 +2,7 @@ import numpy as np
 
 from oasisgen.data.feed import Feed
 from oasisgen.quality.batch import equal_sets
-from oasisgen.quality.sets import Slices, chosen
+from oasisgen.quality.sets import Slices, select_levels
 
 
 def feed(cases: int, levels: range) -> Feed:
@@ -21,10 +21,10 @@ def feed(cases: int, levels: range) -> Feed:
 
 def test_the_floor_is_chosen_without_slices_that_are_blank_or_lie_in_another_split() -> None:
     everything = feed(3, range(2))
-    rest = chosen(everything, np.resize([0, 1], 6), {("001", 0), ("001", 1), ("002", 0)})
+    rest = select_levels(everything, np.resize([0, 1], 6), {("001", 0), ("001", 1), ("002", 0)})
     assert rest.cases is not None
     assert sorted(zip(rest.cases, rest.levels.tolist(), strict=True)) == [("000", 0), ("000", 1), ("002", 1)]
-    assert len(chosen(everything, np.resize([0, 1], 6)).levels) == 6
+    assert len(select_levels(everything, np.resize([0, 1], 6)).levels) == 6
 
 
 def test_fidelity_is_measured_on_as_many_synthetic_slices_as_there_are_real_ones() -> None:

@@ -10,7 +10,7 @@ from oasisgen.data.feed import Feed
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import file_name, open_data_set
 from oasisgen.quality import gate
-from oasisgen.quality.batch import mean_measures
+from oasisgen.quality.batch import mean_scores
 from oasisgen.quality.nearest import ReferenceComparer
 from oasisgen.quality.reference import ReferenceData, read_references
 from oasisgen.quality.sets import Slices, compare_slices
@@ -49,8 +49,8 @@ def test_copies_are_suspected_and_refused_though_real_slices_are_degenerate(
 ) -> None:
     copies = training_slices(references.train.load(), case)
     compared = compare_slices(copies, references.train, references.held_out, 0)
-    suspected = mean_measures(compared, references.floor)["suspected_copies"]
-    assert (suspected["value"], suspected["floor"] < 0.05) == (1.0, True)
+    suspected = mean_scores(compared, references.floor)["suspected_copies"]
+    assert (suspected.value, suspected.reference < 0.05) == (1.0, True)
 
     batch = {"id": np.arange(len(copies.levels)), "image": copies.images, "level": copies.levels}
     batch = ReferenceComparer(references.train, references.held_out, 0)(batch)

@@ -4,14 +4,15 @@ import pytest
 
 from oasisgen.config.generate import GateConfig
 from oasisgen.errors import UserError
-from oasisgen.quality.gate import Measures, QualityFilter, judge, limits
+from oasisgen.quality.gate import QualityFilter, judge, limits
+from oasisgen.quality.measures import Score, Scores
 
 REAL = {"ssim_real": 0.66, "ms_ssim": 0.68, "fid": 8.0, "precision": 0.7, "recall": 0.9, "suspected_copies": 0.01}
 
 
-def measured(**values: float) -> Measures:
-    """A batch that is as real slices are but for `values`."""
-    return {name: {"value": values.get(name, floor), "floor": floor} for name, floor in REAL.items()}
+def measured(**values: float) -> Scores:
+    """A batch that scores what real slices score, but for `values`."""
+    return {key: Score(values.get(key, reference), reference) for key, reference in REAL.items()}
 
 
 def test_a_batch_that_is_as_real_slices_are_may_be_released() -> None:
@@ -59,9 +60,9 @@ def test_a_gate_can_be_widened() -> None:
 
 
 def test_slices_that_score_below_99_of_100_real_ones_are_refused() -> None:
-    floor = pa.table({"copy_ratio": np.linspace(0.5, 1.5, 101), "ssim_real": np.linspace(0.4, 0.8, 101)})
-    assert limits(floor, "none") == {}
-    least = limits(floor, "both")
+    reference = pa.table({"copy_ratio": np.linspace(0.5, 1.5, 101), "ssim_real": np.linspace(0.4, 0.8, 101)})
+    assert limits(reference, "none") == {}
+    least = limits(reference, "both")
     assert least == {"copy_ratio": pytest.approx(0.51), "ssim_real": pytest.approx(0.404)}
     batch = {
         "id": np.arange(4),
@@ -81,9 +82,9 @@ def test_slices_that_score_below_99_of_100_real_ones_are_refused() -> None:
 def test_a_limit_that_can_refuse_nothing_is_an_error(copies: int, refuses_nothing: bool) -> None:
     ratios = np.linspace(0.8, 1.2, 200)
     ratios[:copies] = 0.0  # held-out slices that lie in the training split too
-    floor = pa.table({"copy_ratio": ratios, "ssim_real": np.full(200, 0.6)})
+    reference = pa.table({"copy_ratio": ratios, "ssim_real": np.full(200, 0.6)})
     if refuses_nothing:
-        with pytest.raises(UserError, match=r"a limit of copy_ratio 0\.0000 refuses nothing"):
-            limits(floor, "copies")
+        with pytest.raises(UserError, match=r"a threshold of copy_ratio 0\.0000 rejects nothing"):
+            limits(reference, "copies")
     else:
-        assert limits(floor, "copies")["copy_ratio"] > 0.7
+        assert limits(reference, "copies")["copy_ratio"] > 0.7
