@@ -26,18 +26,18 @@ def main() -> None:
     def job() -> None:
         # After the flags: torch and Ray take seconds to import.
         from oasisgen import cluster
-        from oasisgen.data.degenerate import say_found
+        from oasisgen.data.degenerate import lines
         from oasisgen.data.pack import pack
 
         with cluster.connection():
             description = pack(flags.source, flags.out, flags.strict, flags.dry_run)
         if description is None:
             return
-        for name, split in description["splits"].items():
-            say("pack", f"{name}: {split['slices']} slices of {len(split['cases'])} cases")
-        for file in description["rejected"]:
-            say("pack", f"rejected {file['file']}: {file['reason']}")
-        for line in say_found(description):
+        for name, split in description.splits.items():
+            say("pack", f"{name}: {split.slices} slices of {len(split.cases)} cases")
+        for file in description.rejected:
+            say("pack", f"rejected {file.file}: {file.reason}")
+        for line in lines(description):
             say("pack", line)
         say("pack", f"data set: {storage.absolute(flags.out)}")
 

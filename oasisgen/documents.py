@@ -1,8 +1,10 @@
 """JSON from storage, checked where it is read: no field that is used later is missing or of another type."""
 
 import json
+from contextlib import suppress
+from dataclasses import is_dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -16,58 +18,8 @@ Path = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*/
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Verdict = Literal["released", "quarantined"]
+T = TypeVar("T")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Shard(TypedDict):
-    """A Parquet file of a data set."""
-
-    name: Name
-    slices: Count
-    bytes: Count
-    sha256: str
-
-
-class Split(TypedDict):
-    """One split of a data set."""
-
-    slices: Count
-    cases: dict[str, Count]  # case -> slices
-    levels: NotRequired[list[Count]]  # which older versions did not write
-    parts: list[Shard]
-
-
-class Rejected(TypedDict):
-    """A file that was not packed."""
-
-    file: str
-    reason: str
-
-
-class Named(TypedDict):
-    """A slice of a data set."""
-
-    split: Name
-    case: str
-    level: Count
-
-
-class Versioned(TypedDict):
-    """What every version of `dataset.json` has."""
-
-    schema_version: int
-
-
-class DataSetFile(TypedDict):
-    """`dataset.json`."""
-
-    fingerprint: str
-    source: str
-    source_fingerprint: str
-    splits: dict[Name, Split]
-    rejected: list[Rejected]
-    blank: NotRequired[list[Named]]
-    equal: NotRequired[list[list[Named]]]
 
 
 class CodeMaps(TypedDict):
@@ -93,6 +45,12 @@ class Measure(TypedDict):
     floor: Finite
 
 
+class Seconds(TypedDict):
+    """How long each step of a batch took."""
+
+    slices: Finite
+
+
 class Summary(TypedDict):
     """`summary.json` of a batch: what its page, the page of all batches and the next batch's verdict rest on."""
 
@@ -104,7 +62,7 @@ class Summary(TypedDict):
     model: str
     base_seed: Seed
     finished: str
-    seconds: dict[str, Finite]
+    seconds: Seconds
 
 
 class Part(TypedDict):
@@ -167,37 +125,32 @@ class BundleFile(TypedDict):
     prior: NotRequired[str]
 
 
-def read(uri: str, kind: type) -> dict[str, Any]:
-    """The JSON file at `uri`, of which `kind` names the fields that it must have; it may have more.
+def read(uri: str, kind: type[T]) -> T:
+    """The JSON file at `uri`, as an instance of the frozen dataclass `kind`; fields that `kind` lacks are left out.
 
-    Raises FileNotFoundError, and InvalidFile where it is not JSON or not such a file.
+    Raises FileNotFoundError, and InvalidFile where it is not JSON, or a field is missing or has another type.
     """
-    return require(storage.read_json(uri), kind, uri)
+    with suppress(InvalidFile):
+        return parse(storage.read_bytes(uri), kind, uri)
+    return parse(storage.read_bytes(uri), kind, uri)  # a file that was replaced while it was read is whole now
 
 
-def parse(data: bytes, kind: type, name: str) -> dict[str, Any]:
-    """As `read`, for bytes that were read already: those of the file, or of a line of it, `name`."""
+def parse(data: bytes, kind: type[T], name: str) -> T:
+    """As `read`, for bytes that were read already: those of the file `name`, or of a line of it."""
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        raise InvalidFile(f"{name} is not valid JSON: it is damaged; remove it and run the command again") from None
-    return require(document, kind, name)
-
-
-def require(document: Any, kind: type, name: str) -> dict[str, Any]:
-    """`document`, as it is. Raises InvalidFile, which says what is wrong, unless it has the fields of `kind`."""
-    try:
-        _adapter(kind).validate_python(document, strict=True)
+        record: T = _adapter(cast(Any, kind)).validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise InvalidFile(f"{name} is not valid JSON: it is damaged; remove it and run the command again") from None
         where = " ".join(".".join(map(str, first["loc"])).split()) or "the whole"
         fault = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
         raise InvalidFile(
             f"{name} is not a file that this program wrote ({fault}): it is damaged; remove it and make it again"
         ) from None
-    return document
+    return record if is_dataclass(kind) else json.loads(data)
 
 
 @lru_cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

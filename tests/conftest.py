@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import Image
 from oasisgen import cluster, storage
 from oasisgen.config.presets import PRESETS
 from oasisgen.config.train import TrainConfig
+from oasisgen.data.description import DataSetDescription
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet, open_data_set
@@ -106,6 +108,12 @@ def raw(connected: str, shared: Path) -> Path:
 def data(raw: Path, shared: Path) -> DataSet:
     """The virtual subjects, packed: 96 slices to train on, 64 to validate on."""
     return open_data_set(str(once(shared / "phantom", lambda folder: pack(str(raw), str(folder)))))
+
+
+def described(**changed: Any) -> DataSetDescription:
+    """What a data set of no slices says of itself, but for what is `changed`."""
+    nothing: dict[str, Any] = {"source": "raw", "source_fingerprint": "f", "fingerprint": "f", "rejected": ()}
+    return DataSetDescription(**(nothing | {"image_size": (256, 256), "splits": {}} | changed))
 
 
 def tiny_flags(data: DataSet | str, out: Path | str) -> list[str]:

@@ -79,6 +79,7 @@ DATA_SET = {
     "source": "s",
     "source_fingerprint": "f",
     "fingerprint": "f",
+    "image_size": [256, 256],
     "splits": {
         "train": {
             "slices": 1,

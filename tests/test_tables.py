@@ -14,11 +14,13 @@ from ray.data.extensions import ArrowPythonObjectArray
 
 from oasisgen import storage, tables
 from oasisgen.data import slices
+from oasisgen.data.description import PackedPart, Split
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.sampling import formats
 from oasisgen.sampling.parts import SUMMARY, entry_of
 from oasisgen.sampling.verify import _check
 from oasisgen.training import encode
+from tests.conftest import described
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
 
@@ -87,7 +89,8 @@ def test_readers_of_shards_and_code_maps_do_not_unpickle_although_the_digest_is_
             part = {"name": "part-00000.parquet", "sha256": hashlib.sha256(data).hexdigest()}
             codes_file = {"data": "d", "vqvae": "v", "parts": [part | {"maps": 1}]}
             storage.write_text(f"{folder}/train.json", json.dumps(codes_file))
-            data_set = slices.DataSet(folder, "f", {"train": {"slices": 1, "parts": [part | {"slices": 1}]}})
+            train = Split(1, {"001": 1}, parts=(PackedPart(**part, slices=1, bytes=len(data)),))
+            data_set = slices.DataSet(folder, described(splits={"train": train}))
             shards = slices.shards_of(data_set, "train") + encode.shards_of(folder, "train")
             for shard in shards:
                 with pytest.raises(InvalidFile, match=r"part-00000\.parquet is not a file that this program wrote"):

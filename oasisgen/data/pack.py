@@ -7,7 +7,7 @@ import re
 import struct
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ from oasisgen import documents, storage, tables
 from oasisgen.config.data import IMAGE_SIZE, LEVELS
 from oasisgen.config.folder import require_ours
 from oasisgen.data import degenerate
-from oasisgen.data.slices import FILE_NAME, SCHEMA, SCHEMA_VERSION, SPLITS
+from oasisgen.data.description import FILE, DataSetDescription, PackedPart, RejectedFile, SliceName, Split
+from oasisgen.data.slices import FILE_NAME, SCHEMA, SPLITS
 from oasisgen.errors import StorageError, UserError
 from oasisgen.lock import Lock, LockProof, lock, require_unlocked
 from oasisgen.progress import Progress, say
@@ -33,7 +34,7 @@ PAUSE_SECONDS = 5  # after a read that storage failed, for all that its client t
 MOST_BYTES = 4_000_000  # of a file that is opened: 20 times an uncompressed slice in RGB
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SPLIT_FOLDER = re.compile(r"(keras_png_slices_)?(?P<split>train|validate|test)", re.IGNORECASE)
-MARKS = "dataset.json", "lock.json"  # a data set is ours from the moment that its lock is taken
+MARKS = FILE, "lock.json"  # a data set is ours from the moment that its lock is taken
 PART = re.compile(r"part-\d{5}\.parquet")
 LABEL_FOLDER = re.compile(r"keras_png_slices_seg_.*|seg", re.IGNORECASE)
 
@@ -42,7 +43,7 @@ class Survey(NamedTuple):
     """What lies in a source folder, before any file is opened."""
 
     slices: dict[str, list[tuple[str, str, int]]]  # split -> (path, case, level), by case and level
-    rejected: list[dict[str, str]]
+    rejected: list[RejectedFile]
     label_maps: int
     fingerprint: str  # of names and sizes
     times: str  # digest of when each file was modified
@@ -60,7 +61,7 @@ def survey(source: str) -> Survey:
             f"no folder at {source}: give --source the folder that holds train, validate and test"
         ) from None
     found: dict[str, dict[tuple[int, int], list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
-    rejected = [{"file": path, "reason": "leads nowhere"} for path in storage.list_dangling(source)]
+    rejected = [RejectedFile(path, "leads nowhere") for path in storage.list_dangling(source)]
     label_maps = 0
     digest, times = hashlib.sha256(), hashlib.sha256()
     for path, size, modified in files:
@@ -75,13 +76,13 @@ def survey(source: str) -> Survey:
         times.update(f"{modified}\n".encode())
         match = FILE_NAME.fullmatch(name)
         if not match:
-            rejected.append({"file": path, "reason": "not named case_<number>_slice_<level>.nii.png"})
+            rejected.append(RejectedFile(path, "not named case_<number>_slice_<level>.nii.png"))
             continue
         case, level = match["case"], int(match["level"])
         if level >= LEVELS:
-            rejected.append({"file": path, "reason": f"level {level} is above {LEVELS - 1}"})
+            rejected.append(RejectedFile(path, f"level {level} is above {LEVELS - 1}"))
         elif size > MOST_BYTES:
-            rejected.append({"file": path, "reason": f"{size} bytes: no slice takes more than {MOST_BYTES}"})
+            rejected.append(RejectedFile(path, f"{size} bytes: no slice takes more than {MOST_BYTES}"))
         else:
             found[splits[0]][int(case), level].append((path, case))  # cases 1 and 001 are one
     slices = {}
@@ -94,11 +95,11 @@ def survey(source: str) -> Survey:
         for (_, level), paths in found[split].items():
             for path, case in paths if len(paths) > 1 else []:
                 other = next(other for other, _ in paths if other != path)
-                rejected.append({"file": path, "reason": f"case {case}, level {level} is also {other}: remove one"})
+                rejected.append(RejectedFile(path, f"case {case}, level {level} is also {other}: remove one"))
     if not any(slices.values()):
         why = f"expected <split>/case_<number>_slice_<level>.nii.png, splits {', '.join(SPLITS)}"
         if rejected:
-            why = f"{rejected[0]['file']}: {rejected[0]['reason']}"
+            why = f"{rejected[0].file}: {rejected[0].reason}"
         raise UserError(f"no slices in {source}: {why}")
     homes: dict[int, str] = {}
     for split in slices:
@@ -220,7 +221,7 @@ def _pack_parts(found: Survey, source: str, out: str, lock: LockProof | None) ->
         yield json.loads(row["entry"])
 
 
-def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
+def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> DataSetDescription | None:
     """Pack `source` into a data set at `out`; returns what `dataset.json` says.
 
     A finished data set of the same source is left as it is. A dry run says what it would do and returns None. Needs a
@@ -237,18 +238,16 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
     require_ours(out, *MARKS)
     if storage.exists(storage.join(out, "config.json")):
         raise UserError(f"{out} is the folder of a run or a batch: use another --out")
-    marker = storage.join(out, "dataset.json")
+    marker = storage.join(out, FILE)
     finished = storage.exists(marker)
     if finished:
-        old = documents.read(marker, documents.DataSetFile)
-        if old["source_fingerprint"] != found.fingerprint:
-            raise UserError(
-                f"{out} was packed from {old['source']} with other files than {source} has: use another --out"
-            )
-        touched = old.get("source_times", found.times) != found.times  # older versions did not write them
+        old = documents.read(marker, DataSetDescription)
+        if old.source_fingerprint != found.fingerprint:
+            raise UserError(f"{out} was packed from {old.source} with other files than {source} has: use another --out")
+        touched = old.source_times not in (None, found.times)  # None: an older version did not write it
         if touched and not dry_run and not same_content(found, source, old):
             raise UserError(f"files in {source} were changed after they were packed into {out}: use another --out")
-        refuse_rejected(old["rejected"], strict)
+        refuse_rejected(old.rejected, strict)
         if not dry_run:
             return old
     if dry_run:
@@ -256,9 +255,9 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
         for split, entries in found.slices.items():
             say("plan", f"{split}: {len(entries)} slices of {len({case for _, case, _ in entries})} cases")
         for file in found.rejected:
-            say("plan", f"rejected {file['file']}: {file['reason']}")
+            say("plan", f"rejected {file.file}: {file.reason}")
         say("plan", f"{found.label_maps} label maps are left out; files are opened when packing")
-        for line in degenerate.say_found(old) if finished else ["blank slices and equal pixels are found when packing"]:
+        for line in degenerate.lines(old) if finished else ["blank slices and equal pixels are found when packing"]:
             say("plan", line)
         say("plan", f"the data set {'is finished' if finished else f'would be written to {out}'}")
         return None
@@ -266,59 +265,57 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
         return write_data_set(found, source, out, strict, held)
 
 
-def same_content(found: Survey, source: str, old: dict[str, Any]) -> bool:
-    """Whether the files of a source give the very shards that `old`, a `dataset.json`, names; nothing is written."""
+def same_content(found: Survey, source: str, old: DataSetDescription) -> bool:
+    """Whether the files of a source give the very shards that `old` names; nothing is written."""
     say("pack", "files were written again since they were packed: comparing what they hold")
     entries = _pack_parts(found, source, "", None)
     now = {(entry["split"], entry["part"]["name"], entry["part"]["sha256"]) for entry in entries}
-    then = {(name, part["name"], part["sha256"]) for name, split in old["splits"].items() for part in split["parts"]}
+    then = {(name, part.name, part.sha256) for name, split in old.splits.items() for part in split.parts}
     return now == then
 
 
-def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Lock) -> dict[str, Any]:
+def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Lock) -> DataSetDescription:
     """Write the shards of all splits and, last, `dataset.json`."""
-    splits: dict[str, Any] = {
-        split: {"slices": 0, "cases": Counter(), "levels": [], "parts": []} for split in found.slices
-    }  # filled below
-    rejected = list(found.rejected)
-    pixels: list[tuple[degenerate.Named, str]] = []
     with Progress("pack", sum(map(len, found.slices.values())), "slices") as progress:
+        entries = []
         for entry in _pack_parts(found, source, out, held.proof):
-            split = splits[entry["split"]]
-            split["slices"] += entry["part"]["slices"]
-            split["cases"].update(entry["cases"])
-            split["levels"] = sorted({*split["levels"], *entry["levels"]})
-            split["parts"].append(entry["part"])
-            rejected += entry["rejected"]
-            pixels += [(degenerate.Named(entry["split"], *named), digest) for *named, digest in entry["pixels"]]
+            entries.append(entry)
             progress.advance(entry["part"]["slices"] + len(entry["rejected"]))
-    rejected.sort(key=lambda file: file["file"])
+    rejected = [*found.rejected, *(RejectedFile(**file) for entry in entries for file in entry["rejected"])]
+    rejected.sort(key=lambda file: file.file)
     refuse_rejected(rejected, strict)
     held.renew()  # before anything is removed
-    digest = hashlib.sha256()
+    splits = {name: _split_of([entry for entry in entries if entry["split"] == name]) for name in found.slices}
     for name, split in splits.items():
-        if not split["slices"]:
-            raise UserError(
-                f"no usable slice in {source}, split {name}: {rejected[0]['file']}: {rejected[0]['reason']}"
-            )
-        split["parts"].sort(key=lambda part: part["name"])
-        split["cases"] = dict(sorted(split["cases"].items()))  # case -> slices
-        digest.update("".join(part["sha256"] for part in split["parts"]).encode())
-        remove_stale_parts(storage.join(out, name), {part["name"] for part in split["parts"]})
-    description = {
-        "schema_version": SCHEMA_VERSION,
-        "source": source,
-        "source_fingerprint": found.fingerprint,  # names and sizes of the files: what a second call compares
-        "source_times": found.times,  # and whether one was changed in place
-        "fingerprint": digest.hexdigest(),  # of the shards: what a training run compares
-        "image_size": [IMAGE_SIZE, IMAGE_SIZE],
-        "splits": splits,
-        "label_maps_left_out": found.label_maps,
-        "rejected": rejected,
-        **degenerate.find(pixels),
-    }
-    held.commit(storage.join(out, "dataset.json"), (json.dumps(description, indent=1) + "\n").encode())
+        if not split.slices:
+            raise UserError(f"no usable slice in {source}, split {name}: {rejected[0].file}: {rejected[0].reason}")
+        remove_stale_parts(storage.join(out, name), {part.name for part in split.parts})
+    digests = "".join(part.sha256 for split in splits.values() for part in split.parts)
+    blank, equal = degenerate.find(
+        (SliceName(entry["split"], case, level), pixels) for entry in entries for case, level, pixels in entry["pixels"]
+    )
+    description = DataSetDescription(
+        source=source,
+        source_fingerprint=found.fingerprint,
+        source_times=found.times,
+        fingerprint=hashlib.sha256(digests.encode()).hexdigest(),
+        image_size=(IMAGE_SIZE, IMAGE_SIZE),
+        splits=splits,
+        label_maps_left_out=found.label_maps,
+        rejected=tuple(rejected),
+        blank=tuple(blank),
+        equal=tuple(map(tuple, equal)),
+    )
+    held.commit(storage.join(out, FILE), (json.dumps(description.to_json(), indent=1) + "\n").encode())
     return description
+
+
+def _split_of(entries: list[dict[str, Any]]) -> Split:
+    """A split, given what `pack_part` says of each of its parts."""
+    parts = sorted((PackedPart(**entry["part"]) for entry in entries), key=lambda part: part.name)
+    cases = sum((Counter(entry["cases"]) for entry in entries), Counter())
+    levels = sorted({level for entry in entries for level in entry["levels"]})
+    return Split(sum(part.slices for part in parts), dict(sorted(cases.items())), tuple(levels), tuple(parts))
 
 
 def refuse_overlap(source: str, out: str) -> None:
@@ -328,12 +325,12 @@ def refuse_overlap(source: str, out: str) -> None:
         raise UserError(f"--out {out} and --source {source} overlap: packing would mix its shards with the raw files")
 
 
-def refuse_rejected(rejected: list[dict[str, str]], strict: bool) -> None:
+def refuse_rejected(rejected: Sequence[RejectedFile], strict: bool) -> None:
     """Raise UserError where files were rejected and `strict` forbids it."""
     if strict and rejected:
         first = rejected[0]
         raise UserError(
-            f"{len(rejected)} files rejected, {first['file']} first: {first['reason']}; mend them or drop --strict"
+            f"{len(rejected)} files rejected, {first.file} first: {first.reason}; mend them or drop --strict"
         )
 
 

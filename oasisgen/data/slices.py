@@ -1,21 +1,19 @@
-"""The data set: file names, cases, levels, splits, its schema."""
+"""The packed data set: its file names, its schema, and how its slices are read."""
 
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 
-from oasisgen import cluster, documents, storage
+from oasisgen import cluster, storage
 from oasisgen.config.data import IMAGE_SIZE
-from oasisgen.data.degenerate import Named, names
+from oasisgen.data.description import DataSetDescription, Split, read_description
 from oasisgen.data.shards import Shard, read_shards
 from oasisgen.errors import UserError
 
-SCHEMA_VERSION = 1
 SPLITS = ("train", "validate", "test")
 PIECES = 16  # blocks of a shard where model actors share its slices: 64 each
 SCHEMA = pa.schema(
@@ -37,63 +35,71 @@ def file_name(case: str, level: int) -> str:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What `dataset.json` says of a packed data set."""
+    """A packed data set: where it lies, and what its `dataset.json` says."""
 
     uri: str
-    fingerprint: str
-    splits: dict[str, Any]
-    degenerate: frozenset[Named] = frozenset()  # blank slices, and those with the pixels of another
+    description: DataSetDescription
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of all shards."""
+        return self.description.fingerprint
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name."""
+        return self.description.splits
+
+    def split(self, name: str) -> Split:
+        """A split. Raises UserError where the data set lacks it."""
+        if name not in self.splits:
+            has = ", ".join(self.splits)
+            raise UserError(f"data set {self.uri} has no {name} split (it has {has}): pack a source folder with one")
+        return self.splits[name]
 
     def parts(self, split: str) -> list[str]:
-        """URIs of a split's Parquet files. Raises UserError where the data set lacks the split."""
-        if split not in self.splits:
-            has = ", ".join(self.splits)
-            raise UserError(f"data set {self.uri} has no {split} split (it has {has}): pack a source folder with one")
-        return [storage.join(self.uri, split, part["name"]) for part in self.splits[split]["parts"]]
+        """URIs of a split's Parquet files. Raises as `split`."""
+        return [storage.join(self.uri, split, part.name) for part in self.split(split).parts]
 
     def count(self, split: str) -> int:
-        """Slices in a split."""
-        return int(self.splits[split]["slices"])
+        """Slices in a split. Raises as `split`."""
+        return self.split(split).slices
 
     def pixels(self, *splits: str) -> int:
-        """Bytes of the slices of some splits once they are read."""
+        """Bytes of the slices of some splits in memory. Raises as `split`."""
         return sum(map(self.count, splits)) * IMAGE_SIZE**2
 
     def degenerate_in(self, split: str) -> frozenset[tuple[str, int]]:
-        """Case and level of a split's slices that are blank or have the pixels of another one, of any split."""
-        return frozenset((named.case, named.level) for named in self.degenerate if named.split == split)
+        """Case and level of a split's slices that are blank or have the same pixels as another, of any split."""
+        groups = (self.description.blank, *self.description.equal)
+        return frozenset((name.case, name.level) for group in groups for name in group if name.split == split)
 
     def size(self, split: str) -> int:
-        """Bytes of a split's files."""
-        return sum(part["bytes"] for part in self.splits[split]["parts"])
+        """Bytes of a split's files. Raises as `split`."""
+        return sum(part.bytes for part in self.split(split).parts)
 
     def require_whole(self, split: str) -> None:
-        """Raise UserError if a shard of a split is missing or of another size than it was packed with.
+        """Raise UserError if a shard of a split is missing or has another size than when it was packed.
 
-        This costs one listing, before anything long starts; `read_slices` compares what it reads with its digest.
+        This costs one listing, before anything long starts; `read_slices` checks the digest of what it reads.
         """
         there: dict[str, int] = {}
         with suppress(FileNotFoundError):
             there = dict(storage.list_files(storage.join(self.uri, split)))
-        for uri, part in zip(self.parts(split), self.splits[split]["parts"], strict=True):
-            found = there.get(part["name"])
-            if found != part["bytes"]:
-                fault = "is missing" if found is None else f"has {found} bytes instead of {part['bytes']}"
+        for uri, part in zip(self.parts(split), self.split(split).parts, strict=True):
+            found = there.get(part.name)
+            if found != part.bytes:
+                fault = "is missing" if found is None else f"has {found} bytes instead of {part.bytes}"
                 raise UserError(f"{uri} {fault}: the data set is damaged; remove its folder and pack it again")
 
 
 def open_data_set(uri: str) -> DataSet:
-    """Read `dataset.json`. Raises UserError where the data set is missing or of another schema version."""
+    """Read `dataset.json`. Raises UserError where the data set is missing, damaged or of another schema or size."""
     storage.check(uri, write=False)
-    file = storage.join(uri, "dataset.json")
     try:
-        description = documents.read(file, documents.Versioned)
+        return DataSet(storage.absolute(uri), read_description(uri))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no packed data set at {uri} (dataset.json is missing): make it with jobs/pack.py") from None
-    if (version := description["schema_version"]) != SCHEMA_VERSION:
-        raise UserError(f"data set {uri} has schema version {version}, this program reads {SCHEMA_VERSION}: pack again")
-    documents.require(description, documents.DataSetFile, file)
-    return DataSet(storage.absolute(uri), description["fingerprint"], description["splits"], names(description))
 
 
 def _decode(table: pa.Table) -> dict[str, np.ndarray]:
@@ -110,12 +116,12 @@ def shards_of(data: DataSet, split: str) -> list[Shard]:
     return [
         Shard(
             uri,
-            part["sha256"],
-            part["slices"],
+            part.sha256,
+            part.slices,
             "is not the file that was packed (other sha256): start the job again if the data set was packed again; "
             "if not, it is damaged, so remove its folder and pack it again",
         )
-        for uri, part in zip(data.parts(split), data.splits[split]["parts"], strict=True)
+        for uri, part in zip(data.parts(split), data.split(split).parts, strict=True)
     ]
 
 

@@ -93,12 +93,12 @@ def read_bundle(uri: str, expected: str = "") -> Bundle:
     file = storage.join(uri, "config.json")
     try:
         text = storage.read_bytes(file)
-        config = documents.require(json.loads(text), dict, file)
-    except (FileNotFoundError, ValueError, RecursionError):
+        config = documents.parse(text, dict, file)
+    except (FileNotFoundError, InvalidFile):
         raise UserError(f"bundle {uri}: config.json is missing or damaged: run the training command again") from None
     if config.get("format") not in (2, FORMAT):
         raise UserError(f"bundle {uri} has format {config.get('format')}, this program reads 2 and 3: train it again")
-    documents.require(config, documents.BundleFile, file)
+    documents.parse(text, documents.BundleFile, file)
     digest = hashlib.sha256(text).hexdigest()
     if expected and digest != expected:
         change = f"{expected[:12]} by {digest[:12]}"

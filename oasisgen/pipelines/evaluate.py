@@ -27,7 +27,7 @@ def evaluate_bundle(
     write_settings(out, {"model": bundle.digest, "data_fingerprint": data.fingerprint, "split": split})
     written = storage.join(out, "evaluation.json")
     if storage.exists(written):
-        return documents.read(written, documents.Evaluation)
+        return dict(documents.read(written, documents.Evaluation))
     with lock(out) as held:
         actors = cluster.actors(gpus, wait_minutes, "--gpus-per-worker")
         evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split, actors)

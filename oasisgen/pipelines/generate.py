@@ -115,7 +115,7 @@ def generate(config: GenerateConfig) -> dict[str, Any] | None:
     if finished:
         if root := root_of(out):
             write_index(root)  # the job that made the batch may have been killed before it did
-        return documents.read(storage.join(out, "summary.json"), documents.Summary)
+        return dict(documents.read(storage.join(out, "summary.json"), documents.Summary))
     with lock(out) as held:
         return make_batch(bundle, reference, load, request, out, held, actors)
 

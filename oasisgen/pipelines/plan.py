@@ -15,7 +15,7 @@ def plan(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], stat
     """Lines: data, steps and sizes of each stage, resources; `state` says how far the run has come."""
     rows = data.count("train")
     for split in ("train", "validate"):
-        cases, count = len(data.splits[split]["cases"]), data.count(split)
+        cases, count = len(data.split(split).cases), data.count(split)
         yield f"{split}: {count} slices of {cases} cases, {size(data.size(split))} in {len(data.parts(split))} shards"
     for stage in config.stages:
         c = getattr(config, stage)

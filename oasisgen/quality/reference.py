@@ -34,7 +34,7 @@ def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
     trained = bundle.config["data"]
     try:
         reference = open_data_set(data or trained["uri"])
-        cases = len(reference.splits["validate"]["cases"]) if reference.parts("validate") else 0
+        cases = len(reference.split("validate").cases)
     except UserError as error:
         raise UserError(f"{error}; or name the data set to measure against with --data") from None
     if not data and reference.fingerprint != trained["fingerprint"]:

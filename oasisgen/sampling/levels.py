@@ -12,8 +12,8 @@ def require_levels(wanted: list[int], data: DataSet) -> None:
 
     Data sets of older versions do not say which levels they have; for these nothing is refused.
     """
-    levels = [data.splits[split].get("levels", wanted) for split in ("train", "validate")]
-    there = set(levels[0]) & set(levels[1])
+    train, held_out = (data.split(split).levels for split in ("train", "validate"))
+    there = set(wanted if train is None else train) & set(wanted if held_out is None else held_out)
     if lacking := sorted(set(wanted) - there):
         raise UserError(
             f"{data.uri} has no slices of level {in_ranges(lacking)} to compare with: "
@@ -38,8 +38,8 @@ def require_trained_levels(wanted: list[int], bundle: Bundle) -> None:
     if reason:
         say("generate", f"whether the model was trained on all these levels cannot be checked: {reason}")
         return
-    there = data.splits.get("train", {}).get("levels", wanted)
-    if lacking := sorted(set(wanted) - set(there)):
+    there = data.splits["train"].levels if "train" in data.splits else None
+    if there is not None and (lacking := sorted(set(wanted) - set(there))):
         raise UserError(
             f"the model was trained on no slice of level {in_ranges(lacking)}: give --levels {in_ranges(sorted(there))}"
         )

@@ -24,7 +24,7 @@ def verify(uri: str) -> dict[str, Any]:
     """
     uri = storage.absolute(uri)
     try:
-        manifest = documents.read(storage.join(uri, "manifest.json"), documents.Manifest)
+        manifest: Any = documents.read(storage.join(uri, "manifest.json"), documents.Manifest)
     except FileNotFoundError:
         storage.check(uri, write=False)
         raise UserError(

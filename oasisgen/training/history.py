@@ -34,6 +34,6 @@ def read(uri: str, stage: str) -> list[dict[str, Any]]:
     """
     file = storage.join(uri, f"{stage}.jsonl")
     return [
-        documents.parse(line, documents.Epoch, f"{file}, line {number},")
+        dict(documents.parse(line, documents.Epoch, f"{file}, line {number},"))
         for number, line in enumerate(storage.read_bytes(file).splitlines(), 1)
     ]

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oasisgen.data.degenerate import say_found
+from oasisgen.data.degenerate import lines
+from oasisgen.data.description import SliceName
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import subject
 from oasisgen.data.slices import open_data_set
-from tests.conftest import png, run_job
+from tests.conftest import described, png, run_job
 
 
 def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(
@@ -27,19 +28,19 @@ def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(
     flags = ["--source", str(tmp_path / "raw"), "--out", str(tmp_path / "data")]
     done = run_job("pack", *flags)
     assert (done.returncode, done.stderr) == (0, "")
-    lines = (
+    told = (
         "blank slices: 2 (test case 005 level 31; validate case 003 level 10)",
         "slices with the pixels of another one: 4 (test case 005 level 9 = validate case 004 level 9; "
         "train case 001 level 9 = validate case 003 level 9)",
     )
-    assert all(f"[    pack] {line}\n" in done.stdout for line in lines), done.stdout
+    assert all(f"[    pack] {line}\n" in done.stdout for line in told), done.stdout
     pack(*flags[1::2], dry_run=True)
     said = capsys.readouterr().out
-    assert all(f"[    plan] {line}\n" in said for line in lines)
+    assert all(f"[    plan] {line}\n" in said for line in told)
 
-    described = json.loads((tmp_path / "data" / "dataset.json").read_text())
-    blank = [(each["split"], each["case"], each["level"]) for each in described["blank"]]
-    equal = [[(each["split"], each["case"], each["level"]) for each in group] for group in described["equal"]]
+    written = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    blank = [(each["split"], each["case"], each["level"]) for each in written["blank"]]
+    equal = [[(each["split"], each["case"], each["level"]) for each in group] for group in written["equal"]]
     assert blank == [("test", "005", 31), ("validate", "003", 10)]
     assert sorted(equal) == [
         [("test", "005", 9), ("validate", "004", 9)],
@@ -51,10 +52,10 @@ def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(
 
 
 def test_a_line_names_a_few_of_many() -> None:
-    slices = [{"split": "test", "case": "001", "level": level} for level in range(5)]
-    assert say_found({"blank": slices, "equal": [slices]}) == [
+    slices = tuple(SliceName("test", "001", level) for level in range(5))
+    assert lines(described(blank=slices, equal=(slices,))) == [
         "blank slices: 5 (test case 001 level 0; test case 001 level 1; test case 001 level 2; and 2 more)",
         "slices with the pixels of another one: 5 "
         "(test case 001 level 0 = test case 001 level 1 = test case 001 level 2 = ...)",
     ]
-    assert say_found({}) == say_found({"blank": [], "equal": []}) == []
+    assert lines(described()) == []

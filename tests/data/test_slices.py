@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,24 @@ def test_a_damaged_data_set_is_named_before_it_is_read(data: DataSet, tmp_path: 
     (copy / "dataset.json").unlink()
     with pytest.raises(UserError, match="no packed data set at"):
         open_data_set(str(copy))
+
+
+def test_the_image_size_of_a_data_set_is_checked(data: DataSet, tmp_path: Path) -> None:
+    file = tmp_path / "dataset.json"
+    described = data.description.to_json()
+    for size, said in (
+        ([128, 128], "has slices of 128 x 128 pixels, this program works with 256 x 256"),
+        ([256, 128], "has slices of 256 x 128 pixels"),
+        ([256], "image_size.1: field required"),
+        (None, "image_size: field required"),
+    ):
+        written = described | {"image_size": size}
+        file.write_text(json.dumps({name: value for name, value in written.items() if value is not None}))
+        with pytest.raises(UserError, match=said) as raised:
+            open_data_set(str(tmp_path))
+        assert "\n" not in str(raised.value)
+    file.write_text(json.dumps(described))
+    assert open_data_set(str(tmp_path)).description == data.description
 
 
 def test_a_flipped_bit_in_a_shard_is_one_clear_line(data: DataSet, tmp_path: Path) -> None:

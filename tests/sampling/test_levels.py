@@ -6,29 +6,36 @@ from pathlib import Path
 import pytest
 
 from oasisgen.config.generate import GenerateConfig
+from oasisgen.data.description import Split
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
 from oasisgen.pipelines.generate import generate
 from oasisgen.sampling.levels import require_levels
+from tests.conftest import described
+
+
+def with_levels(train: tuple[int, ...] | None, held_out: tuple[int, ...] | None) -> DataSet:
+    """A data set whose splits have these levels."""
+    splits = {"train": Split(1, {"001": 1}, train), "validate": Split(1, {"002": 1}, held_out)}
+    return DataSet("root/datasets/some", described(splits=splits))
 
 
 def test_levels_that_the_data_set_lacks_are_refused_with_those_it_has() -> None:
-    splits = {"train": {"levels": [8, 9, 10, 12]}, "validate": {"levels": [8, 9, 10, 11]}}
-    data = DataSet("root/datasets/some", "fingerprint", splits)
+    data = with_levels((8, 9, 10, 12), (8, 9, 10, 11))
     require_levels([8, 9, 10], data)
     for wanted, lacking in (([0, 1, 2], "0-2"), ([8, 9, 11, 12], "11-12")):
         with pytest.raises(UserError, match=f"has no slices of level {lacking} to compare with: give --levels 8-10"):
             require_levels(wanted, data)
-    require_levels([0, 31], DataSet("old", "fingerprint", {"train": {}, "validate": {}}))
+    require_levels([0, 31], with_levels(None, None))  # of an older version, which did not name them
 
 
 def test_levels_that_the_model_was_not_trained_on_are_refused_without_measures_too(
     trained: Path, data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    described = json.loads((Path(data.uri) / "dataset.json").read_text())
-    described["splits"]["train"]["levels"] = list(range(8, 16))
+    written = json.loads((Path(data.uri) / "dataset.json").read_text())
+    written["splits"]["train"]["levels"] = list(range(8, 16))
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "dataset.json").write_text(json.dumps(described))
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(written))
     model = Path(shutil.copytree(trained / "model", tmp_path / "model"))
     bundle = json.loads((model / "config.json").read_text())
     bundle["data"]["uri"] = str(tmp_path / "data")
