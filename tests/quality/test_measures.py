@@ -59,7 +59,7 @@ def test_the_docs_list_the_measures_of_the_table() -> None:
             measure.label,
             measure.sees.replace("copy_ratio", "`copy_ratio`"),
             measure.worse,
-            f"`--gate.{measure.gate.tolerance}`" if measure.gate else "",
+            f"`--gate.{measure.gate.tolerance.replace('_', '-')}`" if measure.gate else "",
         ]
         for key, measure in MEASURES.items()
     ]
