@@ -1,9 +1,10 @@
-"""The report of a batch: the verdict, numbers beside their floor, and pictures to check them by."""
+"""The report of a batch: the verdict, its measures beside their references, and pictures to check them by."""
 
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from oasisgen import storage
 from oasisgen.config.generate import Format
@@ -13,8 +14,10 @@ from oasisgen.reports import figures
 from oasisgen.reports.page import Picture, Section, render, slices_per_second
 from oasisgen.sampling.parts import read_images
 
-PER_LEVEL, WORST = 2, 10
+PER_LEVEL = 2  # slices shown of each level
+EXTREMES = 10  # slices shown of those with the lowest scores
 
+STEPS = {"floor": "references"}  # of `seconds` in the summary: what the page calls them
 
 LOADING = """import pandas as pd
 
@@ -23,81 +26,18 @@ print(slices.groupby("level")[["ssim_real", "ssim_train_max"]].mean())"""
 
 
 def write_batch_report(
-    out: str, summary: dict[str, Any], slices: pa.Table, floor: pa.Table | None, train: Feed | None
+    out: str, summary: dict[str, Any], slices: pa.Table, reference: pa.Table | None, train: Feed | None
 ) -> None:
-    """`<out>/report/index.html`. `slices` are the batch's summary; without `floor` and `train` it was not measured."""
-    pictures = Pictures(out, summary["format"], train)
-    seconds = summary["seconds"]
-    by_level = np.argsort(slices["level"].to_numpy(), kind="stable")
-    levels = slices["level"].to_numpy()[by_level]
-    some = [by_level[levels == level][:PER_LEVEL] for level in np.unique(levels)]
-    sections = [
-        Section(
-            "In numbers",
-            "No measure is to be read alone: what counts is how close it comes to the floor, the same measure of real "
-            "slices. Features are those of the run's own network. Fidelity and variety are measured on "
-            f"{summary['measured_on']} of {summary['slices']} slices, beside as many real ones.",
-            columns=("measure", "synthetic", "reference", "distance", "worse", "what it sees"),
-            table=tuple(
-                (
-                    MEASURES[key].label,
-                    f"{score.value:.4f}",
-                    f"{score.reference:.4f}",
-                    f"{score.distance:+.4f}",
-                    MEASURES[key].worse,
-                    MEASURES[key].sees,
-                )
-                for key, score in read_scores(summary["measures"]).items()
-            ),
-        ),
-        Section(
-            "Slices, by level",
-            "The first sample ids of each level, not chosen"
-            + (", each beside its nearest training slice." if train else "."),
-            pictures=pictures.of(slices.take(np.concatenate(some)) if some else slices),
-            filter="Level",
-        ),
-    ]
-    if floor and len(slices):
-        shown = {name: name for name in (*OF_SLICES, "codes_in_use")}
-        lowest = {name: pa.compute.sort_indices(slices, [(name, "ascending")])[:WORST] for name in OF_SLICES}
-        sections += [
-            Section("Distributions", figure=figures.distributions(slices, floor, shown)),
-            Section(
-                "Nearest to the training data",
-                "The slices with the lowest copy_ratio, each beside its nearest training slice, which is the best by "
-                "SSIM of those nearest as thumbnails, perhaps mirrored or of a neighbouring level.",
-                pictures=pictures.of(slices.take(lowest["copy_ratio"])),
-            ),
-            Section(
-                "Least like real ones",
-                "The slices with the lowest ssim_real, each beside its nearest training slice.",
-                pictures=pictures.of(slices.take(lowest["ssim_real"])),
-            ),
-        ]
-    sections += [
-        Section("Load it", code=LOADING.format(out=out)),
-        Section(
-            "Provenance",
-            "Cite a slice by model, base seed and id: together they make the same slice again.",
-            table=(
-                ("model", summary["model"]),
-                ("base seed", summary["base_seed"]),
-                ("slices", f"{summary['slices']} of {summary['count']}, {summary['rejected']} refused and replaced"),
-                ("codes in use per slice", f"{summary['codes_in_use_mean'] or 0:.0f}"),
-                ("measured against", summary["data"] or "nothing"),
-                ("compared with", summary["compared_with"] or "no released batch of the same request"),
-                ("devices", ", ".join(summary["devices"])),
-                ("oasisgen", summary["version"]),
-                ("finished", summary["finished"]),
-                (
-                    "seconds",
-                    ", ".join(f"{name} {value}" for name, value in seconds.items())
-                    + f"; {slices_per_second(summary):.1f} slices/s",
-                ),
-            ),
-        ),
-    ]
+    """Write `<out>/report/index.html`.
+
+    `slices` are the batch's summary table, `reference` the measures of held-out slices and `train` the training slices.
+    The last two are None for a batch that was not measured.
+    """
+    gallery = Gallery(out, summary["format"], train)
+    sections = [measures_section(summary), levels_section(slices, gallery)]
+    if reference is not None and len(slices):
+        sections += [distributions_section(slices, reference), *extremes_sections(slices, gallery)]
+    sections += [Section("Load the summary", code=LOADING.format(out=out)), provenance_section(summary)]
     page = render(
         title=f"{summary['slices']} synthetic slices",
         subtitle=f"{out}, model {summary['model'][:12]}",
@@ -107,8 +47,101 @@ def write_batch_report(
     storage.write_bytes(storage.join(out, "report", "index.html"), page)
 
 
-class Pictures:
-    """Slices of a batch, beside their nearest training slices, if there are any."""
+def measures_section(summary: dict[str, Any]) -> Section:
+    """Every score beside its reference."""
+    network = "Inception v3 (weights {})" if summary["inception"] else "the one trained with this model ({})"
+    rows = [
+        (
+            MEASURES[key].label,
+            f"{score.value:.4f}",
+            f"{score.reference:.4f}",
+            f"{score.distance:+.4f}",
+            MEASURES[key].worse,
+            MEASURES[key].sees,
+        )
+        for key, score in read_scores(summary["measures"]).items()
+    ]
+    text = (
+        "No score means much on its own. Compare it with its reference: what real slices score on the same measure. "
+        f"FID, KID, MS-SSIM, precision, recall, density and coverage use {summary['measured_on']} of the "
+        f"{summary['slices']} slices and equally many real ones. "
+        f"Feature network: {network.format(summary['features'][:12])}."
+    )
+    return Section(
+        "Measures",
+        text if rows else "This batch was not measured.",
+        columns=("measure", "synthetic", "reference", "distance", "worse is", "what it sees") if rows else (),
+        table=tuple(rows),
+    )
+
+
+def levels_section(slices: pa.Table, gallery: "Gallery") -> Section:
+    """The first slices of each level."""
+    by_level = np.argsort(slices["level"].to_numpy(), kind="stable")
+    levels = slices["level"].to_numpy()[by_level]
+    firsts = [by_level[levels == level][:PER_LEVEL] for level in np.unique(levels)]
+    beside = ", each beside its nearest training slice" if gallery.train else ""
+    return Section(
+        "Slices by level",
+        f"The first sample ids of each level, not hand-picked{beside}." if firsts else "The batch has no slices.",
+        pictures=gallery.pictures(slices.take(np.concatenate(firsts))) if firsts else (),
+        filter="Level",
+    )
+
+
+def distributions_section(slices: pa.Table, reference: pa.Table) -> Section:
+    """Histograms of what each slice scores."""
+    titles = {key: MEASURES[key].label for key in OF_SLICES} | {"codes_in_use": "codes in use"}
+    return Section("Distributions over slices", figure=figures.distributions(slices, reference, titles))
+
+
+def extremes_sections(slices: pa.Table, gallery: "Gallery") -> list[Section]:
+    """The slices most like training slices, and those least like real ones."""
+
+    def lowest(key: str) -> tuple[Picture, ...]:
+        return gallery.pictures(slices.take(pc.sort_indices(slices, [(key, "ascending")])[:EXTREMES]))
+
+    return [
+        Section(
+            "Nearest to the training data",
+            "The slices with the lowest copy ratio, each beside its nearest training slice, which is shown as it is "
+            "stored: it may have matched when mirrored or shifted.",
+            pictures=lowest("copy_ratio"),
+        ),
+        Section(
+            "Least like real slices",
+            "The slices with the lowest SSIM to real slices, each beside its nearest training slice.",
+            pictures=lowest("ssim_real"),
+        ),
+    ]
+
+
+def provenance_section(summary: dict[str, Any]) -> Section:
+    """What made the batch, and how fast."""
+    seconds = ", ".join(f"{STEPS.get(name, name)} {value}" for name, value in summary["seconds"].items())
+    return Section(
+        "Provenance",
+        "To cite a slice, give the model, the base seed and the sample id: together they reproduce it.",
+        table=(
+            ("model", summary["model"]),
+            ("base seed", summary["base_seed"]),
+            ("slices", f"{summary['slices']} of {summary['count']}; {summary['rejected']} rejected and replaced"),
+            ("codes in use per slice", f"{summary['codes_in_use_mean'] or 0:.0f}"),
+            ("compared with the real slices of", summary["data"] or "no data set"),
+            (
+                "compared with the released batch",
+                summary["compared_with"] or "none of the same request",
+            ),
+            ("devices", ", ".join(summary["devices"])),
+            ("oasisgen", summary["version"]),
+            ("finished", summary["finished"]),
+            ("seconds", f"{seconds}; {slices_per_second(summary):.1f} slices/s"),
+        ),
+    )
+
+
+class Gallery:
+    """Makes pictures of a batch's slices, beside their nearest training slices if there are any."""
 
     def __init__(self, out: str, kind: Format, train: Feed | None) -> None:
         self.out, self.kind, self.train = out, kind, train
@@ -118,8 +151,8 @@ class Pictures:
         )
         self.rows = {name: row for row, name in enumerate(names)}
 
-    def of(self, slices: pa.Table) -> tuple[Picture, ...]:
-        """A picture of each row of a summary."""
+    def pictures(self, slices: pa.Table) -> tuple[Picture, ...]:
+        """A picture of each row of a batch's summary."""
         images = read_images(self.out, self.kind, slices)
         return tuple(self.picture(row, image) for row, image in zip(slices.to_pylist(), images, strict=True))
 
@@ -129,6 +162,6 @@ class Pictures:
         if self.train:
             nearest = row["nearest_case"], row["nearest_level"]
             images.append(self.train.rows(np.array([self.rows[nearest]]), "image")[0])
-            caption += f": ssim_real {row['ssim_real']:.3f}; case {nearest[0]}, level {nearest[1]}: "
-            caption += f"SSIM {row['ssim_train_max']:.3f}, copy_ratio {row['copy_ratio']:.2f}"
+            caption += f": SSIM to real slices {row['ssim_real']:.3f}. Nearest: case {nearest[0]}, level {nearest[1]}, "
+            caption += f"SSIM {row['ssim_train_max']:.3f}, copy ratio {row['copy_ratio']:.2f}"
         return Picture(figures.embed(figures.montage([images])), caption, str(row["level"]))

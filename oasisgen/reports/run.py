@@ -13,14 +13,16 @@ from oasisgen.reports.page import Section, interval, render
 
 SHOWN = 8  # slices side by side
 
-
-LOSSES = {  # panels of stage 2, by prior
-    "dcgan": {"losses": ["generator_loss", "discriminator_loss"], "mean logit": ["real_logit", "fake_logit"]},
-    "masked": {"loss": ["loss"]},
+PRIORS = {  # title of stage 2, and what its curves show
+    "dcgan": (
+        "DCGAN",
+        {"losses": ["generator_loss", "discriminator_loss"], "mean logit": ["real_logit", "fake_logit"]},
+    ),
+    "masked": ("masked prior", {"loss": ["loss"]}),
 }
 
-
-PAINTED = ["codes_in_use", "perplexity"]
+Pairs = list[tuple[np.ndarray, np.ndarray]]
+"""Two slices each, (256, 256) uint8."""
 
 
 def write_run_report(
@@ -28,79 +30,94 @@ def write_run_report(
     config: dict[str, Any],
     metrics: dict[str, Any],
     histories: dict[str, list[dict[str, Any]]],
-    pairs: list[tuple[np.ndarray, np.ndarray]],
-    generated: list[tuple[np.ndarray, np.ndarray]],
+    pairs: Pairs,
+    generated: Pairs,
     commit: Commit,
 ) -> None:
-    """`slices.png`, rows of real, reconstructed, synthetic slices, and by `commit` `<out>/report/index.html` of a run.
+    """Write `<out>/report/slices.png`, and by `commit` `<out>/report/index.html`.
 
-    `pairs` are (real, reconstructed) held-out slices, `generated` (synthetic, real of the same level), all (256, 256)
-    uint8.
+    `pairs` are (real, reconstructed) held-out slices, `generated` (synthetic, real of the same level). The rows of
+    `slices.png` are real, reconstructed and synthetic slices.
     """
-    quality = metrics["reconstruction"]
-    K, prior = config["vqvae"]["codebook_size"], config["prior"]
-    difference = [128 + np.clip(b.astype(int) - a, -128, 127) for a, b in pairs]
-    sections = [
-        Section(
-            "Reconstruction",
-            f"Every slice of the validate split ({quality['slices']} slices, {quality['cases']} cases), in evaluation "
-            "mode, on the 8-bit image that would be written. Intervals: 95 %, bootstrap over cases.",
-            columns=("measure", "this run", "the seed, as reported"),
-            table=(
-                ("SSIM", interval(quality["ssim"]), "0.8462 (best epoch, one batch of 16 test slices)"),
-                ("PSNR, dB", interval(quality["psnr_db"], 2), ""),
-                ("codes in use", f"{quality['codes_in_use']} of {K}", ""),
-                ("perplexity", f"{quality['perplexity']:.0f}", ""),
-            ),
+    rows = [*zip(*pairs, strict=True), [synthetic for synthetic, _ in generated[:: len(generated) // SHOWN]]]
+    storage.write_bytes(storage.join(out, "report", "slices.png"), figures.montage(rows))
+    page = render(
+        title="Training run",
+        subtitle=f"model {metrics['model'][:12]}, trained on {config['data']['uri']}, oasisgen {__version__}",
+        sections=[
+            reconstruction_section(metrics["reconstruction"], config["vqvae"]["codebook_size"]),
+            pairs_section(pairs),
+            *training_sections(config["prior"], histories, metrics["code_counts"]),
+            generated_section(generated),
+            Section("Configuration", table=tuple((name, str(value)) for name, value in flatten(config).items())),
+        ],
+    )
+    commit(storage.join(out, "report", "index.html"), page)
+
+
+def reconstruction_section(quality: dict[str, Any], codebook_size: int) -> Section:
+    """How well held-out slices are reconstructed, beside the baseline."""
+    return Section(
+        "Reconstruction",
+        f"All {quality['slices']} slices of the {quality['cases']} cases in the validate split, in evaluation mode, as "
+        "the 8-bit images that would be written. In brackets: 95 % interval, bootstrap over cases.",
+        columns=("measure", "this run", "the baseline's report"),
+        table=(
+            ("SSIM", interval(quality["ssim"]), "0.8462 (best epoch, one batch of 16 test slices)"),
+            ("PSNR, dB", interval(quality["psnr_db"], 2), ""),
+            ("codes in use", f"{quality['codes_in_use']} of {codebook_size}", ""),
+            ("perplexity", f"{quality['perplexity']:.0f}", ""),
         ),
+    )
+
+
+def pairs_section(pairs: Pairs) -> Section:
+    """Real slices, their reconstructions, and the difference."""
+    differences = [(128 + np.clip(b.astype(int) - a, -128, 127)).astype(np.uint8) for a, b in pairs]
+    return Section(
+        "Real, reconstructed, difference",
+        "Held-out slices, evenly spaced over the split. Top row: real; middle: reconstructed; bottom: reconstructed "
+        "minus real, where mid-grey means no difference.",
+        figure=figures.embed(figures.montage([*zip(*pairs, strict=True), differences])),
+        slices=True,
+    )
+
+
+def training_sections(
+    prior: str, histories: dict[str, list[dict[str, Any]]], code_counts: list[int]
+) -> tuple[Section, ...]:
+    """The curves of each stage, and how the codebook is used."""
+    name, panels = PRIORS[prior]
+    stage_1 = {
+        "loss": ["reconstruction_loss", "ssim_loss", "quantizer_loss"],
+        "SSIM, validate": ["ssim"],
+        "codebook": ["codes_in_use", "perplexity"],
+    }
+    stage_2 = panels | {"codes of 64 generated maps": ["codes_in_use", "perplexity"]}
+    features = {task: [f"{task}_loss"] for task in ("level", "damage", "anatomy")}
+    return (
+        Section("Stage 1: the VQ-VAE", figure=figures.curves(histories["vqvae"], stage_1)),
         Section(
-            "Real, reconstructed, difference",
-            "Held-out slices, spread over the split. Grey in the last row is no difference.",
-            figure=figures.embed(
-                figures.montage([*zip(*pairs, strict=True), [d.astype(np.uint8) for d in difference]])
-            ),
-            slices=True,
+            "Codebook usage",
+            "How often each code occurs in the code maps of the validate split.",
+            figure=figures.code_usage(code_counts),
         ),
-        Section(
-            "Stage 1: the VQ-VAE",
-            figure=figures.curves(
-                histories["vqvae"],
-                {
-                    "loss": ["reconstruction_loss", "ssim_loss", "quantizer_loss"],
-                    "SSIM, validate": ["ssim"],
-                    "codebook": ["codes_in_use", "perplexity"],
-                },
-            ),
-        ),
-        Section(
-            "Use of the codebook",
-            "Over the code maps of the whole validate split.",
-            figure=figures.code_usage(metrics["code_counts"]),
-        ),
-        Section(
-            "Stage 2: the DCGAN" if prior == "dcgan" else "Stage 2: the masked prior",
-            figure=figures.curves(histories[prior], LOSSES[prior] | {"codes of 64 painted maps": PAINTED}),
-        ),
+        Section(f"Stage 2: the {name}", figure=figures.curves(histories[prior], stage_2)),
         Section(
             "The feature network",
-            "Trained beside the models, on real slices: what the measures of a batch see with.",
-            figure=figures.curves(
-                histories["features"],
-                {name: [f"{name}_loss"] for name in ("level", "damage", "anatomy")},
-            ),
+            "Trained on real slices only. It embeds slices for FID, KID, precision, recall, density and coverage.",
+            figure=figures.curves(histories["features"], features),
         ),
-        Section(
-            "Generated, and real slices of the same levels",
-            "Upper rows of each pair: synthetic. Lower rows: real held-out slices. Sample ids from 0, not chosen.",
-            figure=figures.embed(
-                figures.montage([row for chosen in chunks(generated, SHOWN) for row in zip(*chosen, strict=True)])
-            ),
-            slices=True,
-        ),
-        Section("Configuration", table=tuple((name, str(value)) for name, value in flatten(config).items())),
-    ]
-    subtitle = f"model {metrics['model'][:12]}, trained on {config['data']['uri']}, oasisgen {__version__}"
-    rows = [*zip(*pairs, strict=True), [a for a, _ in generated[:: len(generated) // SHOWN]]]
-    storage.write_bytes(storage.join(out, "report", "slices.png"), figures.montage(rows))
-    page = render(title="Training run", subtitle=subtitle, sections=sections)
-    commit(storage.join(out, "report", "index.html"), page)
+    )
+
+
+def generated_section(generated: Pairs) -> Section:
+    """Synthetic slices above real ones."""
+    rows = [row for some in chunks(generated, SHOWN) for row in zip(*some, strict=True)]
+    return Section(
+        "Synthetic and real slices of the same levels",
+        "Rows alternate: synthetic slices above real held-out slices of the same levels. Sample ids start at 0; none "
+        "were hand-picked.",
+        figure=figures.embed(figures.montage(rows)),
+        slices=True,
+    )

@@ -28,7 +28,6 @@ SUMMARY_JSON = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="the report says that features are those of the run, whatever was used")
 @pytest.mark.parametrize(
     ("inception", "says"),
     [
