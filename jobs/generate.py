@@ -22,7 +22,9 @@ class Verify:
 
 def parse(arguments: list[str]) -> GenerateConfig | Verify:
     """`--verify <batch>` alone, or what to generate."""
-    kind = Verify if any(argument.startswith("--verify") for argument in arguments) else GenerateConfig
+    kind: type[GenerateConfig | Verify] = (
+        Verify if any(argument.startswith("--verify") for argument in arguments) else GenerateConfig
+    )
     return cli.flags(kind)(arguments)
 
 

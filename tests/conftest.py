@@ -165,10 +165,10 @@ def start_job(name: str, *flags: str, **environment: str) -> subprocess.Popen[st
     )
 
 
-def run_job(name: str, *flags: str, timeout: float = 500, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_job(name: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python jobs/<name>.py …` to its end."""
     process = start_job(name, *flags, **environment)
-    stdout, stderr = process.communicate(timeout=timeout)
+    stdout, stderr = process.communicate(timeout=500)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 

@@ -74,6 +74,12 @@ class Nodes:
         self.folders: list[str] = []
         self.workers = [self.add(), self.add()]
 
+    @property
+    def session(self) -> str:
+        """The head's folder of logs and packages."""
+        assert self.cluster.head_node is not None
+        return str(self.cluster.head_node.get_session_dir_path())
+
     def add(self) -> Node:
         """One more node of 2 CPUs."""
         with self.surroundings() as folder:
@@ -146,7 +152,7 @@ def data_on_s3(nodes: Nodes, raw: Path, s3: str, data: DataSet) -> str:
     pyarrow.fs.copy_files(str(raw), f"{path}/raw", destination_filesystem=system)
     said = finish(nodes.submit("pack", "--source", f"{s3}/raw", "--out", f"{s3}/datasets/phantom"))
     assert "train: 96 slices of 3 cases" in said
-    (package,) = Path(nodes.cluster.head_node.get_session_dir_path()).glob("runtime_resources/*/_ray_pkg_*/")
+    (package,) = Path(nodes.session).glob("runtime_resources/*/_ray_pkg_*/")
     carried = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert {file.relative_to(package).parts[0] for file in carried} >= {"jobs", "oasisgen"}
     assert not (package / "tests").exists()
@@ -190,7 +196,7 @@ def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str)
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
     written = [storage.join(run, name) for name, _ in storage.list_files(run)]
     assert not [uri for uri in written if secret in storage.read_bytes(uri)]
-    for folder in (nodes.cluster.head_node.get_session_dir_path(), *nodes.folders):
+    for folder in (nodes.session, *nodes.folders):
         files = [file for file in Path(folder).rglob("logs/**/*") if file.is_file()]
         assert files
         assert not [file for file in files if secret in file.read_bytes()]

@@ -13,7 +13,7 @@ import ray
 from oasisgen import cluster
 from oasisgen.errors import UserError
 from oasisgen.head import require_ray
-from tests.conftest import one_line, run_job
+from tests.conftest import one_line, run_job, start_job
 
 
 @ray.remote(num_cpus=0)
@@ -131,6 +131,7 @@ def test_a_job_that_finds_no_ray_ends_with_one_line_within_30_seconds(
     note.parent.mkdir()
     note.write_text("127.0.0.1:1")
     variables = {"RAY_ADDRESS": address.format(web=web), "RAY_TMPDIR": str(tmp_path)}
-    done = run_job("pack", "--source", str(raw), "--out", str(tmp_path / "d"), timeout=30, **variables)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert said.format(note=note) in one_line(done.stderr)
+    job = start_job("pack", "--source", str(raw), "--out", str(tmp_path / "d"), **variables)
+    stdout, stderr = job.communicate(timeout=30)
+    assert (job.returncode, stdout) == (1, "")
+    assert said.format(note=note) in one_line(stderr)

@@ -103,7 +103,8 @@ def test_whatever_flags_another_job_is_given_they_are_taken_or_refused_in_one_li
     values = VALUES | st.text(max_size=8) | st.just("\udcff")  # a byte of a command line that is no UTF-8
     pairs = draw.draw(st.lists(st.tuples(st.sampled_from(names), values), min_size=1, max_size=3))
     monkeypatch.setattr("sys.argv", [job, *required, *(argument for pair in pairs for argument in pair)])
-    status, lines = 0, 0
+    status: object = 0
+    lines = 0
     try:
         assert dataclasses.is_dataclass(cli.parse(parser, job))
     except SystemExit as stop:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import botocore.exceptions
@@ -66,7 +67,7 @@ class World:
 
     def run(self, jobs: list[Callable[[], None]]) -> None:
         for job in jobs:
-            self.at(self.random.uniform(0, 20), lambda job=job: self._start(job))
+            self.at(self.random.uniform(0, 20), partial(self._start, job))
         while self.events:
             self.now, _, action = heapq.heappop(self.events)
             action()
@@ -217,7 +218,7 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch, keeps_conditions: bool = Tr
             super().__setitem__(key, data)
 
     store.objects = Objects()
-    world.run([lambda name=name: schedule.job(name) for name in "abc"])
+    world.run([partial(schedule.job, name) for name in "abc"])
     numbers = [generation for generation, _ in sorted(schedule.generations)]
     if len(set(numbers)) < len(numbers):
         schedule.violations.append(f"a generation was given twice: {schedule.generations}")

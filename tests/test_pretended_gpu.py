@@ -152,7 +152,8 @@ def test_a_step_of_the_feature_network_neither_leaves_the_gpu_nor_makes_the_host
     with gpu():
         model, levels = PretextHeads(), torch.arange(BATCH)
         seen = augment(torch.zeros(BATCH, 256, 256, dtype=torch.uint8), None)
-        losses = errors(*model(seen.x), levels, seen)
+        answers: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model(seen.x)
+        losses = errors(*answers, levels, seen)
     assert (losses.shape, losses.device.type) == ((3,), "cuda")
 
 

@@ -37,7 +37,7 @@ FROM_OUTSIDE = (
 )
 
 
-def use(uri: str, without: tuple[str, ...] = (), code: str = USE, **variables: str) -> str:
+def use(uri: str, without: tuple[str, ...] = (), code: str = USE, /, **variables: str) -> str:
     """What a process with other variables prints."""
     environment = {name: value for name, value in os.environ.items() if name not in without} | variables
     done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, env=environment)

@@ -184,7 +184,7 @@ for read in (storage.read_json, lambda uri: documents.read(uri, documents.Manife
 """
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:
         for fault in ("503 SlowDown", "500 InternalError", "hang up", "cut"):
-            server.fault = lambda method, path, fault=fault: fault if "outage.json" in path else None  # type: ignore[misc]
+            server.fault = lambda method, path, fault=fault: fault if "outage.json" in path else None
             once = os.environ | server.variables | {"AWS_MAX_ATTEMPTS": "1"}
             done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=once)
             assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["StorageError s3"] * 2, (fault, done)

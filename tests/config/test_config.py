@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -23,19 +24,19 @@ from oasisgen.config.train import DCGANConfig, MaskedConfig, TrainConfig, VQVAEC
         ("commitment", -1.0),
     ],
 )
-def test_an_impossible_value_is_named_with_what_is_allowed(field: str, value: float) -> None:
+def test_an_impossible_value_is_named_with_what_is_allowed(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"vqvae\.{field} is {value}: must be "):
         VQVAEConfig(**{field: value})
 
 
 @pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("beta1", 1.0), ("shift", 32), ("weight_ema_decay", 1.0)])
-def test_stage_two_is_checked_too(field: str, value: float) -> None:
+def test_stage_two_is_checked_too(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"dcgan\.{field} is {value}: must be "):
         DCGANConfig(**{field: value})
 
 
 @pytest.mark.parametrize(("field", "value"), [("positions", 4097), ("decoding_steps", 0), ("temperature", 0.0)])
-def test_the_masked_prior_too(field: str, value: float) -> None:
+def test_the_masked_prior_too(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"masked\.{field} is {value}: must be "):
         MaskedConfig(**{field: value})
 

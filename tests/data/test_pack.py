@@ -66,6 +66,7 @@ def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Pa
     (train / "notes.txt").write_text("hello")
     out = tmp_path / "datasets" / "d"
     described = pack(str(tmp_path / "raw"), str(out))
+    assert described
 
     reasons = {file.file.removeprefix("train/"): file.reason for file in described.rejected}
     expected = {
@@ -214,6 +215,7 @@ def test_a_file_that_was_mended_at_the_same_size_is_noticed(connected: str, tmp_
     fill(tmp_path / "raw" / "train", ["case_001_slice_0.nii.png", "case_001_slice_1.nii.png"])
     out = str(tmp_path / "d")
     described = pack(str(tmp_path / "raw"), out)
+    assert described
     file = tmp_path / "raw" / "train" / "case_001_slice_0.nii.png"
     os.utime(file, (1, 1))
     assert pack(str(tmp_path / "raw"), out) == described  # written again, with the same content

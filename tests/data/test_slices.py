@@ -16,7 +16,7 @@ from oasisgen.errors import UserError
 def test_all_grey_values_survive_the_way_to_the_device_and_back() -> None:
     grey = torch.arange(256, dtype=torch.uint8)
     unit = to_unit(grey)
-    assert (unit.min(), unit.max()) == (-1.0, 1.0)
+    assert (unit.min().item(), unit.max().item()) == (-1.0, 1.0)
     assert torch.equal(to_uint8(unit), grey)
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 

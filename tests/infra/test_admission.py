@@ -253,7 +253,7 @@ def test_only_the_operator_creates_clusters_and_the_autoscaler_changes_their_siz
 def test_a_pod_keeps_its_images(overlay: list[Manifest]) -> None:
     rule = policy(overlay, "pods")
     spec = pod(head(only(overlay, "RayJob"))) | {"initContainers": [{"name": "wait", "image": "oasisgen"}]}
-    old = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "head"}, "spec": spec}
+    old: Manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "head"}, "spec": spec}
     noted = copy.deepcopy(old)
     noted["metadata"]["labels"] = {"a": "b"}
     assert refusals(rule, noted, old, AUTOSCALER) == []

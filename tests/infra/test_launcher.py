@@ -211,6 +211,7 @@ def test_the_head_starts_the_workers_of_cluster_yaml_and_nothing_else() -> None:
     fine = workers[0]["node_config"]
     group, disk = fine["SecurityGroupIds"], fine["BlockDeviceMappings"][0]
     admin = {"Arn": f"arn:aws:iam::{ACCOUNT}:instance-profile/admin"}
+    wrong: dict[str, Any]
     for wrong in (
         {"InstanceType": "p5.48xlarge"},
         {"ImageId": "ami-11111111111111111"},

@@ -267,7 +267,7 @@ def test_a_pod_that_is_not_restricted_is_caught(path: str, value: Any, said: str
 
 def test_a_closed_schema_knows_fields_types_and_choices() -> None:
     quantity = {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]}
-    schema = {
+    schema: dict[str, Any] = {
         "type": "object",
         "properties": {
             "mode": {"type": "string", "enum": ["a"]},

@@ -224,7 +224,7 @@ def test_the_network_is_closed_but_for_what_is_named(overlay: list[Manifest]) ->
 def test_nobody_is_let_in_or_reached_by_a_label_alone(overlay: list[Manifest]) -> None:
     """Whoever makes pods in another namespace gives them any label; the name of a namespace is not theirs to give."""
     named = "kubernetes.io/metadata.name"
-    peers = {}
+    peers: dict[str, Any] = {}
     for policy in (each for each in overlay if each["kind"] == "NetworkPolicy"):
         rules = [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]
         for peer in (each for rule in rules for each in rule.get("from", rule.get("to"))):
@@ -454,6 +454,7 @@ def test_every_folder_of_k8s_is_in_use() -> None:
 
 def test_a_wrong_manifest_is_caught_by_its_schema(overlay: list[Manifest]) -> None:
     train = only(overlay, "RayJob")
+    wrong: dict[str, Any]
     for wrong in (
         {"waitForPodReady": True},
         {"preRuningDeadlineSeconds": 5},
@@ -470,7 +471,7 @@ def test_a_wrong_manifest_is_caught_by_its_schema(overlay: list[Manifest]) -> No
 def test_yaml_has_no_key_twice() -> None:
     """YAML parsers take the last one without a word."""
 
-    class Strict(yaml.SafeLoader):
+    class Strict(yaml.SafeLoader):  # type: ignore[misc]
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value if key.value != "<<"]
             assert len(keys) == len(set(keys)), (node.start_mark, keys)

@@ -47,6 +47,8 @@ def test_the_seeds_network_is_the_reports() -> None:
         "Tanh",
     ]
     first, second = model.encoder[0], model.encoder[3]
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
     assert (first.out_channels, first.kernel_size, first.stride) == (256, (4, 4), (2, 2))
     assert (second.out_channels, second.kernel_size, second.stride) == (256, (4, 4), (2, 2))
     assert model.quantizer.codebook.shape == (512, 256)

@@ -6,6 +6,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -226,7 +227,8 @@ def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> 
 
 def test_other_requests_make_the_same_bytes_for_the_same_ids(batch: Path, trained: Path, tmp_path: Path) -> None:
     everything = digests(batch, "*.png")
-    model, some = str(trained), {"base_seed": 5, "measure": False}
+    model = str(trained)
+    some: dict[str, Any] = {"base_seed": 5, "measure": False}
     for name, config, ids in (
         ("levels", GenerateConfig(model, "", count=6, levels="2-4", part_size=4, **some), [2, 3, 4, 34, 35, 36]),
         ("ids", GenerateConfig(model, "", ids="39,17,3-5", **some), [3, 4, 5, 17, 39]),

@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from oasisgen import cluster
+from oasisgen.config.folder import write_settings
 from oasisgen.config.generate import GenerateConfig
 from oasisgen.errors import UserError
 from oasisgen.pipelines import generate as batches
@@ -19,7 +20,6 @@ def test_a_model_that_is_replaced_under_a_batch_is_refused(
 ) -> None:
     bundle = tmp_path / "model"
     shutil.copytree(trained / "model", bundle)
-    write_settings = batches.write_settings
 
     def replace_and_claim(*arguments: object) -> None:
         config = json.loads((bundle / "config.json").read_text())

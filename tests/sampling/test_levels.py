@@ -49,7 +49,7 @@ def test_levels_that_the_model_was_not_trained_on_are_refused_without_measures_t
         ({}, "0-7,16-31"),
     ):
         with pytest.raises(UserError, match=f"trained on no slice of level {lacking}: give --levels 8-15"):
-            generate(replace(wanted, **some))  # type: ignore[arg-type]
+            generate(replace(wanted, **some))
     elsewhere = replace(wanted, levels="0-7", measure=True, data=data.uri)  # which has them all
     with pytest.raises(UserError, match="trained on no slice of level 0-7"):
         generate(elsewhere)

@@ -1,6 +1,7 @@
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_another_base_seed_makes_other_slices(sampler: Sampler, trained: Path) -
 
 def test_bfloat16_changes_a_slice_a_little_and_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (group,) = groups(np.arange(16))
-    made = {}
+    made: dict[tuple[bool, str], Any] = {}
     for has in (True, False):  # whatever this CPU has: it only takes longer
         for module in ("oasisgen.precision", "oasisgen.sampling.sample"):
             monkeypatch.setattr(f"{module}.has_bfloat16", lambda _, has=has: has)

@@ -9,7 +9,7 @@ def test_averaged_weights_follow_slowly_and_statistics_at_once() -> None:
     expected = averaged.weight.item()
     for step in range(1, 300):
         nn.init.constant_(current.weight, float(step))
-        current.running_mean.fill_(step)  # type: ignore[union-attr, operator]
+        current.running_mean.fill_(step)  # type: ignore[union-attr]
         average(averaged, current, 0.9, step)
         decay = min(0.9, step / (10 + step))
         expected = decay * expected + (1 - decay) * step

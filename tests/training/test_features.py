@@ -42,7 +42,8 @@ def test_the_network_learns_levels_and_damage_of_people_it_has_not_seen() -> Non
     for _ in range(90):
         rows = torch.randint(0, len(people), (16,), generator=random)
         seen = augment(people[rows], random)
-        losses = errors(*model(seen.x), levels[rows], seen)
+        answers: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model(seen.x)
+        losses = errors(*answers, levels[rows], seen)
         optimizer.zero_grad()
         (losses @ losses.new_tensor(WEIGHTS)).backward()
         optimizer.step()

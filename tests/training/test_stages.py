@@ -38,7 +38,7 @@ from tests.conftest import tiny
 
 def in_float32(**inputs: Any) -> None:
     """The loop of stage 1 on any hardware alike: Adam's first steps magnify what bfloat16 rounds off."""
-    Worker.autocast = lambda _: nullcontext()  # type: ignore[method-assign]
+    Worker.autocast = lambda _: nullcontext()  # type: ignore[assignment, method-assign]
     train_vqvae(**inputs)
 
 
@@ -234,7 +234,7 @@ def scored(ssims: list[float], **inputs: Any) -> None:
     import oasisgen.training.vqvae
 
     found = iter(ssims)
-    oasisgen.training.vqvae.score = lambda *_: {"ssim": next(found), "codes_in_use": 1}  # type: ignore[assignment]
+    oasisgen.training.vqvae.score = lambda *_: {"ssim": next(found), "codes_in_use": 1}
     train_vqvae(**inputs)
 
 
