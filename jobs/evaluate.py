@@ -1,6 +1,7 @@
 """Measure how well a trained model reconstructs a split."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ class Flags:
         check("wait_minutes", self.wait_minutes, 0 <= self.wait_minutes < math.inf, "at least 0, and finite")
 
 
-def lines(summary: dict[str, Any]) -> list[str]:
+def lines(summary: Mapping[str, Any]) -> list[str]:
     """What `evaluation.json` says, in words."""
     from oasisgen.reports.page import interval
 

@@ -1,5 +1,6 @@
 """Generate synthetic slices from a trained model, with their summary, report and verdict; or verify a batch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ def parse(arguments: list[str]) -> GenerateConfig | Verify:
     return cli.flags(kind)(arguments)
 
 
-def lines(summary: dict[str, Any]) -> list[str]:
+def lines(summary: Mapping[str, Any]) -> list[str]:
     """The measures in `summary.json`, in words."""
     return [
         f"{MEASURES[key].label}: {score.value:.4f} (real slices: {score.reference:.4f})"

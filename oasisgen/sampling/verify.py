@@ -1,6 +1,7 @@
 """Prove that a batch is complete and untouched."""
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -50,7 +51,7 @@ def _there(uri: str) -> list[str]:
     return found
 
 
-def _check(part: dict[str, Any], uri: str, kind: Format) -> dict[str, Any]:
+def _check(part: Mapping[str, Any], uri: str, kind: Format) -> dict[str, Any]:
     """What is wrong with a part, and the files that belong to it; none where that cannot be known."""
     name = part["name"]
     try:
