@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import tyro
 
+from oasisgen import process_state
 from oasisgen.errors import UserError
 from oasisgen.progress import printable
 from oasisgen.stderr import without_ray_lines
@@ -95,7 +96,8 @@ def run(job: Callable[[], None], name: str) -> None:
     A job whose output nobody reads any more ends too, as programs do in `job | head -1`: with one line and status 1.
     """
     try:
-        with without_ray_lines():
+        with without_ray_lines(), process_state.sigterm_handler():
+            process_state.interrupt_on_sigterm()
             job()
     except UserError as error:
         print(f"{name}: {line_of(error)}", file=sys.stderr)

@@ -3,10 +3,7 @@
 import logging
 import os
 import re
-import signal
-import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from oasisgen import s3
+from oasisgen import process_state, s3
 from oasisgen.errors import UserError
 from oasisgen.head import require_ray
 from oasisgen.processes import seen_out
@@ -31,7 +28,7 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 TASK_CPUS, ACTOR_CPUS = 0.25, 0.75  # what a data task and a model actor reserve
-_DEFAULTS = {
+DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: a finished stage is seen at once
@@ -70,28 +67,31 @@ class Actors:
 def connection() -> Iterator[None]:
     """A connected Ray: the cluster RAY_ADDRESS names, else one on this machine, which does not outlive this.
 
-    Raises UserError where the cluster cannot be reached.
+    What it sets for this process is put back at the end: environment variables, log levels, warning filters, the
+    handler of SIGTERM, Ray Data's context. Raises UserError if the cluster cannot be reached.
     """
     alone = os.environ.get("RAY_ADDRESS") == "local"
-    for name, value in (_DEFAULTS | (ALONE if alone else {})).items():
-        os.environ.setdefault(name, value)
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="ray")
-    require_ray()
-    with seen_out():
-        _connect()
-        try:
-            yield
-        except ray.exceptions.RayError as error:
-            raise UserError(_cause(error)) from error
-        except ExecutionTimeoutError as error:
-            room = "another job may hold the CPUs or GPUs that it asks for (--wait-minutes)"
-            raise UserError(f"nothing went on for {STALLED_SECONDS} s: {room}") from error
+    with (
+        process_state.environment(DEFAULTS | (ALONE if alone else {})),
+        process_state.quiet("ray", "ray.data", "ray.train"),
+        process_state.sigterm_handler(),
+    ):
+        require_ray()
+        with seen_out():
+            _connect()
+            process_state.interrupt_on_sigterm()  # not before ray.init, which sets a handler of its own
+            try:
+                with ray.data.DataContext.current(_data_context()):
+                    yield
+            except ray.exceptions.RayError as error:
+                raise UserError(_cause(error)) from error
+            except ExecutionTimeoutError as error:
+                room = "another job may hold the CPUs or GPUs that it asks for (--wait-minutes)"
+                raise UserError(f"no progress for {STALLED_SECONDS} s: {room}") from error
 
 
 def _connect() -> None:
-    """`ray.init`, and what every job wants of Ray Data and of signals."""
+    """`ray.init`, without its output and with access to storage."""
     try:
         ray.init(
             logging_level=logging.ERROR,
@@ -100,22 +100,24 @@ def _connect() -> None:
             configure_logging=True,
             runtime_env=_storage_access(),
         )
-    except Exception as error:  # a Ray whose processes do not start in time raises no more special kind
+    except Exception as error:  # Ray raises no more specific type when its processes do not start in time
         reason = (str(error) or type(error).__name__).splitlines()[0]
         address = os.environ.get("RAY_ADDRESS", "")
         if address == "local":
             raise UserError(f"Ray did not start on this machine, which may be too busy ({reason}): try again") from None
         raise UserError(f"Ray at RAY_ADDRESS={address} cannot be reached: {reason}") from None
-    # `ray job stop` and Kubernetes send SIGTERM: as Ctrl-C. Not before ray.init, which sets a handler of its own.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    context = ray.data.DataContext.get_current()
+
+
+def _data_context() -> ray.data.DataContext:
+    """The settings that every job needs of Ray Data."""
+    context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True  # the same job reads and writes in the same order
     context.raise_original_map_exception = True  # a UserError of a task arrives as one
     context.use_datasource_v2 = False  # the V2 Parquet source takes 1.3 s to start, the first one 0.2 s
     context.execution_no_progress_timeout_s = STALLED_SECONDS
+    return context
 
 
 def _storage_access() -> dict[str, Any] | None:
@@ -193,17 +195,6 @@ def pool(actors: Actors) -> dict[str, Any]:
         "compute": ActorPoolStrategy(min_size=1, max_size=max(1, most)),
         "runtime_env": {"env_vars": MALLOC},
     }
-
-
-def device() -> str:
-    """`cuda` where Ray reserved a GPU for this process, `cpu` where it did not; without Ray, what the machine has.
-
-    Ray hides no GPU from a process that has reserved none.
-    """
-    import torch  # it takes seconds, and packing does without
-
-    reserved = not ray.is_initialized() or ray.get_runtime_context().get_accelerator_ids()["GPU"]
-    return "cuda" if reserved and torch.cuda.is_available() else "cpu"
 
 
 def require_workers(workers: int, cpus_per_worker: float, gpus_per_worker: float, wait_minutes: float = 0.0) -> None:

@@ -7,6 +7,7 @@ different settings, and a job's check and its work would go to different servers
 import functools
 import os
 import re
+import threading
 import uuid
 from typing import Any
 
@@ -17,6 +18,7 @@ import botocore.utils
 from botocore.config import Config
 from pyarrow import fs
 
+from oasisgen import process_state
 from oasisgen.address import Address
 from oasisgen.advice import one_line
 from oasisgen.errors import UserError
@@ -41,6 +43,11 @@ KEY_VARIABLES = {  # pyarrow's argument -> variable
     "secret_key": "AWS_SECRET_ACCESS_KEY",
     "session_token": "AWS_SESSION_TOKEN",
 }
+CHECKSUMS = {  # servers other than AWS may not know the trailing checksums of newer clients
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+_building = threading.Lock()
 NOT_MET = ("PreconditionFailed", "412")  # what servers answer to a conditional write whose condition does not hold
 ATTEMPTS = 8  # at one request, with growing pauses: a server may be out for half a minute
 OF_AWS = re.compile(r"https://s3[\w.-]*\.amazonaws\.com(\.cn)?")  # what boto3 uses if nobody names an endpoint
@@ -73,8 +80,7 @@ def client(attempts: int = ATTEMPTS) -> Any:
         connect_timeout=10,
         read_timeout=30,
         signature_version="s3v4",
-        # Servers other than AWS may not know the trailing checksums of newer clients.
-        request_checksum_calculation="when_required",
+        request_checksum_calculation="when_required",  # as CHECKSUMS
         response_checksum_validation="when_required",
     )
     found = session()
@@ -102,23 +108,23 @@ class _S3(fs.S3FileSystem):  # type: ignore[misc]
 
 @functools.cache
 def _file_system(bucket: str, keys: tuple[tuple[str, str], ...]) -> _S3:
-    # pyarrow has no argument for it, and reads these variables only.
-    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     found, endpoint = session(), endpoint_url()
     proxies = botocore.utils.get_environ_proxies(client().meta.endpoint_url)
-    system = _S3(
-        **dict(keys),
-        region=_region(found) or (None if endpoint else fs.resolve_s3_region(bucket)),
-        endpoint_override=endpoint,
-        tls_ca_file_path=found.get_config_variable("ca_bundle"),
-        proxy_options=proxies.get(client().meta.endpoint_url.partition(":")[0]),
-        allow_delayed_open=True,  # a small file is one request
-        check_directory_existence_before_creation=True,  # rights may begin below the bucket's root
-        connect_timeout=10,
-        request_timeout=30,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(_attempts()),
-    )
+    # pyarrow has no argument for CHECKSUMS: it reads the variables here, once. One thread at a time: another one would
+    # unset them in between.
+    with _building, process_state.environment(CHECKSUMS):
+        system = _S3(
+            **dict(keys),
+            region=_region(found) or (None if endpoint else fs.resolve_s3_region(bucket)),
+            endpoint_override=endpoint,
+            tls_ca_file_path=found.get_config_variable("ca_bundle"),
+            proxy_options=proxies.get(client().meta.endpoint_url.partition(":")[0]),
+            allow_delayed_open=True,  # a small file is one request
+            check_directory_existence_before_creation=True,  # rights may begin below the bucket's root
+            connect_timeout=10,
+            request_timeout=30,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(_attempts()),
+        )
     system.bucket = bucket
     return system
 

@@ -22,6 +22,7 @@ class Proxy:
     url: str = ""
     fault: Fault | None = None
     faults: list[str] = field(default_factory=list)  # what was done so far: "PUT /bucket/key 503 SlowDown"
+    trailers: list[str] = field(default_factory=list)  # paths of uploads whose checksum comes after the body
 
     @property
     def variables(self) -> dict[str, str]:
@@ -69,6 +70,8 @@ def proxy(upstream: str, certificate: Path | None = None) -> Iterator[Proxy]:
         def relay(self) -> None:
             fault = state.fault(self.command, self.path) if state.fault else None
             length = int(self.headers.get("Content-Length", 0))
+            if "x-amz-trailer" in self.headers:
+                state.trailers.append(self.path)
             if fault:
                 state.faults.append(f"{self.command} {self.path} {fault}")
             if fault == "hang up":

@@ -1,7 +1,10 @@
 """What Ray says when something goes wrong, as one line."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,6 +93,46 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
     monkeypatch.setattr(ray, "init", time_out)
     with pytest.raises(UserError, match=r"^Ray did not start on this machine.*timed out during startup.*: try again$"):
         cluster._connect()
+
+
+STATE = """
+import logging, os, signal, sys, warnings
+import ray.data
+from oasisgen import cluster
+
+def state():
+    context = ray.data.DataContext.get_current()
+    levels = [logging.getLogger(name).level for name in ("ray", "ray.data", "ray.train")]
+    return {
+        "environment": dict(os.environ),
+        "levels": levels,
+        "warnings": list(warnings.filters),
+        "signal": signal.getsignal(signal.SIGTERM),
+        "context": {name: str(value) for name, value in vars(context).items()},
+    }
+
+def differences(a, b):
+    return sorted(name for name in a if a[name] != b[name])
+
+before = state()
+try:
+    with cluster.connection():
+        print(*differences(before, state()))
+        if "fail" in sys.argv:
+            raise KeyError
+except KeyError:
+    pass
+print(*differences(before, state()))
+"""
+
+
+@pytest.mark.parametrize("ending", ["", "fail"])
+def test_a_connection_puts_everything_back_that_it_set(connected: str, ending: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in cluster.DEFAULTS}
+    done = subprocess.run(
+        [sys.executable, "-c", STATE, ending], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["context environment levels signal warnings", ""], done.stderr
 
 
 @pytest.mark.parametrize("flags", ["--source raw --out s3://bucket/d", "--source s3://bucket/raw --out d"])

@@ -29,7 +29,7 @@ class Other:
 @ray.remote(num_cpus=0)
 def device():
     torch.cuda.is_available = lambda: True  # as on a machine with GPUs, which every process there sees
-    return cluster.device()
+    return actor.device()
 
 with cluster.connection():
     print(*ray.get([device.remote(), device.options(num_gpus=1).remote()]))

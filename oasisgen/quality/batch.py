@@ -10,7 +10,7 @@ import ray.data
 import torch
 from torch import nn
 
-from oasisgen import cluster
+from oasisgen import actor, cluster
 from oasisgen.data.feed import Feed, chunks, evenly_spaced
 from oasisgen.data.pixels import to_unit
 from oasisgen.metrics.diversity import variety
@@ -30,8 +30,7 @@ class FeatureExtractor:
     """A Ray actor that turns batches of `data` (B, 256, 256) uint8 into `features` (B, F)."""
 
     def __init__(self, load: Callable[[], nn.Module]) -> None:
-        torch.set_num_threads(1)
-        self.device = torch.device(cluster.device())
+        self.device = actor.set_up()
         self.network = load().to(self.device)
 
     @torch.no_grad()

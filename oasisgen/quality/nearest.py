@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from oasisgen import actor
 from oasisgen.data.feed import Feed, Stored
 from oasisgen.metrics.ssim import ssim_to
 
@@ -200,7 +201,6 @@ class RealSlices:
 @cache
 def _references(train: Stored, held_out: Stored) -> RealSlices:
     """What all tasks in a process share: it takes seconds to prepare."""
-    torch.set_num_threads(1)
     return RealSlices(train.load(), held_out.load())
 
 
@@ -214,6 +214,7 @@ class ReferenceComparer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`image` (B, 256, 256) uint8, `level`, `id`; a batch with `case` is of held-out slices."""
+        actor.set_up()
         references = _references(self.train, self.held_out)
         cases = batch.get("case", [None] * len(batch["id"]))
         compared = [

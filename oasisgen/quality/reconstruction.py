@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from oasisgen import cluster
+from oasisgen import actor, cluster
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.metrics.bootstrap import mean_with_interval
@@ -32,8 +32,7 @@ class Reconstructor:
     """A Ray actor that reconstructs batches of slices, with the model that `load` reads, and scores them."""
 
     def __init__(self, load: Callable[[], VQVAE]) -> None:
-        torch.set_num_threads(1)
-        self.device = torch.device(cluster.device())
+        self.device = actor.set_up()
         self.vqvae = load().to(self.device)
         self.codebook_size = len(self.vqvae.quantizer.codebook)
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasisgen import cluster
+from oasisgen import actor
 from oasisgen.config.generate import Precision
 from oasisgen.data.pixels import to_uint8
 from oasisgen.models.bundle import read_bundle
@@ -23,8 +23,7 @@ class Sampler:
     """A Ray actor that samples groups of slices. Raises UserError if the bundle's digest is not the `expected` one."""
 
     def __init__(self, bundle_uri: str, base_seed: int, precision: Precision = "bfloat16", expected: str = "") -> None:
-        torch.set_num_threads(1)
-        self.device = torch.device(cluster.device())
+        self.device = actor.set_up()
         self.mixed = precision == "bfloat16" and has_bfloat16(self.device)
         # CPUs with other vector instructions round otherwise: AVX2, AVX512.
         cpu = f"cpu {torch.backends.cpu.get_cpu_capability()}"

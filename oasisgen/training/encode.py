@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray.data
 import torch
 
-from oasisgen import cluster, documents, storage, tables
+from oasisgen import actor, cluster, documents, storage, tables
 from oasisgen.config.data import CODE_SIZE
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.shards import Shard, read_shards
@@ -34,8 +34,7 @@ class Encoder:
     """A Ray actor that encodes batches of slices with the model that `load` reads from storage."""
 
     def __init__(self, load: Callable[[], VQVAE]) -> None:
-        torch.set_num_threads(1)
-        self.device = torch.device(cluster.device())
+        self.device = actor.set_up()
         self.model = load().to(self.device)
 
     @torch.no_grad()
