@@ -12,12 +12,13 @@ from typing import TypeVar
 
 import tyro
 
-from oasisgen import process_state
+from oasisgen import address, process_state
 from oasisgen.errors import UserError
 from oasisgen.progress import printable
 from oasisgen.stderr import without_ray_lines
 
 T = TypeVar("T")
+ADDRESSES = ("source", "data", "model", "inception", "out", "verify")  # flags of all jobs that are URIs
 
 
 def parse(parser: Callable[[list[str]], T], job: str) -> T:
@@ -40,13 +41,23 @@ def parse(parser: Callable[[list[str]], T], job: str) -> T:
     except ValueError as error:
         print(f"{job}: {error} (see {job} --help)", file=sys.stderr)
         raise SystemExit(2) from None
-    for name in ("source", "data", "model", "inception", "out", "verify"):
+    for name in ADDRESSES:
         uri = getattr(flags, name, None)
-        if is_submitted() and uri and "://" not in uri and not os.path.isabs(uri):
-            where = "name s3://… or an absolute path that every node has"
-            print(f"{job}: {name} is {uri}: a submitted job runs in a folder of Ray's, {where}", file=sys.stderr)
+        if uri is not None and (fault := _wrong_address(uri)):
+            print(f"{job}: {name} is {fault}", file=sys.stderr)
             raise SystemExit(2)
     return flags
+
+
+def _wrong_address(uri: str) -> str:
+    """Why a job cannot take `uri` as an address, in one line that begins with it; empty if it can."""
+    try:
+        address.parse(uri)
+    except UserError as error:
+        return line_of(error)
+    if is_submitted() and "://" not in uri and not os.path.isabs(uri):
+        return f"{uri}: a submitted job runs in a folder of Ray's, name s3://… or an absolute path that every node has"
+    return ""
 
 
 def _is_heard() -> bool:

@@ -1,10 +1,14 @@
+import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
-from oasisgen import storage
+from oasisgen import cli, storage
 from oasisgen.address import parse
 from oasisgen.errors import UserError
+from tests.conftest import ROOT, one_line
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,42 @@ def test_one_place_has_one_spelling(tmp_path: Path) -> None:
     assert (parse("s3://bucket/a/b#c").bucket, parse("s3://bucket/a/b#c").key) == ("bucket", "a/b#c")
     assert (parse("s3://bucket").path, parse("s3://bucket/").key) == ("bucket", "")
     assert storage.absolute("file:///tmp/a%20b") == "/tmp/a b"
+
+
+JOBS = {
+    "pack": "--source raw --out d",
+    "phantom": "--out raw",
+    "train": "--data d --out r",
+    "generate": "--model r --out b --data d --inception w.pth",
+    "evaluate": "--model r --data d --out e",
+}
+CALLS = [
+    *((job, flags, name) for job, flags in JOBS.items() for name in re.findall(r"--(\w+)", flags)),
+    ("generate", "--verify b", "verify"),
+]
+
+
+@pytest.mark.parametrize(("job", "flags", "name"), CALLS)
+def test_every_job_refuses_an_address_that_it_cannot_use_before_it_touches_anything(
+    job: str,
+    flags: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = re.sub(rf"--{name} \S+", f"--{name} gs://bucket/x", flags)
+    monkeypatch.setattr(sys, "argv", [job, *given.split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    said = one_line(capsys.readouterr().err)
+    assert said.startswith(f"{job}.py: {name} is gs://bucket/x: gs:// is not storage that this program knows: give a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_flag_that_is_an_address_is_checked() -> None:
+    sources = [*(ROOT / "jobs").glob("*.py"), *(ROOT / "oasisgen" / "config").glob("*.py")]
+    flags = {name for path in sources for name in re.findall(r'(\w+): str.*\n\s+"""URI', path.read_text())}
+    assert flags == set(cli.ADDRESSES) == {name for _, _, name in CALLS}

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, one_line, run_job, start_job, tiny_flags
 
 BUSY = """
 import sys, ray, torch
-from oasisgen import cluster
+from oasisgen import actor, cluster
 from oasisgen.config.generate import GenerateConfig
 from oasisgen.errors import UserError
 from oasisgen.pipelines.generate import generate
