@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from oasisgen.config.presets import BASELINE, FULL
-from oasisgen.config.train import TrainConfig
+from oasisgen.config.train import PriorName, TrainConfig
 from oasisgen.data.pixels import to_unit
 from oasisgen.metrics.ssim import _window as ssim_window
 from oasisgen.models.codes import CodeEmbedding, VectorEmbedding, make_embedding
@@ -71,7 +71,7 @@ def gpu() -> Iterator[Watch]:
         ssim_window.cache_clear()  # what it keeps is no tensor outside
 
 
-def sampler_of(config: TrainConfig, prior: str) -> Sampler:
+def sampler_of(config: TrainConfig, prior: PriorName) -> Sampler:
     """A sampler as it is on a GPU, its weights untrained."""
     vqvae = VQVAE(config.vqvae)
     sampler = Sampler.__new__(Sampler)  # `__init__` reads a bundle, and asks CUDA for its name
@@ -81,7 +81,9 @@ def sampler_of(config: TrainConfig, prior: str) -> Sampler:
 
 
 @pytest.mark.parametrize(("config", "prior"), [(BASELINE, "dcgan"), (FULL, "dcgan"), (FULL, "masked")])
-def test_a_slice_is_made_on_the_gpu_alone_by_kernels_that_repeat_themselves(config: TrainConfig, prior: str) -> None:
+def test_a_slice_is_made_on_the_gpu_alone_by_kernels_that_repeat_themselves(
+    config: TrainConfig, prior: PriorName
+) -> None:
     with gpu() as watch:
         sampler = sampler_of(config, prior)
         noise, levels = torch.randn(16, sampler.prior.noise_size), torch.arange(16)

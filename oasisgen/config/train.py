@@ -4,15 +4,12 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from oasisgen.config.check import check, check_finite, check_least
 from oasisgen.config.data import CODE_SIZE, IMAGE_SIZE
 
-PriorName = Literal["dcgan", "masked"]
-
-
-PRIORS = get_args(PriorName)
+PriorName = Literal["dcgan", "masked"]  # the rows of models/priors.py
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 
 from oasisgen import __version__, documents, storage
 from oasisgen.config import renamed
-from oasisgen.config.train import PRIORS, VQVAEConfig
+from oasisgen.config.train import VQVAEConfig
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.lock import Commit
 from oasisgen.models.features import FeatureNetwork
-from oasisgen.models.priors import Prior, make_prior
+from oasisgen.models.priors import PRIORS, Prior, make_prior
 from oasisgen.models.vqvae import VQVAE
 
 FORMAT = 3  # 1 had no feature network, 2 had other names

@@ -1,5 +1,7 @@
 """The DCGAN over code maps (Radford et al. 2016, arXiv:1511.06434), and the palette it paints with."""
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from oasisgen.config.data import CODE_SIZE, LEVELS
 from oasisgen.config.train import DCGANConfig
-from oasisgen.models.codes import CodeEmbedding, CodeMap, PCAPrior
+from oasisgen.models.codes import CodeEmbedding, CodeMap, PCAPrior, make_embedding
 
 
 class Generator(nn.Module):
@@ -73,6 +75,11 @@ class DCGAN(nn.Module):
         self.generator = Generator(config, embedding.channels)
         self.noise_size = config.latent_dim
         self.conditional = config.conditional
+
+    @classmethod
+    def from_codebook(cls, config: DCGANConfig, codebook: torch.Tensor, usage: torch.Tensor) -> Self:
+        """An untrained DCGAN over a codebook (K, D) whose codes occur `usage` (K,) times."""
+        return cls(config, make_embedding(config, codebook, usage))
 
     def on_pca_prior(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """A generator's raw output (B, C, 64, 64) for z (B, Z) and levels (B,) -> colours, not yet snapped to codes."""

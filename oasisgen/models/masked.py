@@ -6,6 +6,7 @@ from the sketch and the codes around them then fills in the map, some places in 
 
 import math
 from itertools import pairwise
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,11 @@ class MaskedPrior(nn.Module):
         self.predictor = MaskedCodePredictor(config.channels, embedding.channels, len(embedding.weight))
         self.noise_size = config.components + 2 * POSITIONS
         self.conditional = True
+
+    @classmethod
+    def from_codebook(cls, config: MaskedConfig, codebook: torch.Tensor, usage: torch.Tensor) -> Self:
+        """An untrained prior over a codebook (K, D) whose codes occur `usage` (K,) times."""
+        return cls(config, VectorEmbedding(codebook, usage))
 
     @torch.no_grad()
     def fit(self, codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:

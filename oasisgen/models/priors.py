@@ -1,20 +1,53 @@
-"""The one table of priors: what a prior is made of, and where it is trained."""
+"""The one table of priors: what each is made of, where it is trained, and what its report shows."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from oasisgen.config.train import DCGANConfig, MaskedConfig
-from oasisgen.models.codes import VectorEmbedding, make_embedding
+from oasisgen.config.train import DCGANConfig, MaskedConfig, PriorName
 from oasisgen.models.dcgan import DCGAN
 from oasisgen.models.masked import MaskedPrior
 
 Prior = DCGAN | MaskedPrior
 
 
-def make_prior(kind: str, config: dict[str, Any], codebook: torch.Tensor) -> Prior:
-    """The prior of stage 2 that `kind` names, over a codebook (K, D), its weights yet to be loaded."""
-    usage = torch.ones(len(codebook))
-    if kind == "dcgan":
-        return DCGAN(DCGANConfig(**config), make_embedding(DCGANConfig(**config), codebook, usage))
-    return MaskedPrior(MaskedConfig(**config), VectorEmbedding(codebook, usage))
+@dataclass(frozen=True)
+class PriorKind:
+    """A row of the table."""
+
+    label: str  # in headings and on the model card
+    config: type[Any]  # of the field of TrainConfig that has the prior's name
+    model: type[DCGAN] | type[MaskedPrior]
+    # The training loop as module:function, which `pkgutil.resolve_name` imports. Not the function itself: training
+    # lies above models, and no import runs upward.
+    loop: str
+    panels: dict[str, list[str]]  # curves of a training report: title of a panel -> metrics of an epoch
+
+
+PRIORS: Mapping[PriorName, PriorKind] = {
+    "dcgan": PriorKind(
+        label="DCGAN",
+        config=DCGANConfig,
+        model=DCGAN,
+        loop="oasisgen.training.dcgan:train_dcgan",
+        panels={"losses": ["generator_loss", "discriminator_loss"], "mean logit": ["real_logit", "fake_logit"]},
+    ),
+    "masked": PriorKind(
+        label="masked prior",
+        config=MaskedConfig,
+        model=MaskedPrior,
+        loop="oasisgen.training.masked:train_masked",
+        panels={"loss": ["loss"]},
+    ),
+}
+
+
+def make_prior(kind: PriorName, settings: Mapping[str, Any], codebook: torch.Tensor) -> Prior:
+    """The prior that `kind` names, over a codebook (K, D), its weights yet to be loaded.
+
+    `settings` are the fields of its configuration.
+    """
+    row = PRIORS[kind]
+    return row.model.from_codebook(row.config(**settings), codebook, usage=torch.ones(len(codebook)))

@@ -1,6 +1,7 @@
 """The training job: VQ-VAE, feature network, code maps, prior, bundle, report. What is done is not done again."""
 
 import dataclasses
+import pkgutil
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
 from oasisgen.models.bundle import is_whole, write_bundle
-from oasisgen.models.priors import make_prior
+from oasisgen.models.priors import PRIORS, make_prior
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.plan import plan
 from oasisgen.progress import say
@@ -27,11 +28,9 @@ from oasisgen.reports.run import SHOWN, write_run_report
 from oasisgen.sampling.ids import groups
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint
-from oasisgen.training.dcgan import train_dcgan
 from oasisgen.training.encode import encode_split, read_codes, require_same_codes
 from oasisgen.training.features import PretextHeads, train_features
 from oasisgen.training.launch import complete
-from oasisgen.training.masked import train_masked
 from oasisgen.training.vqvae import train_vqvae
 
 
@@ -94,7 +93,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
 
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
-    loop = {"dcgan": train_dcgan, "masked": train_masked}[config.prior]
+    loop = pkgutil.resolve_name(PRIORS[config.prior].loop)
     state = complete(config.prior, loop, config, {"codes": codes, "codebook": codebook}, held.proof)
     histories[config.prior] = state["history"]
     settings = dataclasses.asdict(getattr(config, config.prior))

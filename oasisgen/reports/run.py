@@ -6,20 +6,14 @@ import numpy as np
 
 from oasisgen import __version__, storage
 from oasisgen.config.folder import flatten
+from oasisgen.config.train import PriorName
 from oasisgen.data.feed import chunks
 from oasisgen.lock import Commit
+from oasisgen.models.priors import PRIORS
 from oasisgen.reports import figures
 from oasisgen.reports.page import Section, interval, render
 
 SHOWN = 8  # slices side by side
-
-PRIORS = {  # title of stage 2, and what its curves show
-    "dcgan": (
-        "DCGAN",
-        {"losses": ["generator_loss", "discriminator_loss"], "mean logit": ["real_logit", "fake_logit"]},
-    ),
-    "masked": ("masked prior", {"loss": ["loss"]}),
-}
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 """Two slices each, (256, 256) uint8."""
@@ -84,16 +78,15 @@ def pairs_section(pairs: Pairs) -> Section:
 
 
 def training_sections(
-    prior: str, histories: dict[str, list[dict[str, Any]]], code_counts: list[int]
+    prior: PriorName, histories: dict[str, list[dict[str, Any]]], code_counts: list[int]
 ) -> tuple[Section, ...]:
     """The curves of each stage, and how the codebook is used."""
-    name, panels = PRIORS[prior]
     stage_1 = {
         "loss": ["reconstruction_loss", "ssim_loss", "quantizer_loss"],
         "SSIM, validate": ["ssim"],
         "codebook": ["codes_in_use", "perplexity"],
     }
-    stage_2 = panels | {"codes of 64 generated maps": ["codes_in_use", "perplexity"]}
+    stage_2 = PRIORS[prior].panels | {"codes of 64 generated maps": ["codes_in_use", "perplexity"]}
     features = {task: [f"{task}_loss"] for task in ("level", "damage", "anatomy")}
     return (
         Section("Stage 1: the VQ-VAE", figure=figures.curves(histories["vqvae"], stage_1)),
@@ -102,7 +95,7 @@ def training_sections(
             "How often each code occurs in the code maps of the validate split.",
             figure=figures.code_usage(code_counts),
         ),
-        Section(f"Stage 2: the {name}", figure=figures.curves(histories[prior], stage_2)),
+        Section(f"Stage 2: the {PRIORS[prior].label}", figure=figures.curves(histories[prior], stage_2)),
         Section(
             "The feature network",
             "Trained on real slices only. It embeds slices for FID, KID, precision, recall, density and coverage.",
