@@ -92,7 +92,7 @@ def test_components_fit_the_overlay(component: str, variant: Variant) -> None:
 
 
 def test_training_or_the_nights_may_be_left_out(variant: Variant) -> None:
-    built = variant({"- ../../train # without it, `apply` leaves training alone\n": ""})
+    built = variant({"- ../../train # remove it, and `apply` leaves training alone\n": ""})
     valid(built)
     assert list(job_specs(built)) == ["nightly"]
     built = variant({"- ../../nightly/cronjob # or ../../nightly/raycronjob\n": ""})
