@@ -18,8 +18,8 @@ demo: $(READY)  ## the main job on the embedded data set
 	$(BIN)/python jobs/generate.py --model $(DEMO)/runs/demo --out $(DEMO)/batches/demo --count 64 || \
 	  { [ $$? = 3 ] && echo "so little training is not fit for use; look at the reports"; }
 
-test: $(READY)
-	$(BIN)/pytest -q -n 2
+test: $(READY)  ## with its coverage, but for what runs in Ray's workers and in processes of jobs
+	$(BIN)/pytest -q -n 2 --cov
 
 test-slow: $(READY)  ## real faults
 	$(BIN)/pytest -q -m slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from oasisgen import __version__
 from tests.infra.admission import defaulted, refusals
 from tests.infra.conftest import ROOT, build, only, schema
 from tests.infra.lint import Manifest
@@ -207,7 +208,7 @@ def test_the_nights_creator_cannot_train_under_a_nights_name() -> None:
 
 def test_a_job_of_the_last_image_ends_as_it_began(variant: Callable[..., list[Manifest]]) -> None:
     old = stored(only(build(ROOT / "k8s/overlays/gpu"), "RayJob"))
-    built = variant({"newTag: 0.1.0": "newTag: 0.2.0"})
+    built = variant({f"newTag: {__version__}": "newTag: 99.0.0"})
     rule = policy(built, "rayjobs")
     noted = copy.deepcopy(old)
     noted["metadata"]["finalizers"] = []
