@@ -78,9 +78,9 @@ def test_a_folder_is_made_without_touching_those_above_it(s3: str) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_named_whatever_is_looked_for_in_it(s3: str) -> None:
-    for augment in (open_data_set, find_bundle):
+    for read in (open_data_set, find_bundle):
         with pytest.raises(UserError, match="there is no such bucket; create it or mend the URI"):
-            augment("s3://no-such-bucket-here/runs/first")
+            read("s3://no-such-bucket-here/runs/first")
 
 
 def test_a_link_opens_without_credentials(s3: str) -> None:

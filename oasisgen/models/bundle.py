@@ -18,8 +18,8 @@ from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import PRIORS, Prior, make_prior
 from oasisgen.models.vqvae import VQVAE
 
-FORMAT = 3  # 1 had no feature network, 2 had other names
-OLD_TENSORS = (  # of format 2: the beginning of a name, and what it is now
+FORMAT = 3  # 1 had no feature network; 2 had other names (OLD_TENSORS, config/renamed.py)
+OLD_TENSORS = (  # prefix of a prior's tensors in format 2 -> prefix now
     ("palette.colours", "embedding.weight"),
     ("template.", "pca_prior."),
     ("shapes", "cholesky"),
@@ -167,7 +167,7 @@ def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) ->
     ssim = metrics["reconstruction"]["ssim"]
     return f"""# oasisgen model {digest[:12]}
 
-A VQ-VAE and a prior over its code maps ({config["prior"]}) that paint axial
+A VQ-VAE and a prior over its code maps (a {PRIORS[config["prior"]].label}) that generate axial
 T1-weighted brain MRI slices (256 x 256, 8 bit).
 
 - Trained on: `{config["data"]["uri"]}` (fingerprint `{config["data"]["fingerprint"][:12]}`)

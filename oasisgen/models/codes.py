@@ -11,10 +11,10 @@ from oasisgen.config.data import CODE_SIZE, LEVELS
 from oasisgen.config.train import DCGANConfig
 from oasisgen.models.quantizer import nearest, straight_through
 
-MOST_ANALYSED = 10_000  # maps that the principal components are taken from; 64 kB each
+MOST_ANALYSED = 10_000  # maps that the principal components are computed from; 64 kB each
 
 
-SMALL_SPREAD = 0.05  # of embedded codes, whose deviation is 1: a smaller deviation is not divided by
+SMALL_SPREAD = 0.05  # of embedded codes, which have unit variance: no deviation is divided by less
 
 
 RESIDUAL = 0.5  # how far the untrained generator moves a map, in units of the spread
@@ -76,8 +76,8 @@ CodeEmbedding = VectorEmbedding | IndexEmbedding
 class PCAPrior(nn.Module):
     """Mean and standard deviation of the embedded training maps of each level, and their principal components.
 
-    Components weighted by noise are a linear model of heads (as in Cootes et al. 1995, Computer Vision and
-    Image Understanding 61:38-59): blurred, but of many shapes. The generator adds what a linear model cannot express.
+    Components weighted by noise are a linear model of anatomy (as in Cootes et al. 1995, Computer Vision and
+    Image Understanding 61:38-59): blurred, but varied in shape. The generator adds what a linear model cannot express.
     Where the maps of a level never differ, as in the black corners, generated maps cannot differ either.
     """
 
@@ -94,7 +94,7 @@ class PCAPrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding) -> None:
-        """Take all three from code maps (N, 64, 64) of levels (N,); a level without maps gets those of all."""
+        """Compute all three from code maps (N, 64, 64) of levels (N,); a level without maps gets those of all."""
         total, squares = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for maps, of in zip(codes.split(256), levels.split(256), strict=True):
             image = embedding.embed(maps)  # (256, C, 64, 64)
@@ -114,12 +114,14 @@ class PCAPrior(nn.Module):
         codes, levels = codes[::every], levels[::every]
         deviations = torch.cat([d.flatten(1) for d in self._deviations(codes, levels, embedding)])  # (N, C*64*64)
         _, strength, directions = torch.svd_lowrank(deviations, q=rank, niter=2)  # (P,), (C*64*64, P)
-        weighed = (directions * strength / len(deviations) ** 0.5).t()  # (P, C*64*64): unit noise, the data's variance
+        weighed = (
+            directions * strength / len(deviations) ** 0.5
+        ).t()  # (P, C*64*64): unit noise gives the data's variance
         self.components[:rank] = weighed.reshape(rank, *self.components.shape[1:])
 
     @torch.no_grad()
     def coefficients(self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding) -> torch.Tensor:
-        """How much of each component is in code maps (N, 64, 64) of levels (N,): (N, P), 0 for one that is not used."""
+        """Coefficients (N, P) of the components in code maps (N, 64, 64) of levels (N,); 0 for an unused component."""
         components = self.components.flatten(1)  # (P, C*64*64)
         squares = components.pow(2).sum(1).clamp(min=1e-6)  # (P,)
         return torch.cat([d.flatten(1) @ components.t() / squares for d in self._deviations(codes, levels, embedding)])
@@ -127,12 +129,12 @@ class PCAPrior(nn.Module):
     def _deviations(
         self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding
     ) -> Iterator[torch.Tensor]:
-        """Of maps from the mean of their level, in units of the spread, (256, C, 64, 64) at a time."""
+        """Deviations of maps from their level's mean, in units of the spread, (256, C, 64, 64) at a time."""
         for maps, of in zip(codes.split(256), levels.split(256), strict=True):
             yield (embedding.embed(maps) - self.mean[of]) / self.spread[of].clamp(min=SMALL_SPREAD)
 
     def forward(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Raw output (B, C, 64, 64), its noise (B, Z), levels (B,) int64 -> (B, C, 64, 64)."""
+        """Raw output (B, C, 64, 64), the noise it was made from (B, Z), levels (B,) int64 -> (B, C, 64, 64)."""
         linear = torch.einsum("bp,pchw->bchw", z[:, : len(self.components)], self.components)  # (B, C, 64, 64)
         return self.mean[levels] + self.spread[levels] * (linear + RESIDUAL * raw)
 

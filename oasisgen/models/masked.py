@@ -1,7 +1,8 @@
-"""A masked prior over code maps (MaskGIT, Chang et al. 2022, arXiv:2202.04200), on the template that the DCGAN has too.
+"""A masked prior over code maps (MaskGIT, Chang et al. 2022, arXiv:2202.04200), conditioned on a low-rank sample.
 
-Noise weighs the template's components: that is the sketch of a head. A network that has learned to tell masked codes
-from the sketch and the codes around them then fills in the map, some places in every round.
+Noise weights the components of the PCA prior, which the DCGAN has too: that gives a low-rank sample of a map. A network
+that has learned to predict masked codes from this sample and from the unmasked codes then fills in the map, some
+positions at every decoding step.
 """
 
 import math
@@ -19,8 +20,8 @@ from oasisgen.models.codes import CodeMap, PCAPrior, VectorEmbedding
 POSITIONS = CODE_SIZE**2
 
 
-class ResidualBlock(nn.Module):
-    """x + two 3x3 convolutions of x, which change nothing at first."""
+class ZeroInitResidualBlock(nn.Module):
+    """x + two 3x3 convolutions of x; the second starts at zero, so the block starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class ResidualBlock(nn.Module):
 
 
 class MaskedCodePredictor(nn.Module):
-    """What lies at the masked places: strided convolutions down to 8 x 8 and up again, as in a U-Net."""
+    """Predicts the codes at masked positions: strided convolutions down to 8 x 8 and up again, as in a U-Net."""
 
     def __init__(self, channels: int, embedding_dim: int, codebook_size: int) -> None:
         super().__init__()
@@ -47,13 +48,16 @@ class MaskedCodePredictor(nn.Module):
             return nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)
 
         self.read = nn.Conv2d(2 * embedding_dim + 1, C, 3, padding=1)
-        self.down1, self.at32 = down(C, 2 * C), ResidualBlock(2 * C)
-        self.down2, self.at16 = down(2 * C, 4 * C), ResidualBlock(4 * C)
+        self.down1, self.at32 = down(C, 2 * C), ZeroInitResidualBlock(2 * C)
+        self.down2, self.at16 = down(2 * C, 4 * C), ZeroInitResidualBlock(4 * C)
         self.place = nn.Parameter(0.1 * torch.randn(4 * C, 16, 16))
-        self.down3, self.at8 = down(4 * C, 6 * C), nn.Sequential(ResidualBlock(6 * C), ResidualBlock(6 * C))
+        self.down3, self.at8 = (
+            down(4 * C, 6 * C),
+            nn.Sequential(ZeroInitResidualBlock(6 * C), ZeroInitResidualBlock(6 * C)),
+        )
         self.level = nn.Embedding(LEVELS, 6 * C)
-        self.up3, self.back16 = up(6 * C, 4 * C), ResidualBlock(4 * C)
-        self.up2, self.back32 = up(4 * C, 2 * C), ResidualBlock(2 * C)
+        self.up3, self.back16 = up(6 * C, 4 * C), ZeroInitResidualBlock(4 * C)
+        self.up2, self.back32 = up(4 * C, 2 * C), ZeroInitResidualBlock(2 * C)
         self.up1, self.mix, self.last = up(2 * C, C), nn.Conv2d(2 * C, 2 * C, 1), nn.Conv2d(2 * C, 2 * C, 3, padding=1)
         self.head = nn.Linear(2 * C, codebook_size)
 
@@ -65,10 +69,10 @@ class MaskedCodePredictor(nn.Module):
         levels: torch.Tensor,
         positions: torch.Tensor,
     ) -> torch.Tensor:
-        """Logits (B, N, K) of the codes at `places` (B, N), numbers in [0, 4096).
+        """Logits (B, N, K) of the codes at `positions` (B, N), indices into the flattened map in [0, 4096).
 
-        `image` (B, D, 64, 64) is painted, `masked` (B, 1, 64, 64) is True where it is not to be seen, `sketch`
-        (B, D, 64, 64), `levels` (B,) int64.
+        `image` (B, D, 64, 64) is an embedded map, `masked` (B, 1, 64, 64) is True where it is hidden from the network,
+        `low_rank` (B, D, 64, 64) is a low-rank sample, `levels` (B,) int64.
         """
         h64 = F.relu(self.read(torch.cat([image * ~masked, masked.to(image.dtype), low_rank], 1)))  # (B, C, 64, 64)
         h32 = self.at32(self.down1(h64))  # (B, 2C, 32, 32)
@@ -82,9 +86,9 @@ class MaskedCodePredictor(nn.Module):
 
 
 class MaskedPrior(nn.Module):
-    """A guesser with what it paints with: what the bundle holds of stage 2."""
+    """Predictor, embedding of codes and PCA prior: everything that sampling needs."""
 
-    cholesky: torch.Tensor  # (LEVELS, P, P): unit noise -> coefficients as real maps of a level have them
+    cholesky: torch.Tensor  # (LEVELS, P, P): maps unit noise to coefficients with a level's covariance
 
     def __init__(self, config: MaskedConfig, embedding: VectorEmbedding) -> None:
         super().__init__()
@@ -103,7 +107,7 @@ class MaskedPrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Learn template and shapes from code maps (N, 64, 64) of levels (N,); returns their coefficients (N, P)."""
+        """Fit PCA prior and `cholesky` to code maps (N, 64, 64) of levels (N,); returns their coefficients (N, P)."""
         self.pca_prior.fit(codes, levels, self.embedding)
         coefficients = self.pca_prior.coefficients(codes, levels, self.embedding)  # (N, P)
         P = self.config.components
@@ -111,18 +115,18 @@ class MaskedPrior(nn.Module):
         for level in range(LEVELS):
             its = coefficients[levels == level]
             own = torch.cov(its.t()).view(P, P) if len(its) > 1 else everything
-            # Few cases tell little of so many numbers: a fifth is what all levels have.
+            # A level has few cases for so many parameters: its covariance is shrunk towards that of all.
             mixed = 0.8 * own + 0.2 * everything + 1e-4 * torch.eye(P)
             self.cholesky[level] = torch.linalg.cholesky(mixed)
         return coefficients
 
     def low_rank_sample(self, coefficients: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Weights of the components (B, P), levels (B,) -> (B, D, 64, 64)."""
+        """Coefficients of the components (B, P), levels (B,) -> a map without detail (B, D, 64, 64)."""
         return self.pca_prior(torch.zeros((), device=coefficients.device), coefficients, levels)
 
     @torch.no_grad()
     def forward(self, noise: torch.Tensor, levels: torch.Tensor) -> CodeMap:
-        """Standard normal `noise` (B, noise_size), levels (B,) int64 -> CodeMap: a map is a function of its own row."""
+        """Standard normal `noise` (B, noise_size), levels (B,) int64 -> CodeMap, each map from its own row alone."""
         P = self.config.components
         coefficients = torch.einsum("bpq,bq->bp", self.cholesky[levels], noise[:, :P])  # (B, P)
         order, chance = torch.special.ndtr(noise[:, P:]).chunk(2, 1)  # (B, 4096) in [0, 1] each
@@ -147,5 +151,5 @@ class MaskedPrior(nn.Module):
 
 
 def still_masked(step: int, decoding_steps: int) -> int:
-    """Places that are masked before round `turn` of `rounds`: few are filled in while little is known."""
+    """Positions still masked before decoding step `step`: a cosine schedule, which fills in few at first."""
     return round(POSITIONS * math.cos(0.5 * math.pi * step / decoding_steps))

@@ -1,7 +1,7 @@
 """The codebook: encoder outputs -> nearest codes, and how the codes learn.
 
-Both quantizers share one interface: `quantizer(z)` returns a `Quantized`, `quantizer.vectors(codes)` looks codes up,
-and `quantizer.step()` ends a step of training as an optimizer's does.
+Both quantizers share one interface: `quantizer(z)` returns a `Quantized`, `quantizer.embed(codes)` looks codes up,
+and `quantizer.step()` ends a step of training, as an optimizer's does.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-ROWS = 1024  # whose distances a CPU's cache holds
+ROWS = 1024  # at a time on a CPU, so that their distances stay in its cache
 
 
 class Quantized(NamedTuple):
@@ -19,7 +19,7 @@ class Quantized(NamedTuple):
 
     vectors: torch.Tensor  # (B, D, H, W): nearest codes; the gradient passes straight through to z
     codes: torch.Tensor  # (B, H, W) int64 in [0, K)
-    loss: torch.Tensor  # (): commitment loss, weighted, and the codebook loss where the quantizer learns by one
+    loss: torch.Tensor  # (): weighted commitment loss, plus the codebook loss if the codebook learns by gradient
 
 
 def nearest(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -31,7 +31,7 @@ def nearest(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     rows = ROWS if z.device.type == "cpu" else len(z)
     with torch.autocast(z.device.type, enabled=False):  # in bfloat16 the nearest code is often another
         distances = (torch.addmm(squares, part, codebook.t(), alpha=-2.0) for part in z.float().split(rows))
-        return torch.cat([each.min(1).indices for each in distances])  # of (ROWS, K); argmin is slow on CPUs
+        return torch.cat([each.min(1).indices for each in distances])  # each (ROWS, K); argmin is slow on CPUs
 
 
 def straight_through(z: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -52,16 +52,16 @@ def count_codes(codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
 
 
 class Quantizer(nn.Module):
-    """K codes of D numbers; what both quantizers have in common."""
+    """A codebook of K codes with D dimensions; what both quantizers have in common."""
 
     codebook: torch.Tensor  # (K, D)
 
-    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """(B, H, W) int64 -> (B, D, H, W)."""
         return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)  # (B, D, H, W)
 
     def step(self) -> None:
-        """Move the codebook by what training's last forward pass saw, if that is how it learns. After `backward`."""
+        """End a step of training, after `backward`: move the codebook, unless an optimizer does."""
 
     def encode(self, z: torch.Tensor) -> torch.Tensor:
         """(B, D, H, W) -> (B, H, W) int64 in [0, K)."""
@@ -80,9 +80,9 @@ class GradientQuantizer(Quantizer):
         self.codebook = nn.Parameter(torch.empty(codebook_size, code_dim).uniform_(-bound, bound))
 
     def forward(self, z: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Quantized:
-        """(B, D, H, W) -> Quantized. Nothing here is random: `generator` and `whole` are the interface's."""
+        """(B, D, H, W) -> Quantized. Deterministic: `generator` and `whole` are unused."""
         codes = self.encode(z)  # (B, H, W)
-        vectors = self.vectors(codes)
+        vectors = self.embed(codes)
         codebook_loss = F.mse_loss(vectors, z.detach())
         commitment_loss = F.mse_loss(z, vectors.detach())
         return Quantized(straight_through(z, vectors), codes, codebook_loss + self.commitment * commitment_loss)
@@ -93,12 +93,15 @@ class EMAQuantizer(Quantizer):
 
     A code that is hardly used is dead; it starts again at a random encoder output of the step (Dhariwal et al. 2020,
     arXiv:2005.00341). Counts, sums and revived codes are the same on all ranks; evaluation has no collectives.
+
+    In training every `forward` is followed by one `step`, which is asserted.
     """
 
     ema_count: torch.Tensor  # (K,): vectors per step that a code is nearest to
     ema_sum: torch.Tensor  # (K, D): their sum
-    sums: torch.Tensor  # (K, 1 + 2D), of a step, over all ranks: counts, sums, and where dead codes start again
-    arriving: dist.Work | None  # what those of the other ranks come by
+    # From `forward` to `step`, (K, 1 + 2D): counts, sums, and where dead codes start again.
+    sums: torch.Tensor | None
+    reduction: dist.Work | None  # in progress: adds up `sums` over all ranks
 
     def __init__(self, codebook_size: int, code_dim: int, commitment: float, decay: float, dead_below: float) -> None:
         super().__init__()
@@ -106,14 +109,15 @@ class EMAQuantizer(Quantizer):
         self.register_buffer("codebook", torch.randn(codebook_size, code_dim))
         self.register_buffer("ema_count", torch.zeros(codebook_size))  # all dead: the first step places all codes
         self.register_buffer("ema_sum", torch.zeros(codebook_size, code_dim))
+        self.sums = self.reduction = None
 
     def forward(self, z: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Quantized:
         """(B, D, H, W) -> Quantized; in training, `generator` chooses where dead codes restart.
 
-        `whole` is the size of the batch over all ranks; without it they all have as many slices as this one.
+        `whole` is the batch size over all ranks; 0: every rank has as many slices as this one.
         """
         codes = self.encode(z)  # (B, H, W)
-        vectors = self.vectors(codes)
+        vectors = self.embed(codes)
         if self.training:
             self._gather(z.detach().float().permute(0, 2, 3, 1).flatten(1, 2), codes.flatten(), generator, whole)
         loss = self.commitment * F.mse_loss(z, vectors)
@@ -126,32 +130,35 @@ class EMAQuantizer(Quantizer):
         `generator` is in the same state on all ranks, which hold every world-th slice of the step's batch: a dead code
         starts again at the same vector however many ranks there are.
         """
+        assert self.sums is None, "two forward passes in training without a step between them"
         K = len(self.codebook)
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         B, P, _ = z.shape
-        # (K,): places in the whole batch, drawn on the device of z and `generator`
+        # (K,): positions in the whole batch, drawn on the device of z and `generator`
         drawn = torch.randint((whole or world * B) * P, (K,), generator=generator, device=z.device)
         owner, place = drawn // P % world, drawn // P // world * P + drawn % P
         place = place.clamp(max=B * P - 1)  # one that another rank owns may lie beyond this rank's
         z = z.flatten(0, 1)  # (B*H*W, D)
-        seeds = torch.where((owner == rank)[:, None], z[place], 0.0)  # (K, D): where dead codes start again
+        restarts = torch.where((owner == rank)[:, None], z[place], 0.0)  # (K, D): where dead codes start again
         count = count_codes(codes[None], K)[0]  # (K,)
         total = torch.zeros_like(self.ema_sum).index_add_(0, codes, z)  # (K, D)
-        self.sums = torch.cat([count[:, None], total, seeds], 1)  # (K, 1 + 2D)
-        self.arriving = dist.all_reduce(self.sums, async_op=True) if world > 1 else None
+        self.sums = torch.cat([count[:, None], total, restarts], 1)  # (K, 1 + 2D)
+        self.reduction = dist.all_reduce(self.sums, async_op=True) if world > 1 else None
 
     @torch.no_grad()
     def step(self) -> None:
         """Move the averages by the sums of the step, then revive dead codes."""
-        if self.arriving:
-            self.arriving.wait()
+        assert self.sums is not None, "a step without a forward pass in training before it"
+        if self.reduction:
+            self.reduction.wait()
         K, D = self.codebook.shape
-        count, total, seeds = self.sums.split([1, D, D], 1)  # (K, 1), (K, D) twice
+        count, total, restarts = self.sums.split([1, D, D], 1)  # (K, 1), (K, D) twice
+        self.sums = self.reduction = None
         self.ema_count.lerp_(count.squeeze(1), 1.0 - self.decay)
         self.ema_sum.lerp_(total, 1.0 - self.decay)
 
         threshold = self.dead_below * count.sum() / K
         dead = self.ema_count < threshold  # (K,)
         self.ema_count.copy_(torch.where(dead, threshold.clamp(min=1e-6), self.ema_count))
-        self.ema_sum.copy_(torch.where(dead[:, None], seeds * self.ema_count[:, None], self.ema_sum))
+        self.ema_sum.copy_(torch.where(dead[:, None], restarts * self.ema_count[:, None], self.ema_sum))
         self.codebook.copy_(self.ema_sum / self.ema_count[:, None])

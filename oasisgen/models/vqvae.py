@@ -46,7 +46,7 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         C, D = config.channels, config.code_dim
-        half = C if config.norm == "batch" else C // 2  # the seed keeps its width at 128 x 128
+        half = C if config.norm == "batch" else C // 2  # the baseline has all C channels at H/2 x W/2 too
         self.encoder = nn.Sequential(
             nn.Conv2d(1, half, 4, stride=2, padding=1),  # (B, C', H/2, W/2)
             norm_layer(config.norm, half),
@@ -84,7 +84,7 @@ class VQVAE(nn.Module):
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """(B, H/4, W/4) int64 -> (B, 1, H, W) in [-1, 1]."""
-        return self.decoder(self.quantizer.vectors(codes))
+        return self.decoder(self.quantizer.embed(codes))
 
     def forward(self, x: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Reconstruction:
         """(B, 1, H, W) in [-1, 1] -> Reconstruction.

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from oasisgen.config.train import DCGANConfig, TrainConfig
 from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
 from oasisgen.models.codes import make_embedding
-from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen
+from oasisgen.models.dcgan import DCGAN, Discriminator, discriminator_input
 from oasisgen.training.averaging import average
 from oasisgen.training.collapse import all_maps, collapsed, generated_maps, labelled, map_diversity, real_maps
 from oasisgen.training.stage import Pace, StageState, Timer
@@ -116,12 +116,12 @@ def adversarial_step(
     generator, discriminator = networks
     generator_optimizer, discriminator_optimizer = optimizers
     z = torch.randn(len(real), c.latent_dim, generator=random, device=real.device)  # (B, Z)
-    unquantized = gan.on_pca_prior(generator(z, levels), z, levels)  # (B, C, 64, 64)
+    unquantized = gan.apply_pca_prior(generator(z, levels), z, levels)  # (B, C, 64, 64)
     fake = gan.embedding.quantize(unquantized).image  # (B, C, 64, 64)
     penalised = c.r1_weight > 0 and step % PENALTY_EVERY == 0
-    seen = as_seen(real, c, random).requires_grad_(penalised)
+    seen = discriminator_input(real, c, random).requires_grad_(penalised)
     real_logit = discriminator(seen, levels)
-    fake_logit = discriminator(as_seen(fake.detach(), c, random), levels)
+    fake_logit = discriminator(discriminator_input(fake.detach(), c, random), levels)
     discriminator_loss = adversarial_loss(c.loss, real_logit, fake_logit)
     penalty = r1_penalty(real_logit, seen) * (c.r1_weight * PENALTY_EVERY) if penalised else 0.0
     discriminator_optimizer.zero_grad(set_to_none=True)
@@ -129,7 +129,7 @@ def adversarial_step(
     discriminator_optimizer.step()
 
     unwrap(discriminator).requires_grad_(False)
-    logit = unwrap(discriminator)(as_seen(fake, c, random), levels)
+    logit = unwrap(discriminator)(discriminator_input(fake, c, random), levels)
     generator_loss = -logit.mean() if c.loss == "hinge" else F.softplus(-logit).mean()
     generator_optimizer.zero_grad(set_to_none=True)
     ((generator_loss + c.commitment * F.mse_loss(unquantized, fake.detach())) * share).backward()

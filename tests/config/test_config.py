@@ -56,7 +56,7 @@ def test_two_workers_do_not_share_a_gpu(gpus: float, workers: int) -> None:
     assert TrainConfig(data="d", out="o", workers=2, gpus_per_worker=2.0).gpus_per_worker == 2.0
 
 
-def test_the_seed_preset_is_the_report_that_started_the_project() -> None:
+def test_the_baseline_preset_is_the_report_that_started_the_project() -> None:
     v, d = BASELINE.vqvae, BASELINE.dcgan
     assert (v.channels, v.code_dim, v.codebook_size, v.residual_blocks) == (256, 256, 512, 2)
     assert (v.quantizer, v.commitment, v.norm, v.loss_scale) == ("gradient", 1.0, "batch", "none")

@@ -6,7 +6,7 @@ import torch
 from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.config.train import DCGANConfig
 from oasisgen.models.codes import CodeEmbedding, IndexEmbedding, PCAPrior, VectorEmbedding, make_embedding
-from oasisgen.models.dcgan import DCGAN, Discriminator, as_seen, shift_each
+from oasisgen.models.dcgan import DCGAN, Discriminator, discriminator_input, shift_each
 
 SMALL = replace(FULL.dcgan, channels=4, latent_dim=6, components=3)
 SMALL_BASELINE = replace(BASELINE.dcgan, channels=4, latent_dim=6)
@@ -19,14 +19,14 @@ def embedding(request: pytest.FixtureRequest) -> CodeEmbedding:
     return make_embedding(config, CODEBOOK, torch.arange(32) + 1)
 
 
-def test_painting_and_snapping_undo_each_other(embedding: CodeEmbedding) -> None:
+def test_quantizing_undoes_embedding(embedding: CodeEmbedding) -> None:
     codes = torch.randint(0, 32, (2, 64, 64), generator=torch.Generator().manual_seed(1))
     image = embedding.embed(codes)
     raw = image if isinstance(embedding, VectorEmbedding) else torch.atanh(image.clamp(-0.9999, 0.9999))
     assert torch.equal(embedding.quantize(raw).codes, codes)
 
 
-def test_whatever_is_painted_is_a_valid_code_map(embedding: CodeEmbedding) -> None:
+def test_every_quantized_map_is_a_valid_code_map(embedding: CodeEmbedding) -> None:
     for scale in (0.01, 1.0, 100.0):
         raw = torch.randn(2, embedding.channels, 64, 64, generator=torch.Generator().manual_seed(2)) * scale
         codes = embedding.quantize(raw).codes
@@ -34,7 +34,7 @@ def test_whatever_is_painted_is_a_valid_code_map(embedding: CodeEmbedding) -> No
         assert 0 <= int(codes.min()) <= int(codes.max()) < 32
 
 
-def test_colours_are_standardised_by_how_often_codes_occur() -> None:
+def test_embedded_codes_are_standardised_by_how_often_codes_occur() -> None:
     usage = torch.arange(32) + 1
     embedding = VectorEmbedding(CODEBOOK, usage)
     sample = embedding.weight.repeat_interleave(usage, 0)
@@ -51,7 +51,7 @@ def test_the_discriminator_sees_codes_and_the_generator_feels_it() -> None:
     assert torch.equal(raw.grad, torch.ones_like(raw))  # type: ignore[arg-type]
 
 
-def test_the_seed_paints_grey_values() -> None:
+def test_the_baseline_embeds_codes_as_grey_values() -> None:
     embedding = IndexEmbedding(512)
     assert embedding.embed(torch.tensor([[[0, 511]]])).flatten().tolist() == [-1.0, 1.0]
 
@@ -60,13 +60,13 @@ def test_the_seed_paints_grey_values() -> None:
 def test_both_networks_fit_together(config: DCGANConfig) -> None:
     torch.manual_seed(0)
     gan = DCGAN(config, make_embedding(config, CODEBOOK, torch.ones(32)))
-    judge = Discriminator(config, gan.embedding.channels)
+    discriminator = Discriminator(config, gan.embedding.channels)
     z, levels = torch.randn(3, 6), torch.tensor([0, 15, 31])
-    painted = gan(z, levels)
-    judge(painted.image, levels).sum().backward()
+    generated = gan(z, levels)
+    discriminator(generated.image, levels).sum().backward()
     assert [name for name, p in gan.named_parameters() if p.grad is None] == []
     other = gan(z, torch.tensor([5, 6, 7])).image
-    assert torch.equal(painted.image, other) is not config.conditional
+    assert torch.equal(generated.image, other) is not config.conditional
 
 
 def test_shifted_maps_are_moved_each_on_its_own_with_the_border_repeated() -> None:
@@ -80,14 +80,14 @@ def test_shifted_maps_are_moved_each_on_its_own_with_the_border_repeated() -> No
     assert shift_each(images, 0, torch.Generator()) is images
 
 
-def test_the_discriminator_sees_noise_and_the_seeds_does_not() -> None:
+def test_the_discriminator_sees_noise_and_the_baselines_does_not() -> None:
     images = torch.zeros(2, 4, 64, 64)
-    seen = as_seen(images, replace(SMALL, shift=0, noise=0.5), torch.Generator().manual_seed(0))
+    seen = discriminator_input(images, replace(SMALL, shift=0, noise=0.5), torch.Generator().manual_seed(0))
     assert float(seen.std()) == pytest.approx(0.5, rel=0.05)
-    assert torch.equal(as_seen(images, SMALL_BASELINE, torch.Generator()), images)
+    assert torch.equal(discriminator_input(images, SMALL_BASELINE, torch.Generator()), images)
 
 
-def test_the_template_is_the_mean_and_spread_of_each_levels_maps() -> None:
+def test_the_pca_prior_holds_the_mean_and_spread_of_each_levels_maps() -> None:
     embedding = VectorEmbedding(CODEBOOK, torch.ones(32))
     generator = torch.Generator().manual_seed(4)
     levels = torch.arange(600) % 31  # no map of level 31
@@ -100,8 +100,8 @@ def test_the_template_is_the_mean_and_spread_of_each_levels_maps() -> None:
     assert torch.allclose(pca_prior.spread[5, :, 1:], mine.std(0, correction=0)[:, 1:], atol=1e-3)
     assert torch.allclose(pca_prior.mean[31], embedding.embed(codes).mean(0), atol=1e-4)
     raw, z = torch.randn(2, 4, 64, 64, generator=generator) * 9, torch.randn(2, 6, generator=generator)
-    painted = embedding.quantize(pca_prior(raw, z, torch.tensor([0, 31]))).codes
-    assert painted[:, 0, 0].tolist() == [7, 7]
+    generated = embedding.quantize(pca_prior(raw, z, torch.tensor([0, 31]))).codes
+    assert generated[:, 0, 0].tolist() == [7, 7]
 
 
 def test_components_alone_make_maps_that_vary_as_the_training_maps_do() -> None:

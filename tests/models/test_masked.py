@@ -36,7 +36,7 @@ def test_every_map_is_a_valid_one_and_a_function_of_its_own_noise(prior: MaskedP
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_codes_are_drawn_as_often_as_the_guesser_expects_them(prior: MaskedPrior, temperature: float) -> None:
+def test_codes_are_drawn_as_often_as_the_predictor_expects_them(prior: MaskedPrior, temperature: float) -> None:
     """At temperature 1; below it the frequent ones more often."""
     prior.config = replace(SMALL, temperature=temperature)
     logits = torch.linspace(-3, 1, K)
@@ -50,7 +50,7 @@ def test_codes_are_drawn_as_often_as_the_guesser_expects_them(prior: MaskedPrior
     assert torch.allclose(shares, expected, atol=0.01)
 
 
-def test_a_guess_sees_what_is_not_masked_and_nothing_else(prior: MaskedPrior) -> None:
+def test_the_predictor_sees_what_is_not_masked_and_nothing_else(prior: MaskedPrior) -> None:
     torch.manual_seed(2)
     image, low_rank, levels = torch.randn(1, 4, 64, 64), torch.zeros(1, 4, 64, 64), torch.tensor([3])
     masked = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
@@ -64,14 +64,14 @@ def test_a_guess_sees_what_is_not_masked_and_nothing_else(prior: MaskedPrior) ->
     assert not torch.allclose(prior.predictor(seen, masked, low_rank, levels, positions), before)
 
 
-def test_rounds_fill_in_every_place_once() -> None:
-    left = [still_masked(turn, 12) for turn in range(13)]
+def test_decoding_steps_fill_in_every_position_once() -> None:
+    left = [still_masked(step, 12) for step in range(13)]
     assert (left[0], left[-1]) == (POSITIONS, 0)
     assert left == sorted(left, reverse=True)
     assert left[0] - left[1] < left[-2] - left[-1]  # few while little is known
 
 
-def test_training_asks_about_masked_places_and_masks_every_share() -> None:
+def test_training_predicts_masked_positions_and_masks_every_share() -> None:
     masked, positions = mask(torch.zeros(64, 64, 64), 100, torch.Generator().manual_seed(0))
     assert masked.flatten(1).gather(1, positions).all()
     assert all(len(row.unique()) == 100 for row in positions)
@@ -81,7 +81,7 @@ def test_training_asks_about_masked_places_and_masks_every_share() -> None:
     assert shares.min() >= 100 / POSITIONS
 
 
-def test_sketches_are_as_varied_as_the_maps_they_come_from() -> None:
+def test_low_rank_samples_are_as_varied_as_the_maps_they_come_from() -> None:
     """Maps that are a mixture of two: the component between them is found, and noise spreads as its weights do."""
     random = torch.Generator().manual_seed(0)
     embedding = VectorEmbedding(torch.randn(K, 4, generator=random), torch.ones(K))

@@ -78,6 +78,19 @@ def test_a_fresh_codebook_is_placed_by_its_first_batch() -> None:
     assert float(quantizer(z).loss) < 3.0
 
 
+def test_in_training_forward_and_step_alternate() -> None:
+    quantizer = EMAQuantizer(K, D, commitment=0.25, decay=0.9, dead_below=0.5)
+    with pytest.raises(AssertionError, match="a step without a forward pass"):
+        quantizer.step()
+    quantizer(random_z(0))
+    with pytest.raises(AssertionError, match="two forward passes"):
+        quantizer(random_z(1))
+    quantizer.step()
+    with pytest.raises(AssertionError, match="a step without a forward pass"):
+        quantizer.step()
+    quantizer(random_z(1))
+
+
 def test_evaluation_moves_nothing() -> None:
     quantizer = EMAQuantizer(K, D, commitment=0.25, decay=0.9, dead_below=0.5).eval()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
@@ -95,7 +108,7 @@ def test_the_gradient_passes_straight_through(kind: str) -> None:
     assert torch.allclose(z.grad, weight)  # type: ignore[arg-type]
 
 
-def test_the_seeds_loss_is_equation_three() -> None:
+def test_the_gradient_quantizers_loss_is_equation_three() -> None:
     torch.manual_seed(0)
     quantizer = GradientQuantizer(K, D, commitment=0.7)
     assert float(quantizer.codebook.detach().abs().max()) <= 1.0 / K
