@@ -152,7 +152,7 @@ def read_manifest(folder: str) -> None:
 def read_summary(folder: str) -> None:
     root = folder.rpartition("/")[0]
     storage.write_text(f"{folder}/manifest.json", "{}")
-    index.rows_of(history.read_batches(root))
+    index.render_index(history.read_batches(root))
     if last := history.last_released(root, REQUEST, but=""):
         gate.judge(SCORES, GateConfig(), read_scores(last["measures"]))
     summary = documents.read(f"{folder}/summary.json", documents.Summary)

@@ -43,7 +43,7 @@ PNG_BYTES = 19_000  # of a slice, about
 def seed_of(out: str) -> int:
     """The base seed of a batch for which none is given: the one it was begun with, else the one its name stands for.
 
-    So two nights differ, in whatever folders they lie, and a batch that is moved goes on.
+    So two batches differ, in whatever folders they lie, and a batch that is moved goes on.
     """
     with suppress(FileNotFoundError):
         begun = documents.read(storage.join(out, "config.json"), dict).get("base_seed")
@@ -129,7 +129,7 @@ def make_batch(
     held: Lock,
     actors: cluster.Actors,
 ) -> dict[str, Any]:
-    """Make the parts that are missing; then summary, report, the page of all nights and, last, the manifest.
+    """Make the parts that are missing; then summary, report, the page of all batches and, last, the manifest.
 
     `load` reads the network whose features fidelity is measured by; `actors` is what samplers and that network run on.
     """

@@ -15,7 +15,7 @@ SAME = ("count", "levels", "ids", "reject", "data_fingerprint", "inception")
 
 
 def root_of(batch: str) -> str | None:
-    """The folder of all nights, if the batch at `batch` lies in one."""
+    """The folder of all batches, if the batch at `batch` lies in one."""
     folder, _, _ = batch.rpartition("/")
     return folder if folder.rpartition("/")[2] == FOLDER else None
 
@@ -37,21 +37,21 @@ def read_batches(root: str) -> list[dict[str, Any]]:
         try:
             return documents.read(storage.join(root, name, "summary.json"), documents.Summary) | {"name": name}
         except (FileNotFoundError, InvalidFile) as error:
-            say("nights", f"{name} is left out: {error}")
+            say("batches", f"{name} is left out: {error}")
             return None
 
     with ThreadPoolExecutor(16) as pool:
-        nights = [night for night in pool.map(read, storage.list_folders(root)) if night]
-    return sorted(nights, key=lambda night: (night["finished"], night["name"]))
+        batches = [batch for batch in pool.map(read, storage.list_folders(root)) if batch]
+    return sorted(batches, key=lambda batch: (batch["finished"], batch["name"]))
 
 
 def last_released(root: str, request: dict[str, Any], but: str) -> dict[str, Any] | None:
     """What the last released batch that was asked for and measured alike says; None if there is none `but` one."""
     alike = [
-        night
-        for night in read_batches(root)
-        if night["name"] != but
-        and night["verdict"] == "released"
-        and all(night.get(name) == request[name] for name in SAME)
+        batch
+        for batch in read_batches(root)
+        if batch["name"] != but
+        and batch["verdict"] == "released"
+        and all(batch.get(name) == request[name] for name in SAME)
     ]
     return alike[-1] if alike else None

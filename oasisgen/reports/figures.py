@@ -51,7 +51,7 @@ def distributions(synthetic: pa.Table, real: pa.Table, names: dict[str, str]) ->
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.3 * len(names), 2.6), layout="constrained")
         for axis, (name, title) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
-            sets = {"synthetic": (synthetic, SYNTHETIC), "held-out real (floor)": (real, REAL)}
+            sets = {"synthetic": (synthetic, SYNTHETIC), "held-out real (reference)": (real, REAL)}
             values = {label: t[name].to_numpy() for label, (t, _) in sets.items() if name in t.column_names}
             everything = np.concatenate(list(values.values()))
             bins = np.linspace(everything.min(), everything.max() + 1e-6, 30)

@@ -7,80 +7,79 @@ from typing import Any
 from oasisgen import storage
 from oasisgen.progress import say
 from oasisgen.quality.history import read_batches
-from oasisgen.quality.measures import MEASURES, read_scores
+from oasisgen.quality.measures import MEASURES, Score, read_scores
 from oasisgen.reports import figures
 from oasisgen.reports.page import render, slices_per_second
 
 MOST_WRITES = 10  # of the page, while more batches end
 
-
-ABOUT = "batch", "verdict", "why quarantined", "finished, UTC", "slices", "refused"
-
-
-WORK = "slices/s", "hours", "model", "base seed"
-
-
 TITLE = "All batches"
-
-
 OURS = f"<title>{TITLE}</title>".encode()
 
-
+ABOUT = "batch", "verdict", "reasons for quarantine", "finished, UTC", "slices", "rejected"
 JUDGED = {key: measure.label for key, measure in MEASURES.items() if measure.gate}
+WORK = "slices/s", "hours", "model", "base seed"
+
+TRENDS = {"fidelity": "fid", "variety": "ms_ssim", "copies": "suspected_copies"}  # title of a panel -> measure
 
 
 def write_index(root: str) -> None:
-    """`<root>/index.html`: every batch in a table, the newest first, with trends.
+    """Write `<root>/index.html`: every batch in a table, newest first, with trends.
 
-    A page of somebody else's under that name stays as it is. A batch calls this once its manifest is written. Two that
-    end together overwrite each other's page, so each writes it until no batch has been added in the meantime.
+    A page under that name that this program did not write stays as it is. A batch calls this once its manifest is
+    written. Two batches that end together overwrite each other's page, so each writes it until no batch was added in
+    the meantime.
     """
     page = storage.join(root, "index.html")
     with suppress(FileNotFoundError):
         if OURS not in storage.read_bytes(page):
-            say("report", f"{page} is not ours: the page of all batches is not written")
+            say("report", f"{page} was not written by oasisgen: the page of all batches is not written")
             return
-    nights = read_batches(root)
+    batches = read_batches(root)
     for _ in range(MOST_WRITES):
-        _write_page(page, nights)
-        shown, nights = nights, read_batches(root)
-        if nights == shown:
+        storage.write_bytes(page, render_index(batches))
+        shown, batches = batches, read_batches(root)
+        if batches == shown:
             return
 
 
-def rows_of(nights: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The lines of the table, and the points of the curves, of all nights."""
-    rows, history = [], []
-    for number, night in enumerate(nights, 1):
-        scores = read_scores(night["measures"])
-        seconds = night["seconds"]
-        speed = slices_per_second(night)
-        found = [scores.get(key) for key in JUDGED]
-        cells = [f"{score.value:.3f} ({score.reference:.3f})" if score else "" for score in found]
-        about = [night["finished"].replace("T", " ").partition("+")[0], night["slices"], night["rejected"]]
-        work = [f"{speed:.1f}", f"{sum(seconds.values()) / 3600:.2f}", night["model"][:12], night["base_seed"]]
-        rows.append({**night, "cells": about + cells + work, "reasons": "; ".join(night["reasons"])})
-        line = {"night": number, "slices/s": speed}
-        for label, score in zip(JUDGED.values(), found, strict=True):
-            line |= {label: score.value if score else math.nan}
-            line |= {f"{label}, real": score.reference if score else math.nan}
-        history.append(line)
-    return rows, history
-
-
-def _write_page(page: str, nights: list[dict[str, Any]]) -> None:
-    rows, history = rows_of(nights)
-    panels = {
-        title: [MEASURES[key].label, f"{MEASURES[key].label}, real"]
-        for title, key in {"fidelity": "fid", "variety": "ms_ssim", "copies": "suspected_copies"}.items()
-    }
-    panels["speed"] = ["slices/s"]
-    content = render(
-        "nights.html",
+def render_index(batches: list[dict[str, Any]]) -> bytes:
+    """The page of `batches`, which are in the order in which they were finished."""
+    panels = {title: [JUDGED[key], f"{JUDGED[key]}, real"] for title, key in TRENDS.items()} | {"speed": ["slices/s"]}
+    points = [trend_point(number, batch) for number, batch in enumerate(batches, 1)]
+    return render(
+        "batches.html",
         title=TITLE,
-        subtitle="The newest first; in brackets what real slices score. Only a released batch is for use.",
-        figure=figures.curves(history, panels, "night") if history else "",
+        subtitle="Newest first. In brackets: the reference, what real slices score. Use released batches only.",
+        figure=figures.curves(points, panels, "batch") if points else "",
         columns=[*ABOUT, *JUDGED.values(), *WORK],
-        nights=rows[::-1],
+        batches=[table_row(batch) for batch in reversed(batches)],
     )
-    storage.write_bytes(page, content)
+
+
+def table_row(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch's line of the table: what the page's first columns take, and the `cells` of the others."""
+    scores = read_scores(batch["measures"])
+    finished = batch["finished"].replace("T", " ").partition("+")[0]
+    hours = sum(batch["seconds"].values()) / 3600
+    cells = [
+        *(finished, batch["slices"], batch["rejected"]),
+        *(f"{scores[key].value:.3f} ({scores[key].reference:.3f})" if key in scores else "" for key in JUDGED),
+        *(f"{slices_per_second(batch):.1f}", f"{hours:.2f}", batch["model"][:12], batch["base_seed"]),
+    ]
+    return {
+        "name": batch["name"],
+        "verdict": batch["verdict"],
+        "reasons": "; ".join(batch["reasons"]),
+        "cells": cells,
+    }
+
+
+def trend_point(number: int, batch: dict[str, Any]) -> dict[str, float]:
+    """A batch's point on the curves."""
+    scores = read_scores(batch["measures"])
+    point = {"batch": number, "slices/s": slices_per_second(batch)}
+    for key in TRENDS.values():
+        score = scores.get(key, Score(math.nan, math.nan))
+        point |= {JUDGED[key]: score.value, f"{JUDGED[key]}, real": score.reference}
+    return point

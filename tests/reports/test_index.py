@@ -12,7 +12,7 @@ from oasisgen.reports.index import write_index
 REQUEST = {"count": 10, "levels": [1, 2], "ids": None, "reject": "none", "data_fingerprint": "f", "inception": None}
 
 
-def night(root: str, name: str, hour: int, **changed: Any) -> None:
+def write_batch(root: str, name: str, hour: int, **changed: Any) -> None:
     """A batch's summary."""
     measures = {name: {"value": 1.0 + hour, "floor": 1.0} for name in ("fid", "ms_ssim", "suspected_copies")}
     summary = {
@@ -31,16 +31,16 @@ def night(root: str, name: str, hour: int, **changed: Any) -> None:
     storage.write_text(f"{root}/{name}/manifest.json", "{}")
 
 
-def test_the_nights_of_a_root_are_found_and_shown(place: str) -> None:
+def test_the_batches_of_a_root_are_found_and_shown(place: str) -> None:
     root = f"{place}/batches"
     assert root_of(f"{root}/first") == root
     assert root_of(f"{place}/elsewhere/first") is None
     assert last_released(root, REQUEST, but="tonight") is None
-    night(root, "b-first", 1)
-    night(root, "a-second", 2)
-    night(root, "third", 3, verdict="quarantined", reasons=["too <little> variety"], measures={})
-    night(root, "other", 4, count=11)
-    night(root, "by-inception", 5, inception="weights")
+    write_batch(root, "b-first", 1)
+    write_batch(root, "a-second", 2)
+    write_batch(root, "third", 3, verdict="quarantined", reasons=["too <little> variety"], measures={})
+    write_batch(root, "other", 4, count=11)
+    write_batch(root, "by-inception", 5, inception="weights")
     storage.write_text(f"{root}/unfinished/config.json", "{}")
     storage.write_text(f"{root}/older/summary.json", "{}")
     assert [each["name"] for each in read_batches(root)] == ["b-first", "a-second", "third", "other", "by-inception"]
@@ -61,11 +61,11 @@ def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = f"{tmp_path}/batches"
-    night(root, "good", 1)
+    write_batch(root, "good", 1)
     for name, text in {"list": "[]", "cut": '{"verdict": "rel', "lacking": '{"verdict": "released"}'}.items():
-        night(root, name, 2)
+        write_batch(root, name, 2)
         storage.write_text(f"{root}/{name}/summary.json", text)
-    night(root, "untimed", 3, seconds={"slices": "5"})
+    write_batch(root, "untimed", 3, seconds={"slices": "5"})
     write_index(root)
     assert [each["name"] for each in read_batches(root)] == ["good"]
     assert "good/report/" in storage.read_bytes(f"{root}/index.html").decode()
@@ -75,8 +75,8 @@ def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
 
 def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_itself(tmp_path: Path) -> None:
     root = f"{tmp_path}/batches"
-    night(root, "first", 1)
-    night(root, "killed", 2)
+    write_batch(root, "first", 1)
+    write_batch(root, "killed", 2)
     storage.remove(f"{root}/killed/manifest.json")
     assert [each["name"] for each in read_batches(root)] == ["first"]
     assert last_released(root, REQUEST, but="second")["name"] == "first"  # type: ignore[index]
@@ -90,11 +90,11 @@ def test_a_batch_that_ends_while_another_writes_the_page_is_on_it(
 
     def meanwhile(*arguments: Any) -> str:
         monkeypatch.setattr(figures, "curves", draw)
-        night(root, "second", 2)
+        write_batch(root, "second", 2)
         write_index(root)
         return draw(*arguments)
 
-    night(root, "first", 1)
+    write_batch(root, "first", 1)
     monkeypatch.setattr(figures, "curves", meanwhile)
     write_index(root)
     page = storage.read_bytes(f"{root}/index.html").decode()
@@ -103,20 +103,20 @@ def test_a_batch_that_ends_while_another_writes_the_page_is_on_it(
 
 def test_a_page_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = f"{tmp_path}/batches"
-    night(root, "first", 1)
+    write_batch(root, "first", 1)
     page = tmp_path / "batches" / "index.html"
     page.write_text("<title>My own page</title>")
     write_index(root)
     assert page.read_text() == "<title>My own page</title>"
-    assert f"{page} is not ours" in capsys.readouterr().out
+    assert f"{page} was not written by oasisgen" in capsys.readouterr().out
     page.unlink()
     for _ in range(2):  # what it wrote itself it writes again
         write_index(root)
     assert "first/report/" in page.read_text()
-    assert "not ours" not in capsys.readouterr().out
+    assert "not written by oasisgen" not in capsys.readouterr().out
 
 
-def test_two_nights_differ_in_whatever_folders_they_lie() -> None:
+def test_two_batches_differ_in_whatever_folders_they_lie() -> None:
     root = "s3://bucket/team/batches"
     assert name_of(f"{root}/2026-11-24") == "2026-11-24"
     assert name_of(f"{root}/month=11/day=24") != name_of(f"{root}/month=12/day=24")

@@ -1,4 +1,4 @@
-"""The report of a batch and the page of all nights, in a real browser."""
+"""The report of a batch and the page of all batches, in a real browser."""
 
 import shutil
 from collections.abc import Iterator
@@ -53,13 +53,13 @@ def test_the_report_shows_verdict_and_slices_and_filters_by_level(browser: Chrom
     assert len(shown(browser, "#gallery-2 figure")) == everything
 
 
-def test_the_page_of_all_nights_filters_and_leads_to_the_report(browser: Chrome, batch: Path) -> None:
+def test_the_page_of_all_batches_filters_and_leads_to_the_report(browser: Chrome, batch: Path) -> None:
     browser.get((batch.parent / "index.html").as_uri())
     assert is_sound(browser)
     select = Select(browser.find_element(By.TAG_NAME, "select"))
     for choice, rows in (("released", 0), ("quarantined", 1), ("all", 1)):
         select.select_by_visible_text(choice)
-        assert len(shown(browser, "#nights tr")) == rows
+        assert len(shown(browser, "#batches tr")) == rows
     browser.find_element(By.LINK_TEXT, batch.name).click()
     assert browser.title == "40 synthetic slices"
 
