@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from oasisgen import storage
+from oasisgen.config.renamed import PRESETS, SETTINGS
 from oasisgen.data.slices import DataSet
 from tests.conftest import ROOT, run_job, tiny_flags
 from tests.recipes import PAGES, check, commands, inline, recipe, recipes
@@ -93,6 +94,14 @@ def test_every_flag_exists(capfd: pytest.CaptureFixture[str]) -> None:
             continue  # names those that are gone
         named = {flag.rstrip(".") for code in inline(page) for flag in FLAG.findall(code)}
         assert named <= known, page
+
+
+def test_the_changelog_lists_every_name_that_changed() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    for group, names in SETTINGS.items():
+        for old, new in names.items():
+            assert f"| `--{group}.{old}` | `--{group}.{new}` |".replace("_", "-") in changelog
+    assert all(f"| preset `{old}` | preset `{new}` |" in changelog for old, new in PRESETS.items())
 
 
 def test_the_front_page_is_short() -> None:
