@@ -1,28 +1,26 @@
 """Raw PNG folders -> packed Parquet shards; what cannot be used is set aside and named."""
 
 import hashlib
-import io
 import json
 import re
-import struct
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-from PIL import Image
 
 from oasisgen import documents, storage, tables
-from oasisgen.config.data import IMAGE_SIZE, LEVELS
+from oasisgen.config.data import IMAGE_SIZE
 from oasisgen.config.folder import require_ours
 from oasisgen.data import degenerate
 from oasisgen.data.description import FILE, DataSetDescription, PackedPart, RejectedFile, SliceName, Split
-from oasisgen.data.slices import FILE_NAME, SCHEMA, SPLITS
+from oasisgen.data.slices import SCHEMA
+from oasisgen.data.sources import Survey, read_png, survey
 from oasisgen.errors import StorageError, UserError
 from oasisgen.lock import Lock, LockProof, lock, require_unlocked
 from oasisgen.progress import Progress, say
@@ -31,113 +29,8 @@ SLICES_PER_PART = 1024
 ROWS_PER_GROUP = 128
 OPEN_FILES = 16  # reads in flight per task: what hides an object store's latency
 PAUSE_SECONDS = 5  # after a read that storage failed, for all that its client tried, and before the last one
-MOST_BYTES = 4_000_000  # of a file that is opened: 20 times an uncompressed slice in RGB
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-SPLIT_FOLDER = re.compile(r"(keras_png_slices_)?(?P<split>train|validate|test)", re.IGNORECASE)
 MARKS = FILE, "lock.json"  # a data set is ours from the moment that its lock is taken
 PART = re.compile(r"part-\d{5}\.parquet")
-LABEL_FOLDER = re.compile(r"keras_png_slices_seg_.*|seg", re.IGNORECASE)
-
-
-class Survey(NamedTuple):
-    """What lies in a source folder, before any file is opened."""
-
-    slices: dict[str, list[tuple[str, str, int]]]  # split -> (path, case, level), by case and level
-    rejected: list[RejectedFile]
-    label_maps: int
-    fingerprint: str  # of names and sizes
-    times: str  # digest of when each file was modified
-
-
-def survey(source: str) -> Survey:
-    """Sort the files of a source folder by split, case and level.
-
-    Raises UserError where the folder is missing, holds no slice, or has one case in two splits.
-    """
-    try:
-        files = storage.list_details(source)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"no folder at {source}: give --source the folder that holds train, validate and test"
-        ) from None
-    found: dict[str, dict[tuple[int, int], list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
-    rejected = [RejectedFile(path, "leads nowhere") for path in storage.list_dangling(source)]
-    label_maps = 0
-    digest, times = hashlib.sha256(), hashlib.sha256()
-    for path, size, modified in files:
-        *folders, name = path.split("/")
-        splits = [match["split"].lower() for folder in folders if (match := SPLIT_FOLDER.fullmatch(folder))]
-        if name.startswith("seg_") or any(LABEL_FOLDER.fullmatch(folder) for folder in folders):
-            label_maps += 1
-            continue
-        if not splits:
-            continue  # beside the data: a README, an archive
-        digest.update(f"{path} {size}\n".encode())
-        times.update(f"{modified}\n".encode())
-        match = FILE_NAME.fullmatch(name)
-        if not match:
-            rejected.append(RejectedFile(path, "not named case_<number>_slice_<level>.nii.png"))
-            continue
-        case, level = match["case"], int(match["level"])
-        if level >= LEVELS:
-            rejected.append(RejectedFile(path, f"level {level} is above {LEVELS - 1}"))
-        elif size > MOST_BYTES:
-            rejected.append(RejectedFile(path, f"{size} bytes: no slice takes more than {MOST_BYTES}"))
-        else:
-            found[splits[0]][int(case), level].append((path, case))  # cases 1 and 001 are one
-    slices = {}
-    for split in filter(found.get, SPLITS):
-        names = {number: paths[0][1] for (number, _), paths in sorted(found[split].items(), reverse=True)}
-        chosen = [
-            (paths[0][0], names[number], level) for (number, level), paths in found[split].items() if len(paths) == 1
-        ]
-        slices[split] = sorted(chosen, key=lambda entry: entry[1:])
-        for (_, level), paths in found[split].items():
-            for path, case in paths if len(paths) > 1 else []:
-                other = next(other for other, _ in paths if other != path)
-                rejected.append(RejectedFile(path, f"case {case}, level {level} is also {other}: remove one"))
-    if not any(slices.values()):
-        why = f"expected <split>/case_<number>_slice_<level>.nii.png, splits {', '.join(SPLITS)}"
-        if rejected:
-            why = f"{rejected[0].file}: {rejected[0].reason}"
-        raise UserError(f"no slices in {source}: {why}")
-    homes: dict[int, str] = {}
-    for split in slices:
-        for number in {number for number, _ in found[split]}:
-            if homes.setdefault(number, split) != split:
-                case = found[split][min(key for key in found[split] if key[0] == number)][0][1]
-                raise UserError(
-                    f"case {case} is in {homes[number]} and in {split}: remove it from one of the two folders"
-                )
-    return Survey(slices, rejected, label_maps, digest.hexdigest(), times.hexdigest())
-
-
-def decode(data: bytes) -> np.ndarray:
-    """One PNG file -> (256, 256) uint8. Raises ValueError with the reason where it is no usable slice.
-
-    What the header says is checked before a pixel is decoded, and only the PNG decoder ever sees the file.
-    """
-    if data[:8] != PNG_SIGNATURE or len(data) < 24:
-        raise ValueError("not a PNG")
-    width, height = struct.unpack(">II", data[16:24])
-    if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(f"{width} x {height} pixels instead of {IMAGE_SIZE} x {IMAGE_SIZE}")
-    try:
-        image = Image.open(io.BytesIO(data), formats=["PNG"])
-        if image.mode in ("L", "RGB"):
-            image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises all kinds: OSError, SyntaxError, IndexError, zlib.error, …
-        raise ValueError(f"truncated or damaged ({' '.join(str(error).split())})") from None
-    if image.mode == "RGB":
-        red, green, blue = (np.asarray(channel) for channel in image.split())
-        if not (np.array_equal(red, green) and np.array_equal(red, blue)):
-            raise ValueError("RGB with unequal channels")
-        return red
-    if image.mode != "L":
-        raise ValueError(f"mode {image.mode} instead of 8-bit greyscale")
-    return np.asarray(image)
 
 
 def read_patiently(uri: str) -> bytes:
@@ -157,7 +50,7 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
 
     def load(path: str) -> np.ndarray | str:
         try:
-            return decode(read_patiently(storage.join(row["source"], path)))
+            return read_png(read_patiently(storage.join(row["source"], path)))
         except ValueError as reason:  # the decoder's; what storage raises ends the job, which loses nothing
             return str(reason)
         except FileNotFoundError:

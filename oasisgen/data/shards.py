@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data.block import BlockMetadata
@@ -56,7 +57,27 @@ class _Shards(Datasource):
         ]
 
 
-def read_shards(shards: Sequence[Shard], schema: pa.Schema, row_bytes: int, pieces: int = 1) -> ray.data.Dataset:
-    """The rows of all shards in their order, as Arrow blocks, `pieces` for each shard. Rows take about `row_bytes`."""
-    source = _Shards(shards, schema, row_bytes)
-    return ray.data.read_datasource(source, override_num_blocks=pieces * len(shards), **cluster.tasks())
+def arrays(table: pa.Table, binary: str, dtype: type, side: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """`binary` as arrays (N, side, side), and other columns, integers among them as int64."""
+    values: np.ndarray = np.frombuffer(b"".join(table[binary].to_pylist()), dtype)
+    others = {name: table[name].to_numpy() for name in columns}
+    others = {name: other.astype(np.int64) if other.dtype.kind == "i" else other for name, other in others.items()}
+    return others | {binary: values.reshape(-1, side, side)}
+
+
+def read_shards(
+    shards: Sequence[Shard],
+    schema: pa.Schema,
+    binary: str,
+    dtype: type,
+    side: int,
+    columns: Sequence[str],
+    pieces: int = 1,
+) -> ray.data.Dataset:
+    """The rows of all shards in their order, `pieces` blocks for each shard: some columns, and `binary`, whose bytes
+    become arrays (side, side) of `dtype`.
+    """
+    source = _Shards(shards, schema, np.dtype(dtype).itemsize * side**2)
+    rows = ray.data.read_datasource(source, override_num_blocks=pieces * len(shards), **cluster.tasks())
+    wanted = {"binary": binary, "dtype": dtype, "side": side, "columns": columns}
+    return rows.map_batches(arrays, fn_kwargs=wanted, batch_size=None, batch_format="pyarrow", **cluster.tasks())

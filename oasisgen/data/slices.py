@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from oasisgen import cluster, storage
+from oasisgen import storage
 from oasisgen.config.data import IMAGE_SIZE
 from oasisgen.data.description import DataSetDescription, Split, read_description
 from oasisgen.data.shards import Shard, read_shards
@@ -102,15 +102,6 @@ def open_data_set(uri: str) -> DataSet:
         raise UserError(f"no packed data set at {uri} (dataset.json is missing): make it with jobs/pack.py") from None
 
 
-def _decode(table: pa.Table) -> dict[str, np.ndarray]:
-    images = np.frombuffer(b"".join(table["image"].to_pylist()), np.uint8)
-    return {
-        "case": table["case"].to_numpy(),
-        "level": table["level"].to_numpy().astype(np.int64),
-        "image": images.reshape(-1, IMAGE_SIZE, IMAGE_SIZE),  # (N, 256, 256)
-    }
-
-
 def shards_of(data: DataSet, split: str) -> list[Shard]:
     """A split's Parquet files, each with its digest."""
     return [
@@ -133,5 +124,5 @@ def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
     that were packed: they are damaged, or the data set was packed anew since `data` was opened.
     """
     data.require_whole(split)
-    slices = read_shards(shards_of(data, split), SCHEMA, IMAGE_SIZE**2, pieces)
-    return slices.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())
+    shards = shards_of(data, split)
+    return read_shards(shards, SCHEMA, "image", np.uint8, IMAGE_SIZE, ("case", "level"), pieces)

@@ -95,11 +95,6 @@ def require_same_codes(uri: str, vqvae: str, commit: Commit) -> None:
         )
 
 
-def _decode(table: pa.Table) -> dict[str, np.ndarray]:
-    codes = np.frombuffer(b"".join(table["codes"].to_pylist()), np.uint16)
-    return {"level": table["level"].to_numpy(), "codes": codes.reshape(-1, CODE_SIZE, CODE_SIZE)}  # (N, 64, 64)
-
-
 def shards_of(uri: str, split: str) -> list[Shard]:
     """The Parquet files of a split's code maps, each with its digest."""
     done = storage.join(uri, f"{split}.json")
@@ -115,9 +110,8 @@ def shards_of(uri: str, split: str) -> list[Shard]:
 
 
 def read_codes(uri: str, split: str) -> ray.data.Dataset:
-    """A split's code maps as a Ray data set of `level` int16 and `codes` (64, 64) uint16.
+    """A split's code maps as a Ray data set of `level` int64 and `codes` (64, 64) uint16.
 
     Reading one ends with an InvalidFile if its bytes are not those that `encode_split` wrote.
     """
-    parts = read_shards(shards_of(uri, split), SCHEMA, 2 * CODE_SIZE**2)
-    return parts.map_batches(_decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())
+    return read_shards(shards_of(uri, split), SCHEMA, "codes", np.uint16, CODE_SIZE, ("level",))

@@ -16,8 +16,9 @@ from PIL import EpsImagePlugin, Image
 from oasisgen import storage
 from oasisgen.config.folder import write_settings
 from oasisgen.data.description import read_description
-from oasisgen.data.pack import decode, pack, refuse_overlap, survey
+from oasisgen.data.pack import pack, refuse_overlap
 from oasisgen.data.phantom import write_phantoms
+from oasisgen.data.sources import read_png, survey
 from oasisgen.errors import UserError
 from tests.conftest import one_line, png, run_job
 from tests.proxy import proxy
@@ -262,7 +263,7 @@ def test_no_pixel_is_decoded_of_a_file_that_claims_too_many() -> None:
     bomb = header + chunk(b"IDAT", zlib.compress(bytes(20_001 * 2_000))) + chunk(b"IEND", b"")
     tracemalloc.start()
     with pytest.raises(ValueError, match="20000 x 20000 pixels instead of 256 x 256"):
-        decode(bomb)
+        read_png(bomb)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 
@@ -272,7 +273,7 @@ def test_other_formats_never_reach_their_decoders(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
     for data in (postscript, png(GREY, "TIFF"), png(GREY, "BMP"), png(GREY, "GIF")):
         with pytest.raises(ValueError, match="not a PNG"):
-            decode(data)
+            read_png(data)
 
 
 def test_whatever_a_file_holds_is_a_slice_or_one_reason() -> None:
@@ -287,7 +288,7 @@ def test_whatever_a_file_holds_is_a_slice_or_one_reason() -> None:
         for _ in range(random.integers(0, 6)):
             data[random.integers(min(len(data), 200) if number % 2 else len(data))] = random.integers(256)
         try:
-            assert decode(bytes(data)).shape == (256, 256)
+            assert read_png(bytes(data)).shape == (256, 256)
         except ValueError as reason:
             reasons[str(reason).partition(" (")[0]] += 1
             assert len(str(reason).splitlines()) == 1  # noqa: PT017
@@ -297,7 +298,7 @@ def test_whatever_a_file_holds_is_a_slice_or_one_reason() -> None:
 def test_rgba_and_palettes_are_not_guessed_at() -> None:
     for mode in ("RGBA", "P", "1", "LA"):
         with pytest.raises(ValueError, match="instead of 8-bit greyscale"):
-            decode(png(Image.fromarray(GREY).convert(mode)))
+            read_png(png(Image.fromarray(GREY).convert(mode)))
 
 
 def test_the_real_slices_are_all_there(oasis: Path) -> None:
