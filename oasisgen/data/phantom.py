@@ -1,12 +1,13 @@
 """Virtual subjects, the embedded data set: one real brain bent into many.
 
 The MNI152 template (ICBM 152 nonlinear symmetric 2009a at 1 mm with its grey- and white-matter maps, Fonov et al. 2011,
-NeuroImage 54:313-327), as the nilearn wheel carries it, is deformed, recoloured and sliced in the layout of OASIS.
+NeuroImage 54:313-327), as the nilearn wheel carries it, is deformed, recolored and sliced in the layout of OASIS.
 Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, McGill
 University; its licence lets anyone use, copy, modify and distribute it provided that this notice goes with every copy.
 """
 
 import io
+import json
 from functools import cache
 from typing import Any
 
@@ -22,8 +23,9 @@ from oasisgen.config.data import IMAGE_SIZE, LEVELS
 from oasisgen.config.folder import write_settings
 from oasisgen.data.slices import file_name
 from oasisgen.lock import lock
-from oasisgen.progress import Progress
+from oasisgen.progress import Progress, say
 
+COMPLETE = "complete.json"  # is written last
 LOWEST = 71  # mm in the template's grid: the mid-brain, level 0
 VENTRICLES = np.array([98.0, 118.0, 88.0])  # mm: between the two lateral ventricles
 VENTRICLE_REACH = np.array([18.0, 34.0, 16.0])  # mm: how far bending them is felt
@@ -90,17 +92,24 @@ def write_subject(row: dict[str, Any]) -> dict[str, Any]:
 def write_phantoms(out: str, splits: dict[str, int], seed: int) -> None:
     """Write {split: subjects}, those of one split after those of another. Needs a connected Ray.
 
-    Raises UserError if `out` holds anything but the same virtual subjects, whose names are those of real slices, or if
-    another job writes them.
+    A finished folder, which holds `complete.json`, is left as it is. Raises UserError if `out` holds anything but the
+    same virtual subjects, whose names are those of real slices, or if another job writes them.
     """
     out = storage.absolute(out)
-    write_settings(out, {"virtual_subjects": splits, "seed": seed})
+    settings = {"virtual_subjects": splits, "seed": seed}
+    write_settings(out, settings)
+    marker = storage.join(out, COMPLETE)
+    if storage.exists(marker):
+        say("phantom", f"{sum(splits.values())} subjects are there already")
+        return
     homes = [split for split, subjects in splits.items() for _ in range(subjects)]
     rows = [
         {"seed": seed, "number": number, "folder": storage.join(out, f"keras_png_slices_{split}")}
         for number, split in enumerate(homes, start=1)
     ]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write_subject)
-    with lock(out), Progress("phantom", len(rows), "subjects") as progress:
-        for _ in written.iter_rows():
-            progress.advance(1)
+    with lock(out) as held:
+        with Progress("phantom", len(rows), "subjects") as progress:
+            for _ in written.iter_rows():
+                progress.advance(1)
+        held.commit(marker, (json.dumps(settings) + "\n").encode())

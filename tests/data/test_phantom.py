@@ -2,7 +2,8 @@ from pathlib import Path
 
 import numpy as np
 
-from oasisgen.data.phantom import subject
+from oasisgen.data.phantom import COMPLETE, subject, write_phantoms
+from tests.conftest import digests
 
 
 def test_a_subject_is_a_pure_function_of_its_seed_and_number() -> None:
@@ -31,3 +32,18 @@ def test_the_layout_is_that_of_oasis(raw: Path) -> None:
     names = sorted(file.name for file in (raw / "keras_png_slices_validate").iterdir())
     assert len(names) == 64
     assert names[0] == "case_004_slice_0.nii.png"
+
+
+def test_a_finished_folder_is_left_as_it_is_and_an_unfinished_one_is_finished(connected: str, tmp_path: Path) -> None:
+    def write() -> dict[str, int]:
+        write_phantoms(str(tmp_path), {"train": 1}, seed=0)
+        return {str(file): file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
+
+    first = write()
+    assert len(digests(tmp_path, "*.png")) == 32
+    assert write() == first
+    (tmp_path / COMPLETE).unlink()
+    next(tmp_path.rglob("*_slice_7.nii.png")).unlink()
+    again = write()
+    assert again.keys() == first.keys()
+    assert again != first
