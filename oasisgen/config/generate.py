@@ -21,9 +21,9 @@ Precision = Literal["bfloat16", "float32"]
 
 @dataclass(frozen=True)
 class GateConfig:
-    """How close to the floor, the same measure of real slices, a batch must come to be released.
+    """How close a batch must come to its reference, what real slices score, to be released.
 
-    The last released batch of the same request, if there is one, must be met as closely.
+    The same tolerances apply to the last released batch of the same request, if there is one.
     """
 
     ssim_real: float = 0.02
@@ -31,11 +31,11 @@ class GateConfig:
     ms_ssim: float = 0.03
     """Most by which MS-SSIM within a level may be higher: less variety."""
     fid: float = 2.0
-    """Most times that FID may be as high."""
+    """FID may be at most this many times the reference's."""
     precision: float = 0.7
-    """Least share of the floor's precision."""
+    """Least share of the reference's precision."""
     recall: float = 0.5
-    """Least share of the floor's recall."""
+    """Least share of the reference's recall."""
     copies: float = 0.01
     """Most by which the share of suspected copies may be higher."""
 

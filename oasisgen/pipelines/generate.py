@@ -135,7 +135,7 @@ def make_batch(
     """
     started = time.monotonic()
     references = read_references(data, request) if data else None
-    least = limits(references.floor, request["reject"]) if references else {}
+    least = limits(references.scores, request["reject"]) if references else {}
     measured = time.monotonic()
     parts = make_slices(bundle, request, references, least, out, held, actors)
     made = time.monotonic()
@@ -174,8 +174,8 @@ def make_batch(
     }
     written = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
     held.write(storage.join(out, "summary.json"), written)
-    floor, train = (references.floor, references.train.load()) if references else (None, None)
-    write_batch_report(out, summary, slices, floor, train)
+    scored, train = (references.scores, references.train.load()) if references else (None, None)
+    write_batch_report(out, summary, slices, scored, train)
     manifest = {"verdict": verdict, **request, "version": __version__, "parts": parts}
     held.commit(storage.join(out, "manifest.json"), (json.dumps(manifest, indent=2) + "\n").encode())
     if root:

@@ -113,7 +113,7 @@ def score_batch(
     images = np.stack(read_images(out, request["format"], sample))
     train, held_out = (split.load() for split in (references.train, references.held_out))
     sets = equal_sets(Slices(images, sample["level"].to_numpy()), request["levels"], train, held_out)
-    return mean_scores(slices, references.floor) | score_sets(load, sets, actors), len(sets.synthetic.levels)
+    return mean_scores(slices, references.scores) | score_sets(load, sets, actors), len(sets.synthetic.levels)
 
 
 def counts(slices: pa.Table) -> dict[str, Any]:

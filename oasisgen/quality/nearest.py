@@ -19,7 +19,7 @@ HELD_OUT = 16  # R: real slices that `ssim_real` is the mean over
 CANDIDATES = 6  # real slices, nearest as thumbnails, among which SSIM finds the nearest
 
 
-AS_THEY_LIE = 3  # candidates that are looked for without a shift too: what a slice lacks moves its centre
+AS_THEY_LIE = 3  # candidates searched for without a shift too: a slice that lacks a part has another centre
 
 
 NEIGHBOURS = 4  # levels up and down whose slices are candidates too
@@ -28,7 +28,7 @@ NEIGHBOURS = 4  # levels up and down whose slices are candidates too
 THUMBNAIL = 32  # pixels, both ways
 
 
-FOREGROUND = 16  # the least grey value that counts for a slice's centre: decoders paint black as 0 to 3
+FOREGROUND = 16  # the least grey value that counts for a slice's centre: decoders write black as 0 to 3
 
 
 class Comparison(NamedTuple):
@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
 
 
 class Pose(NamedTuple):
-    """How a real slice is laid over another one: mirrored or not, then shifted by some pixels."""
+    """How a real slice is laid over another one: mirrored or not, then shifted by so many pixels."""
 
     row: int
     mirrored: bool
@@ -84,7 +84,7 @@ def centred(image: np.ndarray) -> np.ndarray:
 
 
 class Probe:
-    """A slice that is compared, in the shape that makes looking for it cheap."""
+    """A slice to compare, with the thumbnails that its neighbours are searched by."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.image = np.array(image)  # (256, 256) uint8
@@ -168,11 +168,11 @@ class RealSlices:
         self.train, self.held_out = Split(train), Split(held_out)
 
     def compare(self, image: np.ndarray, level: int, seed: list[int], case: str | None = None) -> Comparison:
-        """Compare a slice, (256, 256) uint8. `seed` draws the held-out slices; a level below 0 is to be found.
+        """Compare a slice, (256, 256) uint8. `seed` draws the held-out slices; a level below 0 is unknown and is found.
 
-        The nearest training slice and the nearest held-out one are looked for in the same way: among those of the level
-        and of NEIGHBOURS levels around it, as they are and mirrored, wherever in the picture they lie. A held-out slice
-        itself gives its `case`, which is then left out: so it is that the floor is measured.
+        The nearest training slice and the nearest held-out slice are searched for in the same way: among those of the
+        level and of NEIGHBOURS levels around it, as they are and mirrored, wherever in the picture they lie. To score
+        the reference, a held-out slice gives its own `case`, which is then left out.
         """
         train, held_out = self.train, self.held_out
         probe = Probe(image)
@@ -200,7 +200,7 @@ class RealSlices:
 
 @cache
 def _references(train: Stored, held_out: Stored) -> RealSlices:
-    """What all tasks in a process share: it takes seconds to prepare."""
+    """Shared by all tasks of a process, because it takes seconds to prepare."""
     return RealSlices(train.load(), held_out.load())
 
 

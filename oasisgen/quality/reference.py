@@ -14,22 +14,22 @@ from oasisgen.progress import Progress
 from oasisgen.quality.gate import limits
 from oasisgen.quality.sets import compare_slices, select_levels
 
-FLOOR_SLICES = 64, 1120  # fewest and most held-out slices measured as if they were synthetic; between: the count
+REFERENCE_SLICES = 64, 1120  # fewest and most held-out slices scored as if they were synthetic; between: the count
 
 
 @dataclass(frozen=True)
 class ReferenceData:
-    """The real slices that a batch is measured against."""
+    """The real slices that a batch is compared with."""
 
     train: Stored
     held_out: Stored
-    floor: pa.Table  # held-out slices, as if they were synthetic: level and OF_SLICES
+    scores: pa.Table  # of held-out slices in the place of synthetic ones: level and OF_SLICES
 
 
 def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
-    """The data set a batch is measured against: `data`, or the one the model was trained on.
+    """The data set a batch is compared with: `data`, or the one the model was trained on.
 
-    Raises UserError where it is missing, is another one by now, or has too few cases to compare held-out with held-out.
+    Raises UserError if it is missing, has changed since, or has too few cases to compare held-out with held-out.
     """
     trained = bundle.config["data"]
     try:
@@ -41,21 +41,21 @@ def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
         raise UserError(f"{reference.uri} is not what the model was trained on any more: name a data set with --data")
     if cases < 2:
         raise UserError(
-            f"{reference.uri} has {cases} case in validate: the floor needs at least 2; pack more, or --data"
+            f"{reference.uri} has {cases} case in validate: the reference needs at least 2; pack more, or --data"
         )
     return reference
 
 
 def read_references(data: DataSet, request: dict[str, Any]) -> ReferenceData:
-    """Read the real slices, and measure the floor: what held-out slices score in the place of synthetic ones."""
+    """Read the real slices, and score held-out ones in the place of synthetic ones: that is the reference."""
     train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
-    # What is refused must not depend on how many are asked for.
-    fewest, most = FLOOR_SLICES
+    # What is rejected must not depend on how many slices are requested.
+    fewest, most = REFERENCE_SLICES
     count = most if request["reject"] != "none" else int(np.clip(request["count"], fewest, most))
     real = select_levels(held_out.load(), np.resize(request["levels"], count), data.degenerate_in("validate"))
     if not len(real.levels):
-        raise UserError(f"{data.uri} has no held-out slice of the levels asked for that is neither blank nor a copy")
-    with Progress("floor", len(real.levels), "held-out slices") as progress:
-        floor = compare_slices(real, train, held_out, request["base_seed"], progress)
-    limits(floor, "copies")  # the share of suspected copies is always measured: rather no slices than no limit
-    return ReferenceData(train, held_out, floor)
+        raise UserError(f"{data.uri} has no held-out slice of the requested levels that is neither blank nor a copy")
+    with Progress("reference", len(real.levels), "held-out slices") as progress:
+        scores = compare_slices(real, train, held_out, request["base_seed"], progress)
+    limits(scores, "copies")  # refuse now what could not be judged later: suspected copies are always counted
+    return ReferenceData(train, held_out, scores)

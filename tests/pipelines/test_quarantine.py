@@ -191,7 +191,7 @@ def test_refused_slices_are_replaced_by_the_next_ids(good: Path, painted: DataSe
         "reject": "copies",
     }
     references = read_references(painted, request)
-    least = {"copy_ratio": float(np.median(references.floor["copy_ratio"].to_numpy()))}  # refuses about a half
+    least = {"copy_ratio": float(np.median(references.scores["copy_ratio"].to_numpy()))}  # refuses about a half
     held = acquire(out)
     entries = make_slices(bundle, request, references, least, out, held, Actors())
     kept, rejected = (pq.read_table(f"{out}/{name}") for name in ("summary", "rejected"))

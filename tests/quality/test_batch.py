@@ -19,7 +19,7 @@ def feed(cases: int, levels: range) -> Feed:
     )
 
 
-def test_the_floor_is_chosen_without_slices_that_are_blank_or_lie_in_another_split() -> None:
+def test_the_reference_is_chosen_without_slices_that_are_blank_or_lie_in_another_split() -> None:
     everything = feed(3, range(2))
     rest = select_levels(everything, np.resize([0, 1], 6), {("001", 0), ("001", 1), ("002", 0)})
     assert rest.cases is not None

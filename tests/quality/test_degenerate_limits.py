@@ -49,11 +49,11 @@ def test_copies_are_suspected_and_refused_though_real_slices_are_degenerate(
 ) -> None:
     copies = training_slices(references.train.load(), case)
     compared = compare_slices(copies, references.train, references.held_out, 0)
-    suspected = mean_scores(compared, references.floor)["suspected_copies"]
+    suspected = mean_scores(compared, references.scores)["suspected_copies"]
     assert (suspected.value, suspected.reference < 0.05) == (1.0, True)
 
     batch = {"id": np.arange(len(copies.levels)), "image": copies.images, "level": copies.levels}
     batch = ReferenceComparer(references.train, references.held_out, 0)(batch)
-    refused = gate.QualityFilter(gate.limits(references.floor, "copies"))(batch)["refused"]
+    refused = gate.QualityFilter(gate.limits(references.scores, "copies"))(batch)["refused"]
     assert len(refused) == 31
     assert all(reason.startswith("suspected copy") for reason in refused)
