@@ -64,7 +64,7 @@ def train(gan: DCGAN, maps: Feed, steps: int) -> DCGAN:
         levels = torch.from_numpy(maps.rows(numbers, "level").astype("int64"))  # (B,)
         with autocast(real.device):
             adversarial_step(gan, networks, optimizers, real, levels, step, torch.Generator().manual_seed(step))
-        average(averaged.generator, gan.generator, c.weight_ema_decay, step + 1)
+        average(averaged.generator, gan.generator, c.weight_ema_decay, step)
     return averaged.eval()
 
 

@@ -29,7 +29,7 @@ from oasisgen.models.features import FeatureNetwork
 from oasisgen.quality.batch import equal_sets, mean_scores, score_sets
 from oasisgen.quality.sets import Slices, compare_slices, select_levels
 from oasisgen.training.features import PretextHeads, blur, train_features
-from oasisgen.training.launch import complete
+from oasisgen.training.launch import Stage, complete
 
 CUTS = 6  # of the validate cases in two halves
 DAMAGED_CUTS = 2  # of these are measured damaged too: that is the longer part
@@ -148,7 +148,7 @@ def learn(data: str, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
     """Train the feature network as jobs/train.py does."""
     config = replace(PRESETS["full"][1], data=data, out=out)
     heads = PretextHeads()
-    heads.load_state_dict(complete("features", train_features, config, {"train": train})["model"])
+    heads.load_state_dict(complete(Stage("features", train_features, {"train": train}), config)["model"])
     network = heads.network.eval().requires_grad_(False)
     return partial(lambda network: network, network)
 

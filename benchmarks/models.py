@@ -113,7 +113,7 @@ def loop(kind: str, folder: str) -> float:
         nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
         optimizer.step()
         model.quantizer.step()
-        average(averaged, model, c.weight_ema_decay, step + 1)
+        average(averaged, model, c.weight_ema_decay, step)
         seen = seen + (error.detach() if kind == "ours" else error.item())
     return STEPS * c.batch_size / (time.monotonic() - started)
 
@@ -137,7 +137,7 @@ def training(model: VQVAE, averaged: VQVAE, images: Feed, c: VQVAEConfig, steps:
             nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
         optimizer.step()
         model.quantizer.step()
-        average(averaged, model, c.weight_ema_decay, step + 1)
+        average(averaged, model, c.weight_ema_decay, step)
         seconds += time.monotonic() - started
         yield seconds
 
@@ -191,18 +191,17 @@ def ranks_rate(stored: dict[str, Any], workers: int, batch_size: int) -> float:
     """Slices per second of stage 1 on so many workers of one thread each, in its second epoch, as its metrics say."""
     from oasisgen import storage
     from oasisgen.training import history
-    from oasisgen.training.launch import fit
+    from oasisgen.training.launch import Stage, fit
     from oasisgen.training.vqvae import train_vqvae
 
     def one_thread_each(**arguments: Any) -> None:
-        set_threads = torch.set_num_threads
-        torch.set_num_threads = lambda _: set_threads(1)
+        torch.set_num_threads(1)
         train_vqvae(**arguments)
 
     with tempfile.TemporaryDirectory() as out, redirect_stdout(None):
         shape = replace(FULL.vqvae, epochs=2, validate_slices=8, batch_size=batch_size)
         config = replace(FULL, data="", out=out, vqvae=shape, workers=workers, cpus_per_worker=0.5)
-        fit("vqvae", one_thread_each, config, stored, best="ssim")
+        fit(Stage("vqvae", one_thread_each, stored), config)
         first, both = (line["slices_per_s"] for line in history.read(storage.join(out, "metrics"), "vqvae"))
         return 1 / (2 / both - 1 / first)
 

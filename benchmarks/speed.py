@@ -33,8 +33,8 @@ from oasisgen.data.pixels import to_unit
 from oasisgen.metrics.ssim import ssim_loss
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import autocast
-from oasisgen.training import stage
 from oasisgen.training.averaging import average
+from oasisgen.training.stage import StageState
 
 if TYPE_CHECKING:
     from oasisgen.data.feed import Stored
@@ -65,7 +65,7 @@ def train_steps(batches: Iterator[torch.Tensor]) -> float:
         torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.max_grad_norm)
         optimizer.step()
         model.quantizer.step()
-        average(averaged, model, CONFIG.weight_ema_decay, step + 1)
+        average(averaged, model, CONFIG.weight_ema_decay, step)
     return STEPS * CONFIG.batch_size / (time.monotonic() - started)
 
 
@@ -142,12 +142,12 @@ def ssim_rate(function: Callable[[torch.Tensor, torch.Tensor], object]) -> float
 
 def epoch_rate(stored: dict[str, "Stored"], data: "DataSet") -> float:
     """Slices per second of stage 1's loop, as its metrics say."""
-    from oasisgen.training.launch import fit
+    from oasisgen.training.launch import Stage, fit
     from oasisgen.training.vqvae import train_vqvae
 
     with tempfile.TemporaryDirectory() as out:
         config = replace(DEMO, data=data.uri, out=out, vqvae=replace(CONFIG, epochs=1, validate_slices=8))
-        return fit("vqvae", train_vqvae, config, stored, best="ssim").metrics["slices_per_s"]
+        return fit(Stage("vqvae", train_vqvae, stored), config).metrics["slices_per_s"]
 
 
 def first_epoch_rate(data: "DataSet", some: int) -> float:
@@ -188,8 +188,7 @@ def single_rate(folder: str, count: int) -> float:
 
 def recover(stored: dict[str, "Stored"], data: "DataSet") -> None:
     """SIGKILL a training worker in the middle of an epoch; print the time to the next step, and the steps repeated."""
-    from oasisgen.training import worker
-    from oasisgen.training.launch import fit
+    from oasisgen.training.launch import Stage, fit
     from oasisgen.training.vqvae import train_vqvae
 
     with tempfile.TemporaryDirectory() as out:
@@ -197,15 +196,14 @@ def recover(stored: dict[str, "Stored"], data: "DataSet") -> None:
         log.touch()
 
         def noting_steps(**arguments: Any) -> None:
-            describe = stage.Pace.describe
+            end_step = StageState.end_step
 
-            def note(pace: stage.Pace, step: int) -> str:
+            def note(state: StageState, *losses: torch.Tensor, **arguments: Any) -> None:
+                end_step(state, *losses, **arguments)
                 with log.open("a") as file:
-                    file.write(f"{os.getpid()} {time.time()} {step}\n")
-                return describe(pace, step)
+                    file.write(f"{os.getpid()} {time.time()} {state.step}\n")
 
-            stage.Pace.describe = note  # type: ignore[method-assign]
-            worker.SECONDS_BETWEEN_LINES = 0.0
+            StageState.end_step = note  # type: ignore[method-assign]
             train_vqvae(**arguments)
 
         killed: list[float] = []
@@ -220,7 +218,7 @@ def recover(stored: dict[str, "Stored"], data: "DataSet") -> None:
         shape = replace(CONFIG, epochs=2, validate_slices=8)
         config = replace(DEMO, data=data.uri, out=out, vqvae=shape, checkpoint_seconds=5.0)
         with redirect_stdout(io.StringIO()):
-            fit("vqvae", noting_steps, config, stored, best="ssim")
+            fit(Stage("vqvae", noting_steps, stored), config)
         notes = [line.split() for line in log.read_text().splitlines()]
         before = [int(step) for pid, _, step in notes if pid == notes[0][0]]
         after = [(float(when), int(step)) for pid, when, step in notes if pid != notes[0][0]]

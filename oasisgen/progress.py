@@ -74,6 +74,11 @@ class Progress:
         left = duration((self.total - self.done) / rate) if rate else "?"
         return f"{speed(rate, self.unit)}, {left} left"
 
+    def undo(self, units: int) -> None:
+        """Count `units` as yet to be done. The time they took was time at work: the rate stays."""
+        self.done -= units
+        self.earlier -= units
+
     def advance(self, units: int) -> None:
         """Count `units` more, and print a line if the last one is some seconds old."""
         self.done += units

@@ -27,7 +27,7 @@ from oasisgen.quality.reconstruction import Reconstructor
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import dcgan, masked, vqvae
 from oasisgen.training.averaging import average
-from oasisgen.training.features import PretextHeads, augment, errors
+from oasisgen.training.features import PretextHeads, augment, pretext_losses
 
 CUDA = torch.device("cuda")
 BATCH = 16
@@ -121,7 +121,7 @@ def test_a_step_of_the_vqvae_neither_leaves_the_gpu_nor_makes_the_host_wait(
         x = to_unit(torch.zeros(BATCH, c.crop, c.crop, dtype=torch.uint8).unsqueeze(1))
         losses = vqvae.losses_of(model, x, 1.0, c, None)
         model.quantizer.step()
-        average(averaged, model, c.weight_ema_decay, 1)
+        average(averaged, model, c.weight_ema_decay, 0)
     assert [(loss.shape, loss.device.type) for loss in losses] == [((), "cuda")] * len(vqvae.LOSSES)
 
 
@@ -153,9 +153,9 @@ def test_a_step_of_the_masked_prior_neither_leaves_the_gpu_nor_makes_the_host_wa
 def test_a_step_of_the_feature_network_neither_leaves_the_gpu_nor_makes_the_host_wait(without_backward: None) -> None:
     with gpu():
         model, levels = PretextHeads(), torch.arange(BATCH)
-        seen = augment(torch.zeros(BATCH, 256, 256, dtype=torch.uint8), None)
-        answers: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model(seen.x)
-        losses = errors(*answers, levels, seen)
+        batch = augment(torch.zeros(BATCH, 256, 256, dtype=torch.uint8), None)
+        predicted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model(batch.x)
+        losses = pretext_losses(*predicted, levels, batch)
     assert (losses.shape, losses.device.type) == ((3,), "cuda")
 
 

@@ -39,3 +39,6 @@ def test_what_an_interrupted_job_did_is_done_and_does_not_count_for_the_rate(mon
     progress.done += 200
     assert progress.rate == 20.0
     assert progress.describe() == "20 slices/s, 0:10 left"
+    progress.undo(100)
+    assert progress.rate == 20.0
+    assert progress.describe() == "20 slices/s, 0:15 left"

@@ -30,7 +30,7 @@ from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint
 from oasisgen.training.encode import encode_split, read_codes, require_same_codes
 from oasisgen.training.features import PretextHeads, train_features
-from oasisgen.training.launch import complete
+from oasisgen.training.launch import Stage, complete
 from oasisgen.training.vqvae import train_vqvae
 
 
@@ -77,16 +77,17 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
     inputs = {"train": train_slices, "validate": held_out}
-    histories = {"vqvae": complete("vqvae", train_vqvae, config, inputs, held.proof, best="ssim")["history"]}
+    stage = Stage("vqvae", train_vqvae, inputs, best="ssim")
+    histories = {"vqvae": complete(stage, config, held.proof)["history"]}
     best = checkpoint.best(storage.join(config.out, "vqvae"), "ssim")
     load_vqvae = partial(checkpoint.read_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
 
-    state = complete("features", train_features, config, {"train": train_slices}, held.proof)
+    state = complete(Stage("features", train_features, {"train": train_slices}), config, held.proof)
     histories["features"] = state["history"]
     heads = PretextHeads()
     heads.load_state_dict(state["model"])
-    del train_slices, inputs  # stage 2 reads codes only
+    del train_slices, inputs, stage  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
     digest = encode_split(data, "train", load_vqvae, codes_uri, actors_of(config), held.write)
     require_same_codes(storage.join(config.out, config.prior), digest, held.write)
@@ -94,7 +95,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train"))
     loop = pkgutil.resolve_name(PRIORS[config.prior].loop)
-    state = complete(config.prior, loop, config, {"codes": codes, "codebook": codebook}, held.proof)
+    state = complete(Stage(config.prior, loop, {"codes": codes, "codebook": codebook}), config, held.proof)
     histories[config.prior] = state["history"]
     settings = dataclasses.asdict(getattr(config, config.prior))
     prior = make_prior(config.prior, settings, codebook)

@@ -1,4 +1,4 @@
-"""Does a prior collapse? The codes and the variety of what it generates, beside real code maps."""
+"""Whether a prior has collapsed: codes in use and variety of the maps it generates, compared with real maps."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def labelled(maps: Feed, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 @torch.no_grad()
 def generated_maps(prior: Prior, seed: int, worker: Worker) -> torch.Tensor:
-    """Two maps of each level, always from the same noise: (2, 32, 64, 64)."""
+    """Two generated maps of each level, from the same noise at every call: (2, 32, 64, 64)."""
     prior.eval()
     levels = torch.arange(2 * LEVELS) % LEVELS  # (64,)
     random = torch.Generator().manual_seed(seed)
@@ -37,14 +37,14 @@ def generated_maps(prior: Prior, seed: int, worker: Worker) -> torch.Tensor:
 
 
 def real_maps(maps: Feed) -> torch.Tensor:
-    """Two maps of each level that the training split has, the first and the last: (2, levels, 64, 64)."""
+    """Two real maps of each level in the training split, its first and its last: (2, levels, 64, 64)."""
     levels = np.concatenate([block["level"] for block in maps.blocks])
     ends = [np.flatnonzero(levels == level)[[0, -1]] for level in np.unique(levels)]
     return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1).astype("int64"))
 
 
-def map_diversity(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
-    """Of pairs of maps (2, N, 64, 64): codes in use, their perplexity, and in which share of places a pair differs."""
+def map_statistics(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
+    """Of pairs of maps (2, N, 64, 64): codes in use, perplexity, and the share of positions where a pair differs."""
     counts = torch.bincount(pairs.flatten(), minlength=codebook_size)
     return {
         "codes_in_use": int((counts > 0).sum()),
@@ -54,8 +54,8 @@ def map_diversity(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
 
 
 def collapsed(usage: dict[str, Any], real: dict[str, Any], least: float) -> str:
-    """In words, what painted maps have less of than the share `least` of what real ones have; empty where nothing."""
+    """In words, what generated maps have less of than `least` times what real maps have; empty if they have enough."""
     for name in ("perplexity", "variety"):
         if usage[name] < least * real[name]:
-            return f"{name} of painted maps is {usage[name]:.3g}, of real ones {real[name]:.3g}"
+            return f"{name} of generated maps is {usage[name]:.3g}, of real maps {real[name]:.3g}"
     return ""

@@ -9,28 +9,26 @@ import torch
 import torch.nn.functional as F
 
 from oasisgen.config.train import DCGANConfig, TrainConfig
-from oasisgen.data.feed import Feed, Stored, epoch_batches, steps_per_epoch
+from oasisgen.data.feed import Feed, Stored
 from oasisgen.models.codes import make_embedding
 from oasisgen.models.dcgan import DCGAN, Discriminator, discriminator_input
 from oasisgen.training.averaging import average
-from oasisgen.training.collapse import all_maps, collapsed, generated_maps, labelled, map_diversity, real_maps
-from oasisgen.training.stage import Pace, StageState, Timer
-from oasisgen.training.worker import Driver, Worker, unwrap
+from oasisgen.training.collapse import all_maps, collapsed, generated_maps, labelled, map_statistics, real_maps
+from oasisgen.training.stage import StageState, non_finite
+from oasisgen.training.worker import Worker, unwrap
 
 LOSSES = ("generator_loss", "discriminator_loss", "real_logit", "fake_logit")  # of a step
 Networks = tuple[torch.nn.Module, torch.nn.Module]  # the generator of a DCGAN, and its discriminator; or both in DDP
 PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 2020, arXiv:1912.04958)
 
 
-def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driver: Driver | None) -> None:
-    """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again.
+def train_dcgan(config: TrainConfig, worker: Worker, codes: Stored, codebook: torch.Tensor) -> None:
+    """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks.
 
     `codebook` is (K, D). The averaged generator, not the last one, is what a bundle samples with.
     """
     c = config.dcgan
-    worker = Worker.start(config.seed, driver)
     maps = codes.load()
-    steps = steps_per_epoch(len(maps), c.batch_size)
 
     gan = initial_dcgan(config, maps, codebook).to(worker.device)
     worker.broadcast(*gan.buffers())
@@ -47,48 +45,33 @@ def train_dcgan(config: TrainConfig, codes: Stored, codebook: torch.Tensor, driv
         "generator_optimizer": optimizers[0],
         "discriminator_optimizer": optimizers[1],
     }
-    state = StageState(worker, config, "dcgan", parts, LOSSES)
-    real_use = map_diversity(real_maps(maps), len(codebook))
-    pace = Pace(c.epochs * steps, c.batch_size, state.step)
-    timer = Timer(worker, config.checkpoint_seconds, state.step)
+    state = StageState(worker, config, "dcgan", len(maps), parts, LOSSES)
+    real_use = map_statistics(real_maps(maps), len(codebook))
 
-    while (epoch := len(state.past)) < c.epochs:
+    while state.epoch < c.epochs:
         for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = state.rate * c.learning_rate
-        batches = epoch_batches(
-            len(maps), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=state.step % steps
-        )
-        for codes_of, levels, _ in worker.ahead(labelled(maps, numbers) for numbers, _ in batches):
-            share = worker.share(len(levels), c.batch_size)
-            random = worker.random((config.seed << 20) + state.step * worker.world + worker.rank)
+            optimizer.param_groups[0]["lr"] = state.lr_factor * c.learning_rate
+        for codes_of, levels, _ in worker.ahead(labelled(maps, numbers) for numbers, _ in state.batches()):
+            share, random = state.share(len(levels)), state.random()
             real = gan.embedding.embed(codes_of)  # (B, C, 64, 64)
             with worker.autocast():
                 losses = adversarial_step(gan, networks, optimizers, real, levels, state.step, random, share)
-            state.add(*losses, share=share)
             average(averaged.generator, unwrap(generator), c.weight_ema_decay, state.step)
-            worker.say(
-                lambda: (
-                    f"epoch {epoch + 1}/{c.epochs}, generator {losses[0].item():.3f}, "
-                    f"discriminator {losses[1].item():.3f}, {pace.describe(state.step)}"
-                )
-            )
-            if state.step % steps and timer.due(state.step):
-                state.save()
+            state.end_step(*losses, share=share, line=lambda: adversarial_line(*losses[:2]))
 
-        if not (means := state.means(steps)):
+        means = state.mean_losses()
+        if state.roll_back_if(non_finite(means)):
             continue
-        usage = map_diversity(generated_maps(averaged, config.seed, worker), len(codebook))
-        if state.rolls_back(collapsed(usage, real_use, c.collapse_threshold)):
+        usage = map_statistics(generated_maps(averaged, config.seed, worker), len(codebook))
+        if state.roll_back_if(collapsed(usage, real_use, c.collapse_threshold)):
             continue
-        state.end_epoch({**means, **usage, "slices_per_s": round(pace.rate(state.step), 1)})
-        worker.say(
-            lambda: (
-                f"epoch {epoch + 1}/{c.epochs}, generator {means['generator_loss']:.3f}, "
-                f"discriminator {means['discriminator_loss']:.3f}, {usage['codes_in_use']} codes, "
-                f"{pace.describe(state.step)}"
-            ),
-            always=True,
-        )
+        line = adversarial_line(means["generator_loss"], means["discriminator_loss"])
+        state.end_epoch({**means, **usage}, f"{line}, {usage['codes_in_use']} codes")
+
+
+def adversarial_line(generator_loss: torch.Tensor | float, discriminator_loss: torch.Tensor | float) -> str:
+    """The two losses, for a line of the log."""
+    return f"generator {float(generator_loss):.3f}, discriminator {float(discriminator_loss):.3f}"
 
 
 def both_adams(config: DCGANConfig, networks: Networks) -> list[torch.optim.Adam]:
@@ -110,7 +93,7 @@ def adversarial_step(
     """Move the discriminator, then the generator, once each; returns `LOSSES`, each ().
 
     `optimizers` are those of the `networks`. `real` (B, C, 64, 64) are embedded maps of levels (B,); `step` counts
-    from 0; the losses' gradients weigh `share` (see `Worker.share`).
+    from 0; the losses' gradients weigh `share` (see `StageState.share`).
     """
     c = gan.config
     generator, discriminator = networks

@@ -1,8 +1,14 @@
-"""The loop that trains the feature network, on real slices alone: what the measures of quality see with."""
+"""The loop that trains the feature network, on real slices only. It embeds slices for FID, KID, precision and recall.
 
+It learns by pretext tasks: from a slice that is shifted and perhaps damaged, it predicts the level, the damage, and
+what anatomy lies where.
+"""
+
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import ray.train.torch
 import torch
 import torch.nn.functional as F
@@ -10,29 +16,30 @@ from torch import nn
 
 from oasisgen.config.data import LEVELS
 from oasisgen.config.train import TrainConfig
-from oasisgen.data.feed import Stored, epoch_batches, steps_per_epoch
+from oasisgen.data.feed import Feed, Stored
 from oasisgen.data.pixels import to_unit
 from oasisgen.models.features import FeatureNetwork
-from oasisgen.training.stage import Pace, StageState, Timer
-from oasisgen.training.worker import Driver, Worker, unwrap
+from oasisgen.training.stage import StageState, non_finite
+from oasisgen.training.worker import Worker, unwrap
 
-GRID = 8  # regions, both ways, of which anatomy and texture are asked
+LOSSES = ("level_loss", "damage_loss", "anatomy_loss")  # of a step
+GRID = 8  # anatomy is predicted for 8 x 8 regions
 TISSUES = (0.15, 0.35, 0.6, 0.85)  # grey values between background, fluid, grey and white matter, and fat; of 1
 SHIFT = 8  # pixels
-WEIGHTS = (0.3, 1.0, 10.0)  # of the answers to level, damage, anatomy: they make them of one order of magnitude
+WEIGHTS = (0.3, 1.0, 10.0)  # of the losses; weighted, they are of one order of magnitude
 BLUR, NOISE, CONTRAST = 2.0, 0.08, 0.4  # the strongest damage: pixels, of the grey range, as a power
 
 
 class Augmented(NamedTuple):
-    """A batch as the network gets it, and what it is asked."""
+    """An augmented batch, and what is to be predicted from it."""
 
-    x: torch.Tensor  # (B, 1, 256, 256) in [-1, 1]: shifted, and damaged in half of the cases
+    x: torch.Tensor  # (B, 1, 256, 256) in [-1, 1]: shifted, and half of them damaged
     damage: torch.Tensor  # (B, 3): how strongly blurred, noisy, changed in contrast
     anatomy: torch.Tensor  # (B, 6, 8, 8): shares of tissue, and local contrast, of each region of the whole slice
 
 
 class PretextHeads(nn.Module):
-    """The feature network with linear answers to what it must know: level, damage, anatomy."""
+    """The feature network with a linear head for each pretext task: level, damage, anatomy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,65 +54,57 @@ class PretextHeads(nn.Module):
         return self.level(h), self.damage(h), self.anatomy(h).view(len(x), -1, GRID, GRID)
 
 
-def train_features(config: TrainConfig, train: Stored, driver: Driver | None) -> None:
-    """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again."""
+def train_features(config: TrainConfig, worker: Worker, train: Stored) -> None:
+    """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks."""
     c = config.features
-    worker = Worker.start(config.seed, driver)
     slices = train.load()
-    steps = steps_per_epoch(len(slices), c.batch_size)
     model = ray.train.torch.prepare_model(PretextHeads().to(memory_format=torch.channels_last))
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     weights = torch.tensor(WEIGHTS, device=worker.device)
     parts = {"model": unwrap(model), "optimizer": optimizer}
-    state = StageState(worker, config, "features", parts, ("level_loss", "damage_loss", "anatomy_loss"))
-    pace = Pace(c.epochs * steps, c.batch_size, state.step)
-    timer = Timer(worker, config.checkpoint_seconds, state.step)
+    state = StageState(worker, config, "features", len(slices), parts, LOSSES)
 
-    while (epoch := len(state.past)) < c.epochs:
-        batches = epoch_batches(
-            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=state.step % steps
-        )
-        for images, levels in worker.ahead(
-            (slices.rows(numbers, "image"), slices.rows(numbers, "level").astype("int64")) for numbers, _ in batches
-        ):
-            share = worker.share(len(levels), c.batch_size)
-            random = worker.random((config.seed << 20) + state.step * worker.world + worker.rank)
-            seen = augment(images, random)
-            optimizer.param_groups[0]["lr"] = state.rate * c.learning_rate * (1.0 - state.step / (c.epochs * steps))
+    while state.epoch < c.epochs:
+        for images, levels in worker.ahead(images_and_levels(slices, numbers) for numbers, _ in state.batches()):
+            share = state.share(len(levels))
+            batch = augment(images, state.random())
+            optimizer.param_groups[0]["lr"] = state.lr_factor * c.learning_rate * (1.0 - state.step / state.total_steps)
             with worker.autocast():
-                level, damage, anatomy = model(seen.x)
-            losses = errors(level, damage, anatomy, levels, seen)  # (3,)
+                level, damage, anatomy = model(batch.x)
+            losses = pretext_losses(level, damage, anatomy, levels, batch)  # (3,)
             optimizer.zero_grad(set_to_none=True)
             (losses @ weights * share).backward()
             optimizer.step()
-            state.add(*losses, share=share)
-            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, {pace.describe(state.step)}")
-            if state.step % steps and timer.due(state.step):
-                state.save()
+            state.end_step(*losses, share=share, line=lambda: pretext_line(losses.tolist()))
 
-        if not (means := state.means(steps)):
+        means = state.mean_losses()
+        if state.roll_back_if(non_finite(means)):
             continue
-        state.end_epoch(means)
-        worker.say(
-            lambda: (
-                f"epoch {epoch + 1}/{c.epochs}, level {means['level_loss']:.3f}, damage {means['damage_loss']:.3f}, "
-                f"anatomy {means['anatomy_loss']:.4f}, {pace.describe(state.step)}"
-            ),
-            always=True,
-        )
+        state.end_epoch(means, pretext_line(means.values()))
 
 
-def errors(
-    level: torch.Tensor, damage: torch.Tensor, anatomy: torch.Tensor, levels: torch.Tensor, seen: Augmented
+def images_and_levels(slices: Feed, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slices (B, 256, 256) uint8 of some rows, and their levels (B,) int64."""
+    return slices.rows(numbers, "image"), slices.rows(numbers, "level").astype(np.int64)
+
+
+def pretext_line(losses: Iterable[float]) -> str:
+    """The three losses, in the order of `LOSSES`, for a line of the log."""
+    level, damage, anatomy = losses
+    return f"level {level:.3f}, damage {damage:.3f}, anatomy {anatomy:.4f}"
+
+
+def pretext_losses(
+    level: torch.Tensor, damage: torch.Tensor, anatomy: torch.Tensor, levels: torch.Tensor, batch: Augmented
 ) -> torch.Tensor:
-    """What is wrong with the answers about level (B, 32), damage (B, 3), anatomy (B, 6, 8, 8) -> (3,)."""
-    wrong_level = F.cross_entropy(level.float(), levels)
-    wrong_damage = F.mse_loss(damage.float(), seen.damage)
-    return torch.stack([wrong_level, wrong_damage, F.mse_loss(anatomy.float(), seen.anatomy)])  # (3,)
+    """`LOSSES` of predicted level (logits, (B, 32)), damage (B, 3) and anatomy (B, 6, 8, 8) -> (3,)."""
+    level_loss = F.cross_entropy(level.float(), levels)
+    damage_loss = F.mse_loss(damage.float(), batch.damage)
+    return torch.stack([level_loss, damage_loss, F.mse_loss(anatomy.float(), batch.anatomy)])  # (3,)
 
 
 def augment(images: torch.Tensor, random: torch.Generator | None) -> Augmented:
-    """(B, 256, 256) uint8 -> what the network sees of them, and what it is asked."""
+    """(B, 256, 256) uint8 -> the slices shifted, half of them damaged, and what is to be predicted from them."""
     B, device = len(images), images.device
     shifts = torch.randint(-SHIFT, SHIFT + 1, (B, 2), generator=random, device=device)
     clean = roll_each(images, shifts).float().unsqueeze(1) / 255.0  # (B, 1, 256, 256) in [0, 1]
@@ -123,7 +122,7 @@ def augment(images: torch.Tensor, random: torch.Generator | None) -> Augmented:
 
 
 def roll_each(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Each of (B, H, W) rolled by its own (down, right) of (B, 2). As `torch.roll`, whose shifts are the host's."""
+    """Each of (B, H, W) rolled by its own (down, right) of (B, 2), on the device; `torch.roll` takes host integers."""
     B, H, W = images.shape
     rows = (torch.arange(H, device=images.device) - shifts[:, :1]) % H  # (B, H)
     columns = (torch.arange(W, device=images.device) - shifts[:, 1:]) % W  # (B, W)
@@ -143,7 +142,7 @@ def anatomy_of(clean: torch.Tensor) -> torch.Tensor:
 
 
 def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Each of (B, 1, H, W) by its own Gaussian of deviation (B,) in pixels; 0 leaves it as it is."""
+    """Each of (B, 1, H, W) blurred by a Gaussian of its own deviation (B,) in pixels; 0 leaves it unchanged."""
     B, _, H, W = x.shape
     offsets = torch.arange(-6, 7, device=x.device)
     taps = torch.exp(-0.5 * (offsets / sigma.clamp(min=0.05)[:, None]) ** 2)  # (B, 13)

@@ -1,12 +1,13 @@
-"""Run a stage's loop on Ray Train's workers, its progress shown by the driver."""
+"""Run a stage's loop on Ray Train's workers, and print their progress."""
 
 import json
 import math
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -21,9 +22,9 @@ from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, LockProof
 from oasisgen.progress import say
 from oasisgen.training import checkpoint
-from oasisgen.training.worker import Diverged, Driver
+from oasisgen.training.worker import Diverged, Driver, Worker
 
-CHECKPOINTS = 2  # kept of a stage: where the newest cannot be read, the other serves
+CHECKPOINTS = 2  # kept of a stage: if the newest cannot be read, the other is used
 WORKER_RESTARTS = 3  # of a worker that died; each resumes from the latest checkpoint
 
 
@@ -44,105 +45,116 @@ class Mailbox:
         return lines
 
 
-def complete(
-    stage: str,
-    loop: Callable[..., None],
-    config: TrainConfig,
-    inputs: dict[str, Any],
-    lock: LockProof | None = None,
-    best: str | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Stage:
+    """A stage of training, as it is started."""
+
+    name: str  # of its settings, and of its folder in the run
+    loop: Callable[..., None]  # every rank calls it with `config`, `worker` and the `inputs`
+    inputs: dict[str, Any]
+    best: str | None = None  # a metric: besides the latest checkpoint, the one with the highest value is kept
+
+
+def complete(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -> dict[str, Any]:
     """The state at the end of a stage, which is run first if it is not over. As `fit`.
 
-    Raises UserError, too, if the checkpoints that can be read then do not reach the end of the last epoch.
+    Raises UserError, too, if no checkpoint of the end of the last epoch can be read afterwards.
     """
-    uri, epochs = storage.join(config.out, stage), getattr(config, stage).epochs
+    uri, epochs = storage.join(config.out, stage.name), getattr(config, stage.name).epochs
     state = checkpoint.newest(uri)
     if not state or len(state["history"]) < epochs:
         if state:
-            say(stage, f"continues after epoch {len(state['history'])}, from step {state['step']}")
-        fit(stage, loop, config, inputs, lock, best)
+            say(stage.name, f"continues after epoch {len(state['history'])}, from step {state['step']}")
+        fit(stage, config, lock)
         state = checkpoint.newest(uri)
     ended = len(state["history"]) if state else 0
     if not state or ended < epochs:
         raise UserError(
-            f"stage {stage} is at epoch {ended} of {epochs} after training, by the checkpoints of {uri} that can be "
-            "read: run the command again"
+            f"stage {stage.name} is at epoch {ended} of {epochs} after training, by the checkpoints of {uri} that can "
+            "be read: run the command again"
         )
     return state
 
 
-def fit(
-    stage: str,
-    loop: Callable[..., None],
-    config: TrainConfig,
-    inputs: dict[str, Any],
-    lock: LockProof | None = None,
-    best: str | None = None,
-) -> Any:
-    """Run `loop(config=…, driver=…, **inputs)` on every worker, resuming what storage holds of this stage.
+def fit(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -> Any:
+    """Run a stage's loop on every worker, from the newest checkpoint in storage; prints its lines.
 
-    The workers check `lock` before every checkpoint. Keeps the latest checkpoint, and those with the highest metric
-    `best`. Raises UserError where the loop diverged, where workers keep failing, and where the lock was lost.
+    The workers check `lock` before every checkpoint. Raises UserError if training diverged, if workers keep failing,
+    and if the lock was lost.
     """
     # Other nodes may go. Not `soft`: Ray then puts an actor without CPUs elsewhere more often than not.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    arguments = {"config": config, "driver": Driver(mailbox, lock, threads_of(config)), **inputs}
+    driver, loop = Driver(mailbox, lock, threads_of(config)), stage.loop
 
-    def guarded(arguments: dict[str, Any]) -> str | None:
-        """What all ranks raise alike is returned instead: Ray would start the workers again, to the same end."""
+    def run_rank(inputs: dict[str, Any]) -> str | None:
+        """Return what all ranks raise alike: if it were raised, Ray would start the workers again, to the same end."""
         try:
-            loop(**arguments)
+            loop(config=config, worker=Worker.start(config.seed, driver), **inputs)
         except (Diverged, LockLost) as error:
             return str(error)
         return None
 
-    drop_damaged_list(storage.join(config.out, stage))
-    system, path = storage.resolve(config.out)
+    drop_damaged_list(storage.join(config.out, stage.name))
     trainer = TorchTrainer(
-        guarded,  # type: ignore[arg-type]
-        train_loop_config=arguments,
-        scaling_config=ScalingConfig(
-            num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,  # type: ignore[arg-type]
-            use_gpu=config.gpus_per_worker > 0,
-            resources_per_worker={"CPU": config.cpus_per_worker}
-            | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}),
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]
-            name=stage,
-            storage_path=path,
-            storage_filesystem=system,
-            failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS, checkpoint_score_attribute=best),
-            worker_runtime_env={"env_vars": cluster.MALLOC},
-        ),
+        run_rank,  # type: ignore[arg-type]
+        train_loop_config=stage.inputs,
+        scaling_config=scaling(config),
+        run_config=storing(stage, config),
     )
-    # `fit` blocks, so it has a thread of its own; this one shows the lines and can be interrupted.
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(trainer.fit)
-    while True:
-        finished = future.done()
-        for line in ray.get(mailbox.take.remote()):
-            say(stage, line)
-        if finished:
-            break
-        time.sleep(0.5)
+    future = ThreadPoolExecutor(1).submit(trainer.fit)  # not in a `with`: an interrupted one would wait for its thread
+    show_lines(stage.name, mailbox, future)
     try:
         result: Any = future.result()
     except ray.train.TrainingFailedError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"stage {stage} failed ({WORKER_RESTARTS} restarts are allowed): {reason[-600:]}") from error
+        raise UserError(
+            f"stage {stage.name} failed ({WORKER_RESTARTS} restarts are allowed): {reason[-600:]}"
+        ) from error
     if result.return_value:
         raise UserError(result.return_value)
     return result
 
 
-def threads_of(config: TrainConfig) -> int:
-    """Threads that a worker computes with: those of the CPUs that it reserves.
+def scaling(config: TrainConfig) -> ScalingConfig:
+    """How many workers, and what each of them reserves."""
+    gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
+    return ScalingConfig(
+        num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,  # type: ignore[arg-type]
+        use_gpu=bool(gpus),
+        resources_per_worker={"CPU": config.cpus_per_worker, **gpus},
+    )
 
-    Where Ray was started by this job, for itself, the workers share all CPUs of the machine instead: with the default
-    of one CPU each, the others would lie idle. If RAY_ADDRESS names that Ray, other jobs use it too.
+
+def storing(stage: Stage, config: TrainConfig) -> RunConfig:
+    """Where a stage's checkpoints go, which of them are kept, and how often workers are started again."""
+    system, path = storage.resolve(config.out)
+    return RunConfig(  # type: ignore[call-arg]
+        name=stage.name,
+        storage_path=path,
+        storage_filesystem=system,
+        failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+        checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS, checkpoint_score_attribute=stage.best),
+        worker_runtime_env={"env_vars": cluster.MALLOC},
+    )
+
+
+def show_lines(name: str, mailbox: Any, future: Future[Any]) -> None:
+    """Print the workers' lines until `future` is done. It runs in another thread, so this one can be interrupted."""
+    finished = False
+    while not finished:
+        finished = future.done()  # before the lines are taken: the last ones are shown, too
+        for line in ray.get(mailbox.take.remote()):
+            say(name, line)
+        if not finished:
+            time.sleep(0.5)
+
+
+def threads_of(config: TrainConfig) -> int:
+    """Threads that a worker computes with: as many as the CPUs it reserves, rounded up.
+
+    On a Ray that this job started for itself, the workers share all CPUs of the machine instead: with the default of
+    one CPU each, the rest would be idle. If RAY_ADDRESS names that Ray, other jobs may use it too.
     """
     if processes.started() and os.environ.get("RAY_ADDRESS", "local") == "local":
         return max(1, int(cluster.cpus()) // config.workers)
@@ -150,9 +162,9 @@ def threads_of(config: TrainConfig) -> int:
 
 
 def drop_damaged_list(uri: str) -> None:
-    """Remove Ray's own list of a stage's checkpoints where it is damaged: a full disk or SIGKILL may cut it short.
+    """Remove Ray's own list of a stage's checkpoints if it is damaged: a full disk or SIGKILL may cut it short.
 
-    Ray would refuse to go on. The loops do not need it: they look for the newest checkpoint themselves.
+    Ray would refuse to continue. The loops do not need the list: they look for the newest checkpoint themselves.
     """
     listed = storage.join(uri, "checkpoint_manager_snapshot.json")
     with suppress(FileNotFoundError):

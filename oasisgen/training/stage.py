@@ -5,10 +5,11 @@ import math
 import os
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -16,42 +17,42 @@ import torch
 
 from oasisgen import meters, storage
 from oasisgen.config.train import TrainConfig
-from oasisgen.progress import duration
+from oasisgen.data.feed import epoch_batches, steps_per_epoch
+from oasisgen.progress import Progress
 from oasisgen.training import history
 from oasisgen.training.checkpoint import _read, _states, write
 from oasisgen.training.worker import Diverged, Worker
 
-ASK_SECONDS = 1.0  # between two looks at the clock and at Ray's notices
-
-
-MOST_UNDONE = 3  # epochs of a stage
+SECONDS_BETWEEN_CHECKS = 1.0  # of the clock and of Ray's notices
+MAX_ROLLBACKS = 3  # of a stage
 
 
 class Timer:
-    """Whether to save between the ends of epochs, decided alike on all ranks: when it is time, or a node will go.
+    """Decides, alike on all ranks, whether to save within an epoch: when it is time, or when a node is about to go.
 
-    To agree is a barrier of some milliseconds, so the ranks do it once a second, at steps agreed on the time before.
+    Agreeing is a barrier of some milliseconds, so the ranks check once a second, at a step agreed on at the check
+    before.
     """
 
     def __init__(self, worker: Worker, seconds: float, step: int) -> None:
         self.worker, self.seconds = worker, seconds
-        self.asked_step, self.next_step = step, step + 1
-        self.asked = self.saved = time.monotonic()
+        self.checked_step, self.next_step = step, step + 1
+        self.checked = self.saved = time.monotonic()
         self.noticed = False
-        self.may_go = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
+        self.node_may_go = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
 
     def due(self, step: int) -> bool:
-        """Whether to save after this step. Call it at every step of every rank."""
-        if self.asked_step <= step < self.next_step:  # it is smaller where an epoch was undone
+        """Whether to save after this step. Every rank calls it at the same steps."""
+        if self.checked_step <= step < self.next_step:  # it is smaller after a rollback
             return False
         now = time.monotonic()
-        pace = (step - self.asked_step) / (now - self.asked)  # steps per second
-        overdue, ahead = now - self.saved > self.seconds, max(1, int(pace * ASK_SECONDS))
-        agreed = torch.tensor([overdue, ahead, self.may_go], device=self.worker.device)
-        self.worker.broadcast(agreed)  # what may differ between nodes, their environment too
-        overdue, ahead, may_go = agreed.tolist()
-        self.asked, self.asked_step, self.next_step = now, step, step + ahead
-        notice = not self.noticed and may_go and ray.train.get_preemption_info() is not None  # a barrier, too
+        pace = (step - self.checked_step) / (now - self.checked)  # steps per second
+        overdue, ahead = now - self.saved > self.seconds, max(1, int(pace * SECONDS_BETWEEN_CHECKS))
+        agreed = torch.tensor([overdue, ahead, self.node_may_go], device=self.worker.device)
+        self.worker.broadcast(agreed)  # these may differ between nodes, their environment too
+        overdue, ahead, node_may_go = agreed.tolist()
+        self.checked, self.checked_step, self.next_step = now, step, step + ahead
+        notice = not self.noticed and node_may_go and ray.train.get_preemption_info() is not None  # a barrier, too
         self.noticed |= notice
         if overdue or notice:
             self.saved = now
@@ -59,86 +60,122 @@ class Timer:
 
 
 class StageState:
-    """How far a stage has come: its steps, a line for each epoch that is over, and the sums of the one it is in.
+    """How far a stage has come: its step, a record of each finished epoch, and the loss sums of the running one.
 
-    A new one is where the newest checkpoint left off, and so are the `parts`, networks and optimizers by name. An epoch
-    that went wrong is undone, and trained again at half the rate. All ranks call the same methods in the same order.
+    A new one starts where the newest checkpoint left off, and so do the `parts`: networks and optimizers by name. An
+    epoch can be rolled back; it is then trained again at half the learning rate. All ranks call the same methods in
+    the same order.
     """
 
     def __init__(
-        self, worker: Worker, config: TrainConfig, stage: str, parts: dict[str, Any], losses: tuple[str, ...]
+        self, worker: Worker, config: TrainConfig, stage: str, rows: int, parts: dict[str, Any], losses: tuple[str, ...]
     ) -> None:
-        self.worker, self.stage, self.parts, self.losses = worker, stage, parts, losses
+        """`rows` are those of the training split, `losses` the names of what a step measures."""
+        settings = getattr(config, stage)
+        self.worker, self.stage, self.rows, self.parts, self.losses = worker, stage, rows, parts, losses
+        self.seed, self.epochs, self.batch_size = config.seed, settings.epochs, settings.batch_size
+        self.steps = steps_per_epoch(rows, self.batch_size)  # of an epoch
+        self.total_steps = self.epochs * self.steps
         self.metrics_uri = storage.join(config.out, "metrics")
         self.past: list[dict[str, Any]] = []
-        self.step = 0
-        self.rollbacks = 0  # epochs
+        self.step = 0  # over all epochs
+        self.rollbacks = 0
         self.sums = torch.zeros(len(losses), device=worker.device)  # added up without a host sync
         if state := self._newest(storage.join(config.out, stage)):
             self._restore(state)
-        # The end of the epoch before, which is what a checkpoint of an epoch's end is itself.
+        # The end of the last finished epoch, which a checkpoint of an epoch's end is itself.
         self.last_good = state["good"] if state and "good" in state else copy.deepcopy(self._state())
+        self.timer = Timer(worker, config.checkpoint_seconds, self.step)
+        done = self.step * self.batch_size
+        self.progress = Progress(stage, self.total_steps * self.batch_size, "slices", done)
 
     @property
-    def rate(self) -> float:
-        """What the learning rate is multiplied by."""
+    def epoch(self) -> int:
+        """The running epoch, counted from 0."""
+        return len(self.past)
+
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rate is multiplied by: each rollback halves it."""
         return 0.5**self.rollbacks
 
-    def add(self, *losses: torch.Tensor, share: float = 1.0) -> None:
-        """A step was made, with these losses: means over this rank's rows, which weigh as `Worker.share` says."""
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """This rank's part of each remaining batch of the epoch. As `epoch_batches`."""
+        first = self.step % self.steps
+        rank, world = self.worker.rank, self.worker.world
+        return epoch_batches(self.rows, self.batch_size, self.seed, self.epoch, rank, world, first)
+
+    def random(self) -> torch.Generator:
+        """The step's generator, another one on each rank."""
+        return self.worker.random((self.seed << 20) + self.step * self.worker.world + self.worker.rank)
+
+    def share(self, rows: int) -> float:
+        """What a mean over `rows` of a batch weighs, so that the mean over all ranks is the whole batch's.
+
+        DDP takes the mean of the ranks' gradients, also where a batch of 16 leaves 6, 5 and 5 rows to three of them.
+        """
+        return rows * self.worker.world / self.batch_size
+
+    def end_step(self, *losses: torch.Tensor, share: float, line: Callable[[], str]) -> None:
+        """Count a step with these losses, say how it goes now and then, and save if that is due.
+
+        `losses` are means over this rank's rows, which weigh `share`.
+        """
         self.sums += torch.stack(losses).detach() * (share / self.worker.world)
         self.step += 1
+        self.progress.done += self.batch_size
+        self.worker.say(lambda: self._line(line()))
+        if self.step % self.steps and self.timer.due(self.step):
+            self.save()
 
-    def means(self, steps: int) -> dict[str, float]:
-        """Mean losses of the epoch of `steps` steps that is over, the same on all ranks; the sums begin anew.
+    def mean_losses(self) -> dict[str, float]:
+        """The losses of the epoch, means over its steps and over all ranks (a collective). Call it after the last."""
+        self.worker.sum(total := self.sums.clone())
+        return dict(zip(self.losses, (total / self.steps).tolist(), strict=True))
 
-        Nothing where one of them is no number: the epoch is undone.
+    def roll_back_if(self, fault: str) -> bool:
+        """Go back to the end of the epoch before if rank 0 has found a `fault`, in words; returns whether it has.
+
+        All ranks go back, and the state they are in then is saved. Raises Diverged after too many rollbacks.
         """
-        self.worker.sum(self.sums)
-        means = dict(zip(self.losses, (self.sums / steps).tolist(), strict=True))
-        self.sums.zero_()
-        wrong = [
-            f"the {name.replace('_', ' ')} is {value}" for name, value in means.items() if not math.isfinite(value)
-        ]
-        return {} if self.rolls_back(*wrong[:1]) else means
+        if fault := self.worker.agree(fault):
+            self._roll_back(fault)
+        return bool(fault)
 
     def save(self) -> None:
-        """Save in the middle of an epoch, unless it is to be undone anyway."""
+        """Save within an epoch, unless the epoch will be rolled back anyway."""
         state = self._state()
         if state["sums"].isfinite().all():
             self._report({"step": self.step}, state | {"good": self.last_good})
 
-    def end_epoch(self, metrics: dict[str, Any]) -> None:
-        """Keep what is known of an epoch that went well, and save. Raises LockLost if another job holds the run."""
+    def end_epoch(self, metrics: dict[str, Any], line: str) -> None:
+        """Record and save an epoch that went well. Raises LockLost if another job holds the run."""
         self.worker.require_lock()  # the metrics may be another job's by now
-        metrics = {"epoch": len(self.past) + 1, "step": self.step, **metrics, "undone": self.rollbacks}
-        self.past.append(metrics)
+        line, rate = self._line(line), round(self.progress.rate, 1)
+        metrics = {"epoch": self.epoch + 1, "step": self.step, **metrics, "slices_per_s": rate}
+        self.past.append(metrics | {"undone": self.rollbacks})
+        self.sums.zero_()
         self.last_good = copy.deepcopy(self._state())
         if self.worker.rank == 0:
             history.write(self.metrics_uri, self.stage, self.past)
             shown = {"epoch": "epoch", "slices_per_s": "slices_per_second", "ssim": "ssim"}
             meters.show(self.stage, **{meter: metrics[name] for name, meter in shown.items() if name in metrics})
-        self._report(metrics, self.last_good)
+        self._report(self.past[-1], self.last_good)
+        self.worker.say(lambda: line, always=True)
 
-    def rolls_back(self, fault: str = "") -> bool:
-        """Whether the epoch that is over is undone: if rank 0 found fault with it, which `fault` puts into words.
+    def _line(self, text: str) -> str:
+        return f"epoch {self.epoch + 1}/{self.epochs}, {text}, {self.progress.describe()}"
 
-        Then all ranks are back at the end of the epoch before, which is saved. Raises Diverged if going back has not
-        helped several times.
-        """
-        if fault := self.worker.agree(fault):
-            self._undo_epoch(fault)
-        return bool(fault)
-
-    def _undo_epoch(self, reason: str) -> None:
-        where = f"stage {self.stage}, epoch {len(self.past) + 1}: {reason}"
-        if self.rollbacks == MOST_UNDONE:
+    def _roll_back(self, reason: str) -> None:
+        where = f"stage {self.stage}, epoch {self.epoch + 1}: {reason}"
+        if self.rollbacks == MAX_ROLLBACKS:
             raise Diverged(
-                f"{where}, after {self.rollbacks} new starts, each at half the rate: lower it by more, "
-                f"--{self.stage}.learning-rate"
+                f"{where}, after {self.rollbacks} rollbacks, each of which halved the learning rate: lower it further "
+                f"with --{self.stage}.learning-rate"
             )
-        self.worker.say(lambda: f"{where}: once more, at half the rate", always=True)
+        self.worker.say(lambda: f"{where}: rolled back, trained again at half the learning rate", always=True)
         self.last_good["undone"] = self.rollbacks + 1
+        self.progress.undo((self.step - self.last_good["step"]) * self.batch_size)
         self._restore(self.last_good)
         self._report({"step": self.step}, self.last_good)
 
@@ -173,21 +210,7 @@ class StageState:
         self.sums.copy_(state["sums"] * (self.worker.rank == 0))  # they are those of all ranks
 
 
-@dataclass
-class Pace:
-    """Slices per second and time left of a stage, from the steps this process has made."""
-
-    total_steps: int
-    batch_size: int
-    first_step: int
-    started: float = field(default_factory=time.monotonic)
-
-    def rate(self, step: int) -> float:
-        """Slices per second so far."""
-        return (step - self.first_step) * self.batch_size / max(time.monotonic() - self.started, 1e-9)
-
-    def describe(self, step: int) -> str:
-        """`61 slices/s, 3:20 left`."""
-        rate = self.rate(step)
-        left = duration((self.total_steps - step) * self.batch_size / rate) if rate else "?"
-        return f"{rate:.0f} slices/s, {left} left"
+def non_finite(losses: dict[str, float]) -> str:
+    """In words, the first loss that is not finite; empty if all are."""
+    faults = (f"the {name.replace('_', ' ')} is {value}" for name, value in losses.items() if not math.isfinite(value))
+    return next(faults, "")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from oasisgen.config.data import IMAGE_SIZE
 from oasisgen.config.train import TrainConfig, VQVAEConfig
-from oasisgen.data.feed import Feed, Stored, chunks, epoch_batches, evenly_spaced, steps_per_epoch
+from oasisgen.data.feed import Feed, Stored, chunks, evenly_spaced
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.metrics.ssim import ssim, ssim_loss
 from oasisgen.models.quantizer import count_codes, perplexity
@@ -18,68 +18,55 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import autocast
 from oasisgen.training.averaging import average
 from oasisgen.training.schedule import learning_rate
-from oasisgen.training.stage import Pace, StageState, Timer
-from oasisgen.training.worker import Driver, Worker, unwrap
+from oasisgen.training.stage import StageState, non_finite
+from oasisgen.training.worker import Worker, unwrap
 
 LOSSES = ("loss", "reconstruction_loss", "ssim_loss", "quantizer_loss")  # of a step
 
 
-def train_vqvae(config: TrainConfig, train: Stored, validate: Stored, driver: Driver | None) -> None:
-    """Train one rank; resumes from the latest checkpoint. Raises Diverged where it goes wrong again and again."""
+def train_vqvae(config: TrainConfig, worker: Worker, train: Stored, validate: Stored) -> None:
+    """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks."""
     c = config.vqvae
-    worker = Worker.start(config.seed, driver)
     slices, held_out = train.load(), validate.load()
     rows = evenly_spaced(len(held_out), c.validate_slices)
     scale = error_scale(slices, c)
-    steps = steps_per_epoch(len(slices), c.batch_size)
 
     ddp = {"broadcast_buffers": c.norm == "batch"}  # the codebook is the same on all ranks without
     model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last), parallel_strategy_kwargs=ddp)
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     averaged = copy.deepcopy(unwrap(model)).requires_grad_(False)
     parts = {"averaged": averaged, "model": unwrap(model), "optimizer": optimizer}
-    state = StageState(worker, config, "vqvae", parts, LOSSES)
-    pace = Pace(c.epochs * steps, c.batch_size, state.step)
-    timer = Timer(worker, config.checkpoint_seconds, state.step)
+    state = StageState(worker, config, "vqvae", len(slices), parts, LOSSES)
 
-    while (epoch := len(state.past)) < c.epochs:
+    while state.epoch < c.epochs:
         model.train()
-        batches = epoch_batches(
-            len(slices), c.batch_size, config.seed, epoch, worker.rank, worker.world, first=state.step % steps
-        )
+        batches = state.batches()
         for (pixels,) in worker.ahead((cropped(slices, numbers, points, c.crop),) for numbers, points in batches):
-            share = worker.share(len(pixels), c.batch_size)
+            share = state.share(len(pixels))
             x = to_unit(pixels.unsqueeze(1))  # (B, 1, crop, crop)
             for group in optimizer.param_groups:
-                group["lr"] = state.rate * learning_rate(c, state.step, c.epochs * steps)
-            loss, *parts_of_loss = losses_of(model, x, scale, c, worker.random(config.seed + state.step))
+                group["lr"] = state.lr_factor * learning_rate(c, state.step, state.total_steps)
+            losses = losses_of(model, x, scale, c, worker.random(config.seed + state.step))
             optimizer.zero_grad(set_to_none=True)
-            (loss * share).backward()
+            (losses[0] * share).backward()
             if c.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
             optimizer.step()
             unwrap(model).quantizer.step()
-            state.add(loss, *parts_of_loss, share=share)
             average(averaged, unwrap(model), c.weight_ema_decay, state.step)
-            worker.say(lambda: f"epoch {epoch + 1}/{c.epochs}, loss {loss.item():.4f}, {pace.describe(state.step)}")
-            if state.step % steps and timer.due(state.step):
-                state.save()
+            state.end_step(*losses, share=share, line=lambda: f"loss {losses[0].item():.4f}")
 
-        if not (means := state.means(steps)):
+        means = state.mean_losses()
+        if state.roll_back_if(non_finite(means)):
             continue
         scores = score(averaged, held_out, rows, worker)
         best = max((line["ssim"] for line in state.past), default=0.0)
         fell = best - scores["ssim"] > c.max_ssim_drop
-        if state.rolls_back(f"SSIM fell from {best:.3f} to {scores['ssim']:.3f}" if fell else ""):
+        if state.roll_back_if(f"SSIM fell from {best:.3f} to {scores['ssim']:.3f}" if fell else ""):
             continue
-        rates = {"learning_rate": optimizer.param_groups[0]["lr"], "slices_per_s": round(pace.rate(state.step), 1)}
-        state.end_epoch({**means, **rates, **scores})
-        worker.say(
-            lambda: (
-                f"epoch {epoch + 1}/{c.epochs}, loss {means['loss']:.4f}, SSIM {scores['ssim']:.4f}, "
-                f"{scores['codes_in_use']}/{c.codebook_size} codes, {pace.describe(state.step)}"
-            ),
-            always=True,
+        state.end_epoch(
+            {**means, "learning_rate": optimizer.param_groups[0]["lr"], **scores},
+            f"loss {means['loss']:.4f}, SSIM {scores['ssim']:.4f}, {scores['codes_in_use']}/{c.codebook_size} codes",
         )
 
 

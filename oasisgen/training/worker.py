@@ -49,12 +49,10 @@ class Worker:
 
     @classmethod
     def start(cls, seed: int, driver: Driver | None) -> "Worker":
-        """Set up this process: seed, threads, device."""
+        """The rank that Ray Train started this process for. Sets global state: see `set_up_torch`."""
         context = ray.train.get_context()
         threads = driver.threads if driver else 0
-        share = (os.cpu_count() or 1) // context.get_local_world_size()
-        torch.set_num_threads(threads or max(1, share))  # Ray leaves OMP_NUM_THREADS=1
-        torch.manual_seed(seed)
+        set_up_torch(seed, threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), driver)
 
     def autocast(self) -> AbstractContextManager:
@@ -105,19 +103,21 @@ class Worker:
         """What rank 0 gives, on all ranks (a barrier); for what is small and no tensor."""
         return broadcast_from_rank_zero(value) if self.world > 1 else value
 
-    def share(self, rows: int, of: int) -> float:
-        """What a mean over `rows` of a batch weighs, so that the mean over all ranks is the whole batch's.
-
-        DDP takes the mean of the ranks' gradients, also where a batch of 16 leaves 6, 5 and 5 rows to three of them.
-        """
-        return rows * self.world / of
-
     def say(self, line: Callable[[], str], always: bool = False) -> None:
         """Rank 0 sends a line to the driver, at most one every few seconds; `line` is only called if it is sent."""
         now = time.monotonic()
         if self.rank == 0 and self.driver and (always or now - self.spoken > SECONDS_BETWEEN_LINES):
             self.spoken = now
             self.driver.mailbox.put.remote(line())
+
+
+def set_up_torch(seed: int, threads: int) -> None:
+    """Set the global state of PyTorch in this process: its threads, and the seed that initial weights are drawn with.
+
+    Nothing else in training draws from the global generator. Ray leaves OMP_NUM_THREADS=1.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
 
 
 def unwrap(model: torch.nn.Module) -> Any:

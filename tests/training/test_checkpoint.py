@@ -84,8 +84,9 @@ def test_a_job_that_lost_its_run_reports_nothing_for_which_ray_train_would_remov
     monkeypatch.setattr(ray.train, "report", lambda metrics, checkpoint: reported.append(metrics))
     held = acquire(place)
     worker = Worker(0, 1, torch.device("cpu"), Driver(None, held.proof))
-    state = StageState(worker, replace(DEMO, out=place), "features", {}, ("loss",))
-    state.add(torch.ones(()))
+    config = replace(DEMO, out=place)
+    state = StageState(worker, config, "features", config.features.batch_size, {}, ("loss",))
+    state.end_step(torch.ones(()), share=1.0, line=str)
     state.save()
     assert reported == [{"step": 1}]  # as long as it holds the run
 
@@ -95,7 +96,7 @@ def test_a_job_that_lost_its_run_reports_nothing_for_which_ray_train_would_remov
         write(f"{place}/features", f"2026-11-24_0{step}", ended(*range(step)))
     storage.write_text(f"{place}/metrics/features.jsonl", "{}\n")
     before = {name: storage.read_bytes(f"{place}/{name}") for name, _ in storage.list_files(place)}
-    for saves in (state.save, lambda: state.end_epoch({"loss": 1.0})):
+    for saves in (state.save, lambda: state.end_epoch({"loss": 1.0}, "")):
         with pytest.raises(LockLost, match="another job took the run over while this one was silent"):
             saves()
     assert reported == [{"step": 1}]

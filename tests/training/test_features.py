@@ -3,7 +3,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from oasisgen.data.phantom import subject
-from oasisgen.training.features import WEIGHTS, PretextHeads, anatomy_of, augment, blur, errors
+from oasisgen.training.features import WEIGHTS, PretextHeads, anatomy_of, augment, blur, pretext_losses
 
 
 def test_each_slice_is_blurred_by_its_own_gaussian() -> None:
@@ -15,15 +15,15 @@ def test_each_slice_is_blurred_by_its_own_gaussian() -> None:
 
 def test_half_of_what_is_seen_is_damaged_as_it_says() -> None:
     images = torch.from_numpy(subject(0, 1))  # (32, 256, 256)
-    seen = augment(images, torch.Generator().manual_seed(0))
-    damaged = seen.damage.abs().sum(1) > 0
+    batch = augment(images, torch.Generator().manual_seed(0))
+    damaged = batch.damage.abs().sum(1) > 0
     assert 8 < int(damaged.sum()) < 24
-    clean = ((seen.x.squeeze(1) + 1) * 127.5).round().to(torch.uint8)
+    clean = ((batch.x.squeeze(1) + 1) * 127.5).round().to(torch.uint8)
     for before, after, broken in zip(images, clean, damaged, strict=True):
         same = torch.equal(before.flatten().sort().values, after.flatten().sort().values)  # the same pixels, shifted
         assert same != bool(broken)
     again = augment(images, torch.Generator().manual_seed(0))
-    assert torch.equal(seen.x, again.x)
+    assert torch.equal(batch.x, again.x)
 
 
 def test_shares_of_tissue_add_up_to_one() -> None:
@@ -41,15 +41,15 @@ def test_the_network_learns_levels_and_damage_of_people_it_has_not_seen() -> Non
     random = torch.Generator().manual_seed(0)
     for _ in range(90):
         rows = torch.randint(0, len(people), (16,), generator=random)
-        seen = augment(people[rows], random)
-        answers: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model(seen.x)
-        losses = errors(*answers, levels[rows], seen)
+        batch = augment(people[rows], random)
+        predicted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model(batch.x)
+        losses = pretext_losses(*predicted, levels[rows], batch)
         optimizer.zero_grad()
         (losses @ losses.new_tensor(WEIGHTS)).backward()
         optimizer.step()
     model.eval()
     with torch.no_grad():
-        seen = augment(torch.from_numpy(subject(0, 99)), random)
-        level, damage, _ = model(seen.x)
+        batch = augment(torch.from_numpy(subject(0, 99)), random)
+        level, damage, _ = model(batch.x)
     assert float((level.argmax(1) - torch.arange(32)).abs().float().mean()) < 6  # by chance: 11
-    assert np.corrcoef(damage[:, 1].numpy(), seen.damage[:, 1].numpy())[0, 1] > 0.5
+    assert np.corrcoef(damage[:, 1].numpy(), batch.damage[:, 1].numpy())[0, 1] > 0.5

@@ -28,9 +28,10 @@ from oasisgen.models.quantizer import EMAQuantizer
 from oasisgen.pipelines import train as runs
 from oasisgen.pipelines.train import train
 from oasisgen.sampling.sample import Sampler
-from oasisgen.training import checkpoint, history, stage
+from oasisgen.training import checkpoint, history
 from oasisgen.training.dcgan import train_dcgan
-from oasisgen.training.launch import complete, fit
+from oasisgen.training.launch import Stage, complete, fit
+from oasisgen.training.stage import StageState, non_finite
 from oasisgen.training.vqvae import train_vqvae
 from oasisgen.training.worker import Worker, unwrap
 from tests.conftest import tiny
@@ -55,7 +56,7 @@ def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
     smooth = replace(config.vqvae, learning_rate=1e-3, schedule="constant", dead_below=1e-9)  # no slow start
     config = replace(config, vqvae=smooth)
     inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
-    return complete("vqvae", in_float32, config, inputs, best="ssim")
+    return complete(Stage("vqvae", in_float32, inputs, best="ssim"), config)
 
 
 @pytest.mark.slow
@@ -70,9 +71,8 @@ def test_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, tmp_
         assert torch.allclose(two["model"][name], value, rtol=1e-2, atol=1e-3), name
 
 
-def quantize(config: Any, driver: Any, batches: list[torch.Tensor], uri: str) -> None:
+def quantize(config: Any, worker: Worker, batches: list[torch.Tensor], uri: str) -> None:
     """Each rank sees every third slice of a batch, as in training; saves the codebook it ends with."""
-    worker = Worker.start(config.seed, driver)
     quantizer = EMAQuantizer(16, 3, commitment=0.25, decay=0.9, dead_below=0.1)
     for step, z in enumerate(batches):
         quantizer(z[worker.rank :: worker.world], torch.Generator().manual_seed(step), len(z))
@@ -85,7 +85,7 @@ def test_codebooks_are_identical_on_all_ranks_and_follow_the_whole_batch(data: D
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(8, 3, 4, 4, generator=generator) for _ in range(6)]
     config = three_of_four(data, tmp_path)
-    fit("quantizer", quantize, config, {"batches": batches, "uri": str(tmp_path)})
+    fit(Stage("quantizer", quantize, {"batches": batches, "uri": str(tmp_path)}), config)
     first, *others = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3))
     assert all(torch.equal(first[name], other[name]) for other in others for name in first)
     torch.manual_seed(config.seed)
@@ -104,7 +104,7 @@ def test_a_job_that_lost_its_run_writes_no_checkpoint(data: DataSet, tmp_path: P
     acquire(str(out))  # another job's
     inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
     with pytest.raises(UserError, match="another job took the run over while this one was silent"):
-        complete("vqvae", train_vqvae, config, inputs, lost.proof, best="ssim")
+        complete(Stage("vqvae", train_vqvae, inputs, best="ssim"), config, lost.proof)
     assert not list(out.rglob("state.pt"))
 
 
@@ -112,36 +112,36 @@ def test_a_loss_that_is_no_number_stops_with_one_line(data: DataSet, tmp_path: P
     config = tiny(data, tmp_path / "run")
     config = replace(config, vqvae=replace(config.vqvae, learning_rate=1e30, schedule="constant"))
     with pytest.raises(
-        UserError, match=r"stage vqvae, epoch \d: the loss is (nan|inf), after 3 new starts, .* --vqvae.learning-rate"
+        UserError, match=r"stage vqvae, epoch \d: the loss is (nan|inf), after 3 rollbacks, .* --vqvae.learning-rate"
     ):
         train(config)
     assert not (tmp_path / "run" / "codes").exists()
 
 
-def go_wrong(config: Any, driver: Any, folder: str) -> None:
-    """Epochs of one step; killed in the third one, whose end goes wrong twice."""
-    worker = Worker.start(config.seed, driver)
+def go_wrong(config: Any, worker: Worker, folder: str) -> None:
+    """Epochs of one step; killed in the third one, which is rolled back twice."""
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
-    state = stage.StageState(worker, config, "wrong", {"network": network, "optimizer": optimizer}, ("loss",))
+    parts = {"network": network, "optimizer": optimizer}
+    state = StageState(worker, config, "features", config.features.batch_size, parts, ("loss",))
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
         loss = network(torch.ones(1, 2)).square().sum()
         loss.backward()
         optimizer.step()
-        state.add(loss)
+        state.end_step(loss, share=1.0, line=str)
         return network.weight.detach().clone()
 
     if state.step == 0:
         weights = []
         for ssim in (0.9, 0.8):  # the best checkpoint is not the newest
             weights.append(step())
-            assert state.means(1)["loss"] > 0
-            state.end_epoch({"ssim": ssim})
+            assert state.mean_losses()["loss"] > 0
+            state.end_epoch({"ssim": ssim}, "")
         torch.save([*weights, step()], f"{folder}/weights.pt")
         state.save()
-        written = Path(folder) / "wrong" / "checkpoint_manager_snapshot.json"
+        written = Path(folder) / "features" / "checkpoint_manager_snapshot.json"
         while json.loads(written.read_text())["latest_checkpoint_result"]["metrics"]["step"] != 3:
             time.sleep(0.1)  # Ray Train takes note of a checkpoint a little after the report
         os._exit(1)
@@ -150,58 +150,62 @@ def go_wrong(config: Any, driver: Any, folder: str) -> None:
     assert torch.equal(network.weight, third)
     torch.nn.init.constant_(network.weight, torch.nan)
     state.sums.fill_(torch.nan)
-    assert state.means(1) == {}
+    for _ in range(2):  # to look changes nothing
+        assert non_finite(state.mean_losses()) == "the loss is nan"
+        assert state.step == 3
+    assert state.roll_back_if(non_finite(state.mean_losses()))
     for rate in (0.5, 0.25):
-        assert (state.step, state.rate) == (2, rate)
+        assert (state.step, state.lr_factor) == (2, rate)
         assert torch.equal(network.weight, second)
         assert torch.equal(step(), third)  # the optimizer's moments went back too
         if rate == 0.5:
-            assert state.rolls_back("a measure fell")
-    assert state.means(1)["loss"] > 0
-    state.end_epoch({"ssim": 0.95})
+            assert state.roll_back_if("a measure fell")
+    assert state.mean_losses()["loss"] > 0
+    state.end_epoch({"ssim": 0.95}, "")
 
 
-def test_an_epoch_that_went_wrong_leaves_nothing_behind(data: DataSet, tmp_path: Path) -> None:
-    fit("wrong", go_wrong, tiny(data, tmp_path), {"folder": str(tmp_path)}, best="ssim")
-    state = checkpoint.newest(str(tmp_path / "wrong"))
+def test_an_epoch_that_is_rolled_back_leaves_nothing_behind(data: DataSet, tmp_path: Path) -> None:
+    fit(Stage("features", go_wrong, {"folder": str(tmp_path)}, best="ssim"), tiny(data, tmp_path))
+    state = checkpoint.newest(str(tmp_path / "features"))
     assert state
     assert (state["step"], state["undone"]) == (3, 2)
     assert [(line["epoch"], line["undone"]) for line in state["history"]] == [(1, 0), (2, 0), (3, 2)]
 
 
-def at_odds(config: Any, driver: Any, rows: torch.Tensor, folder: str) -> None:
+def at_odds(config: Any, worker: Worker, rows: torch.Tensor, folder: str) -> None:
     """A step of three ranks, of which only the first sees that there is a checkpoint, or finds fault with the epoch."""
-    worker = Worker.start(config.seed, driver)
     if worker.rank:
         storage.list_files = lambda uri: iter(())
     network = ray.train.torch.prepare_model(torch.nn.Linear(2, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    state = stage.StageState(worker, config, "odds", {"network": unwrap(network), "optimizer": optimizer}, ("loss",))
+    parts = {"network": unwrap(network), "optimizer": optimizer}
+    state = StageState(worker, config, "features", len(rows), parts, ("loss",))
     assert state.step == 2
     mine = rows[worker.rank :: worker.world]
-    share = worker.share(len(mine), len(rows))
+    share = state.share(len(mine))
     loss = network(mine).square().mean()
     (loss * share).backward()
     optimizer.step()
-    state.add(loss, share=share)
+    state.end_step(loss, share=share, line=str)
     learned = unwrap(network).weight.detach().clone()
-    mean = state.means(1)["loss"]
-    assert state.rolls_back("" if worker.rank else "a measure fell")
+    mean = state.mean_losses()["loss"]
+    assert state.roll_back_if("" if worker.rank else "a measure fell")
     torch.save([mean, learned, state.step, unwrap(network).weight.detach()], f"{folder}/{worker.rank}.pt")
 
 
 @pytest.mark.slow
 def test_rank_0_decides_for_all_and_uneven_ranks_weigh_as_much_as_they_see(data: DataSet, tmp_path: Path) -> None:
     config = three_of_four(data, tmp_path)
+    config = replace(config, features=replace(config.features, batch_size=16))
     torch.manual_seed(1)
     network, rows = torch.nn.Linear(2, 1), torch.randn(16, 2)  # 6, 5 and 5 rows
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     parts = {"network": copy.deepcopy(network.state_dict()), "optimizer": optimizer.state_dict()}
-    saved = tmp_path / "odds" / "checkpoint_1"
+    saved = tmp_path / "features" / "checkpoint_1"
     saved.mkdir(parents=True)
     at_two = {"history": [{"epoch": 1}, {"epoch": 2}], "step": 2, "undone": 0, "sums": torch.zeros(1)}
     checkpoint.write(parts | at_two, saved)
-    fit("odds", at_odds, config, {"rows": rows, "folder": str(tmp_path)})
+    fit(Stage("features", at_odds, {"rows": rows, "folder": str(tmp_path)}), config)
     before = network.weight.detach().clone()
     loss = network(rows).square().mean()
     loss.backward()
@@ -214,19 +218,18 @@ def test_rank_0_decides_for_all_and_uneven_ranks_weigh_as_much_as_they_see(data:
         assert torch.equal(weight, before)
 
 
-def ends_early(config: Any, driver: Any) -> None:
+def ends_early(config: Any, worker: Worker) -> None:
     """One epoch, whatever the configuration says."""
-    worker = Worker.start(config.seed, driver)
-    state = stage.StageState(worker, config, "features", {}, ("loss",))
-    state.add(torch.ones(()))
-    state.end_epoch(state.means(1))
+    state = StageState(worker, config, "features", config.features.batch_size, {}, ("loss",))
+    state.end_step(torch.ones(()), share=1.0, line=str)
+    state.end_epoch(state.mean_losses(), "")
 
 
 def test_a_stage_that_is_not_over_is_not_used(data: DataSet, tmp_path: Path) -> None:
     config = tiny(data, tmp_path)
     config = replace(config, features=replace(config.features, epochs=2))
     with pytest.raises(UserError, match=r"stage features is at epoch 1 of 2 .*: run the command again"):
-        complete("features", ends_early, config, {})
+        complete(Stage("features", ends_early, {}), config)
 
 
 def scored(ssims: list[float], **inputs: Any) -> None:
@@ -241,7 +244,7 @@ def scored(ssims: list[float], **inputs: Any) -> None:
 def test_an_epoch_in_which_ssim_falls_is_trained_again_at_half_the_rate(data: DataSet, tmp_path: Path) -> None:
     config, inputs = tiny(data, tmp_path), {split: store(read_slices(data, split)) for split in ("train", "validate")}
     config = replace(config, vqvae=replace(config.vqvae, schedule="constant"))
-    lines = complete("vqvae", scored, config, {"ssims": [0.9, 0.84, 0.86], **inputs}, best="ssim")["history"]
+    lines = complete(Stage("vqvae", scored, {"ssims": [0.9, 0.84, 0.86], **inputs}, best="ssim"), config)["history"]
     assert [(line["step"], line["ssim"], line["undone"]) for line in lines] == [(6, 0.9, 0), (12, 0.86, 1)]
     assert [line["learning_rate"] for line in lines] == [0.004, 0.002]
 
@@ -252,8 +255,8 @@ def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) ->
     config = tiny(data, tmp_path)
     blind = replace(config.dcgan, pca_prior=False, components=0, learning_rate=1e4)
     inputs = {"codes": Stored((ray.put(maps),)), "codebook": torch.randn(512, 4)}
-    with pytest.raises(UserError, match=r"stage dcgan, epoch 1: \w+ of painted maps is .*, after 3 new starts"):
-        fit("dcgan", train_dcgan, replace(config, dcgan=blind), inputs)
+    with pytest.raises(UserError, match=r"stage dcgan, epoch 1: \w+ of generated maps is .*, after 3 rollbacks"):
+        fit(Stage("dcgan", train_dcgan, inputs), replace(config, dcgan=blind))
 
 
 def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
