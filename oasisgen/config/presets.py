@@ -61,7 +61,7 @@ DEMO = TrainConfig(
 
 
 PRESETS = {
-    "demo": ("`full` made small enough for two CPU cores.", DEMO),
+    "demo": ("`full` made small enough for two CPU cores, with the faster prior, the DCGAN.", DEMO),
     "baseline": ("The model and training of the report that started this project, nothing improved.", BASELINE),
     "full": ("The best we know.", FULL),
 }

@@ -70,8 +70,6 @@ class VQVAEConfig:
         check_least(self, "vqvae", 0, "commitment", "ssim_weight", "max_grad_norm")
         check("vqvae.max_ssim_drop", self.max_ssim_drop, 0 < self.max_ssim_drop <= 1, "above 0, at most 1")
         check("vqvae.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
-        averages = self.weight_ema_decay == 0 or self.norm == "none"  # BatchNorm's statistics are of the last weights
-        check("vqvae.weight_ema_decay", self.weight_ema_decay, averages, "0 with norm batch")
         check("vqvae.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         check("vqvae.validate_slices", self.validate_slices, self.validate_slices >= 0, "at least 0")
         crop_fits = self.crop % 4 == 0 and 16 <= self.crop <= IMAGE_SIZE

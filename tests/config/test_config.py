@@ -68,11 +68,22 @@ def test_the_baseline_preset_is_the_report_that_started_the_project() -> None:
     assert (d.shift, d.noise, d.weight_ema_decay, d.collapse_threshold) == (0, 0.0, 0.0, 0.0)
 
 
-def test_demo_is_full_made_small() -> None:
+def test_demo_is_full_made_small_with_the_dcgan_as_its_prior() -> None:
+    demo, full = dataclasses.asdict(DEMO), dataclasses.asdict(FULL)
+    assert (demo.pop("prior"), full.pop("prior")) == ("dcgan", "masked")
+    for name in ("data", "out"):
+        assert demo.pop(name) is full.pop(name)
     smaller = {"epochs", "channels", "residual_blocks", "validate_slices"}
-    for stage in ("vqvae", "dcgan"):
-        small, large = dataclasses.asdict(getattr(DEMO, stage)), dataclasses.asdict(getattr(FULL, stage))
-        assert {name for name in small if small[name] != large[name]} <= smaller
+    for stage in ("vqvae", "dcgan", "masked", "features"):
+        small, large = demo.pop(stage), full.pop(stage)
+        changed = {name for name in small if small[name] != large[name]}
+        assert changed <= smaller
+        assert all(small[name] < large[name] for name in changed)
+    assert demo == full
+
+
+def test_batch_norm_may_be_averaged_in_both_stages() -> None:
+    assert VQVAEConfig(norm="batch", weight_ema_decay=0.999).norm == "batch"
 
 
 def test_differences_name_both_values_and_leave_out_where_the_run_computes() -> None:
