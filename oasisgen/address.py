@@ -28,7 +28,7 @@ class Address:
 
 
 def parse(uri: str) -> Address:
-    """The address that `uri` spells. Raises UserError for what is none.
+    """The address that `uri` spells. Raises UserError if it is not a valid one.
 
     Equal places on S3 have equal addresses; on disk, links are not followed.
     """

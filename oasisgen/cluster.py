@@ -1,4 +1,4 @@
-"""Connect to Ray, quietly, and see whether it has room."""
+"""Connect to Ray without its log output, and check that the cluster has enough free CPUs and GPUs."""
 
 import logging
 import os

@@ -1,11 +1,11 @@
-"""What a user is meant to read. Jobs print its one line and exit 1; it names the thing and the fix.
+"""Errors for the user. Jobs print the message, one line that names the problem and the fix, and exit with status 1.
 
-None of these is a ValueError: code that catches what a parser or a decoder says about bytes never catches an outage.
+None of these is a ValueError, so code that catches a parser's or decoder's ValueError never hides a storage outage.
 """
 
 
 class UserError(Exception):
-    """What the user can mend."""
+    """An error that the user can fix."""
 
 
 class StorageError(UserError):

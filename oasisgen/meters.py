@@ -1,4 +1,4 @@
-"""What Prometheus sees of a job, through the port that Ray has for metrics, with Ray's prefix `ray_`."""
+"""Prometheus metrics of a job, exported through Ray's metrics port with the prefix `ray_`."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""How exactly is computed: in bfloat16 where the hardware multiplies in it, and the same on every call."""
+"""Numerical precision: bfloat16 where the hardware supports it, and results that repeat exactly."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""See out a Ray that this process started: none of its processes and, unless something failed, no file of it stays."""
+"""Clean up after a Ray that this process started: end its processes and, unless something failed, remove its files."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` carries to the cluster, by Ray's own packager."""
+"""What leaves a checkout: to a cluster, by Ray's own packager, and into an image, by a real builder."""
 
 import shutil
 import subprocess
@@ -58,6 +58,22 @@ def test_the_code_travels_to_the_cluster_and_nothing_else(
     carried = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
     code = [*(ROOT / "jobs").glob("*.py"), *(ROOT / "oasisgen").rglob("*.py"), *(ROOT / "oasisgen").rglob("*.html")]
     assert carried == {str(path.relative_to(ROOT)) for path in code}
+
+
+def test_the_code_is_sent_to_the_build_of_an_image_and_no_data_that_lies_beside_it(
+    checkout: Path, tmp_path: Path
+) -> None:
+    if not shutil.which("buildah"):
+        pytest.skip("no buildah here: no context is sent")
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    place = ["--root", str(tmp_path / "store"), "--runroot", str(tmp_path / "run"), "--storage-driver", "vfs"]
+    build = ["build", "--isolation", "chroot", "-f", str(tmp_path / "Dockerfile")]
+    build += ["--output", f"type=local,dest={tmp_path / 'sent'}", str(checkout)]
+    subprocess.run(["buildah", *place, *build], check=True, capture_output=True)
+    sent = {str(path.relative_to(tmp_path / "sent")) for path in (tmp_path / "sent").rglob("*") if path.is_file()}
+    files = [*(ROOT / "jobs").glob("*.py"), *(ROOT / "oasisgen").rglob("*.py"), *(ROOT / "oasisgen").rglob("*.html")]
+    files += [*(ROOT / "oasisgen").rglob("py.typed"), *(ROOT / n for n in ("pyproject.toml", "README.md", "LICENSE"))]
+    assert sent == {str(path.relative_to(ROOT)) for path in [*files, ROOT / "requirements.lock"]}
 
 
 def test_git_does_not_see_data_where_readme_puts_it(checkout: Path) -> None:

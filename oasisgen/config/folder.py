@@ -75,7 +75,7 @@ def _in_words(software: dict[str, str]) -> str:
 
 
 # How a run computes is not what it computes: these may change between two calls of the same run. (Versions may not
-# while a batch is unfinished: `claim.require_same_software`.)
+# while a batch is unfinished: `require_same_software`.)
 _PLACEMENT = (
     "data",  # its fingerprint says whether it is the same
     "software",
