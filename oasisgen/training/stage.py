@@ -105,9 +105,9 @@ class StageState:
         rank, world = self.worker.rank, self.worker.world
         return epoch_batches(self.rows, self.batch_size, self.seed, self.epoch, rank, world, first)
 
-    def random(self) -> torch.Generator:
-        """The step's generator, another one on each rank."""
-        return self.worker.random((self.seed << 20) + self.step * self.worker.world + self.worker.rank)
+    def random(self, same_on_ranks: bool = False) -> torch.Generator:
+        """The step's generator: each rank draws other numbers from it, or all ranks the same."""
+        return self.worker.random(step_seed(self.seed, self.step, 0 if same_on_ranks else self.worker.rank))
 
     def share(self, rows: int) -> float:
         """What a mean over `rows` of a batch weighs, so that the mean over all ranks is the whole batch's.
@@ -208,6 +208,15 @@ class StageState:
             part.load_state_dict(copy.deepcopy(state[name]))  # optimizers would go on in these very tensors
         self.past, self.step, self.rollbacks = list(state["history"]), state["step"], state["undone"]
         self.sums.copy_(state["sums"] * (self.worker.rank == 0))  # they are those of all ranks
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The 64-bit seed of what one rank draws in one step: a hash, so that no arithmetic makes two of them equal.
+
+    PyTorch's generator for CPUs uses the lower half only: there, one pair of steps in four billion draws alike.
+    """
+    low, high = np.random.SeedSequence((seed, step, rank)).generate_state(2).tolist()
+    return low + (high << 32)
 
 
 def non_finite(losses: dict[str, float]) -> str:

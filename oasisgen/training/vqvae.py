@@ -46,7 +46,7 @@ def train_vqvae(config: TrainConfig, worker: Worker, train: Stored, validate: St
             x = to_unit(pixels.unsqueeze(1))  # (B, 1, crop, crop)
             for group in optimizer.param_groups:
                 group["lr"] = state.lr_factor * learning_rate(c, state.step, state.total_steps)
-            losses = losses_of(model, x, scale, c, worker.random(config.seed + state.step))
+            losses = losses_of(model, x, scale, c, state.random(same_on_ranks=True))
             optimizer.zero_grad(set_to_none=True)
             (losses[0] * share).backward()
             if c.max_grad_norm:
