@@ -1,12 +1,11 @@
 """Measure how well a trained model reconstructs a split."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from oasisgen import cli, storage
-from oasisgen.config.check import check
+from oasisgen.config.check import check, check_finite
 from oasisgen.progress import say
 
 
@@ -21,16 +20,17 @@ class Flags:
     out: str
     """URI of the folder for evaluation.json and slices.parquet."""
     split: Literal["train", "validate", "test"] = "validate"
-    """The split; choose models by validate, report test once."""
+    """Split to evaluate. Choose models on `validate`; report `test` once."""
     gpus_per_worker: float | None = None
-    """GPUs for each worker; by default one where the cluster has any. 0 works on CPUs."""
+    """GPUs for each worker, from 0 to 1. Defaults to 1 if the cluster has GPUs; 0 uses CPUs."""
     wait_minutes: float = 0.0
-    """Minutes to wait for room on the cluster, which an autoscaler sees and starts nodes for; 0: some seconds."""
+    """Minutes to wait for free CPUs and GPUs, while an autoscaler may start nodes. 0 waits a few seconds."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         gpus = self.gpus_per_worker
         check("gpus_per_worker", gpus, gpus is None or 0 <= gpus <= 1, "from 0 to 1")
-        check("wait_minutes", self.wait_minutes, 0 <= self.wait_minutes < math.inf, "at least 0, and finite")
+        check("wait_minutes", self.wait_minutes, self.wait_minutes >= 0, "at least 0")
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:

@@ -27,9 +27,9 @@ class GateConfig:
     """
 
     ssim_real: float = 0.02
-    """Most by which ssim_real may differ."""
+    """Largest difference of ssim_real, either way."""
     ms_ssim: float = 0.03
-    """Most by which MS-SSIM within a level may be higher: less variety."""
+    """Largest increase of MS-SSIM between slices of a level; higher means less variety."""
     fid: float = 2.0
     """FID may be at most this many times the reference's."""
     precision: float = 0.7
@@ -37,7 +37,7 @@ class GateConfig:
     recall: float = 0.5
     """Least share of the reference's recall."""
     copies: float = 0.01
-    """Most by which the share of suspected copies may be higher."""
+    """Largest increase of the share of suspected copies."""
 
     def __post_init__(self) -> None:
         check_finite(self, "gate.")
@@ -56,37 +56,38 @@ class GenerateConfig:
     out: str
     """URI of the batch, <root>/batches/<name>."""
     count: int = 1000
-    """Slices; their sample ids are the first so many of the levels asked for."""
+    """Number of slices, from 1 to 10^10: the first sample ids of the requested levels."""
     levels: str = f"0-{LEVELS - 1}"
-    """Levels to paint, in turn, like 10-20,25 (models that know levels). An id decides its level."""
+    """Levels to generate, like 10-20,25, if the model is conditioned on the level. An id determines its level."""
     ids: str | None = None
-    """Make just these sample ids, like 17,42,1000-1010, instead of a count of the levels."""
+    """Generate exactly these sample ids, like 17,42,1000-1010; replaces --count, --levels and --reject."""
     base_seed: int | None = None
-    """A slice is a pure function of model, base seed and sample id; by default the batch's name decides."""
+    """A slice is a pure function of model, base seed and sample id. From 0 to 2^63 - 1; by default derived from the
+    name of the batch."""
     precision: Precision = "bfloat16"
-    """bfloat16, where the device multiplies in it, is several times as fast; a device of another kind then makes the
-    same head with other details. In float32 they differ in the last bit."""
+    """`bfloat16` is several times faster on devices that support it, but other kinds of device then give the same
+    anatomy with different details. With `float32` they differ in the last bit."""
     format: Format = "png"
-    """A PNG per slice; or the PNGs of a part in one Parquet file or tar archive, cheaper where there are millions."""
+    """One PNG per slice, or the PNGs of a part in one Parquet file or tar archive: cheaper for millions of slices."""
     reject: Reject = "none"
-    """Leave out slices that score below 99 % of held-out ones: as copies (copy_ratio), as outliers (ssim_real), or as
-    either; the next ids take their place."""
+    """Reject slices below the 1st percentile of held-out slices in copy_ratio (`copies`), ssim_real (`outliers`) or
+    either (`both`); the next ids replace them."""
     measure: bool = True
-    """Compare with real slices; a batch that is not measured is not released."""
+    """Compare the batch with real slices; without it the batch is not released."""
     part_size: int = 1000
-    """Sample ids in a part, which is made, or made again, as a whole."""
+    """Sample ids per part, the unit of work that is repeated if interrupted; from 1 to 100000."""
     data: str | None = None
-    """URI of the data set to measure against; by default the one the model was trained on."""
+    """URI of the data set to compare with; defaults to the one the model was trained on."""
     gpus_per_sampler: float | None = None
-    """GPUs for each sampler and feature extractor; by default one where the cluster has any. 0 works on CPUs."""
+    """GPUs for each sampler and feature extractor, from 0 to 1. Defaults to 1 if the cluster has GPUs; 0 uses CPUs."""
     inception: str | None = None
-    """URI of torchvision's weights of Inception v3, whose features then tell fidelity instead of the run's own."""
+    """URI of torchvision's Inception v3 weights; embeds slices with them instead of the run's feature network."""
     wait_minutes: float = 0.0
-    """Minutes to wait for room on the cluster, which an autoscaler sees and starts nodes for; 0: some seconds."""
+    """Minutes to wait for free CPUs and GPUs, while an autoscaler may start nodes. 0 waits a few seconds."""
     dry_run: bool = False
-    """Check storage, model, data set, room on the cluster and the batch's name, print the plan, and stop."""
+    """Check storage, model, data set, free CPUs and GPUs and the batch's name, print the plan, and stop."""
     link_hours: float = 0.0
-    """Print a link to the report too, which opens without credentials for so many hours (on S3); 0: none."""
+    """On S3, also print a link to the report that works without credentials for this many hours, 0 (none) to 168."""
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:

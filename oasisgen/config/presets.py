@@ -1,4 +1,4 @@
-"""The three configurations that have a name: `demo`, `baseline`, `full`."""
+"""The presets of the training job: `demo`, `baseline`, `full`."""
 
 import tyro
 
@@ -63,5 +63,5 @@ DEMO = TrainConfig(
 PRESETS = {
     "demo": ("`full` made small enough for two CPU cores, with the faster prior, the DCGAN.", DEMO),
     "baseline": ("The model and training of the report that started this project, nothing improved.", BASELINE),
-    "full": ("The best we know.", FULL),
+    "full": ("The best configuration we know, for a GPU.", FULL),
 }

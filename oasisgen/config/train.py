@@ -14,50 +14,54 @@ PriorName = Literal["dcgan", "masked"]  # the rows of models/priors.py
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """Stage 1: the VQ-VAE that turns a slice into a 64 x 64 map of codes and back."""
+    """Stage 1: the VQ-VAE, which encodes a slice as a 64 x 64 code map and decodes it."""
 
     channels: int = 64
-    """Feature channels of encoder and decoder."""
+    """Feature channels of encoder and decoder; even."""
     residual_channels: int = 32
     """Channels inside a residual block."""
     residual_blocks: int = 4
     """Residual blocks in the encoder, and as many in the decoder."""
     norm: Literal["none", "batch"] = "none"
-    """Normalisation after convolutions. `batch` depends on the batch: ranks then differ from one big batch."""
+    """Normalisation after convolutions. With `batch`, several workers do not compute what one worker would."""
     codebook_size: int = 512
-    """K, codes in the codebook."""
+    """K, the number of codes, from 2 to 65536."""
     code_dim: int = 4
-    """D, numbers per code."""
+    """D, the dimension of a code."""
     quantizer: Literal["ema", "gradient"] = "ema"
-    """How the codebook learns: moving averages with dead codes revived, or the seed's codebook loss."""
+    """How the codebook learns: `ema` by moving averages, with dead codes revived; `gradient` by a codebook loss, as
+    in the baseline."""
     codebook_ema_decay: float = 0.99
-    """Decay of the codebook's moving averages, per step (quantizer `ema`)."""
+    """Decay of the codebook's moving averages, per step, between 0 and 1 (quantizer `ema` only)."""
     dead_below: float = 0.03
-    """A code used less than this share of an even share is dead and starts again at a random encoder output."""
+    """A code is dead if its share of the uses is below this fraction of 1/K, between 0 and 1. It is then set to a
+    random encoder output (quantizer `ema` only)."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     loss_scale: Literal["variance", "none"] = "variance"
-    """Divide the squared error by the variance of the training pixels, as van den Oord et al. do, or not."""
+    """`variance`: divide the squared error by the variance of the training pixels, as van den Oord et al. do."""
     ssim_weight: float = 3.0
-    """Weight of 1 - SSIM beside the squared error."""
+    """Weight of the loss term 1 - SSIM, which is added to the squared error. 0 disables it."""
     max_grad_norm: float = 1.0
-    """Longest gradient of a step; longer ones are scaled down to it. 0: as they come."""
+    """Gradients are clipped to this norm. 0 disables clipping."""
     weight_ema_decay: float = 0.999
-    """Decay per step of the averaged weights, which are the ones that are scored and kept; 0 keeps the last ones."""
+    """Decay per step of the averaged weights, from 0 to below 1. They are the ones that are scored and kept. 0 disables
+    averaging."""
     epochs: int = 20
     """Passes over the training split."""
     batch_size: int = 16
-    """Slices per step, over all workers."""
+    """Slices per step, over all workers together."""
     crop: int = 128
-    """Side of the random square crop that a step sees, in pixels, a multiple of 4; 256 is the whole slice."""
+    """Side of the random square crops to train on, in pixels: a multiple of 4 from 16 to 256, the whole slice."""
     learning_rate: float = 4e-3
     """Peak learning rate of Adam."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate over the run: warm up and fall to zero along a cosine, or stay."""
+    """Learning rate over the run: `cosine` warms up, then falls to zero along a cosine."""
     max_ssim_drop: float = 0.05
-    """SSIM by which an epoch may end behind the best one; one that falls further is undone. 1: however far."""
+    """Largest drop of SSIM below the best epoch, above 0, at most 1. An epoch that drops further is rolled back. 1
+    disables the check."""
     validate_slices: int = 256
-    """Slices of the validate split, evenly spaced, that are scored after every epoch; 0 scores all of them."""
+    """Slices of the validate split to score after every epoch, evenly spaced. 0 scores all of them."""
 
     def __post_init__(self) -> None:
         check_finite(self, "vqvae.")
@@ -66,7 +70,7 @@ class VQVAEConfig:
         check("vqvae.channels", self.channels, self.channels % 2 == 0, "even")
         check("vqvae.codebook_size", self.codebook_size, 2 <= self.codebook_size <= 65536, "from 2 to 65536")
         check("vqvae.codebook_ema_decay", self.codebook_ema_decay, 0 < self.codebook_ema_decay < 1, "between 0 and 1")
-        check("vqvae.dead_below", self.dead_below, 0 < self.dead_below < 1, "above 0, below 1")  # all start dead
+        check("vqvae.dead_below", self.dead_below, 0 < self.dead_below < 1, "above 0, below 1")  # all codes start dead
         check_least(self, "vqvae", 0, "commitment", "ssim_weight", "max_grad_norm")
         check("vqvae.max_ssim_drop", self.max_ssim_drop, 0 < self.max_ssim_drop <= 1, "above 0, at most 1")
         check("vqvae.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
@@ -78,50 +82,54 @@ class VQVAEConfig:
 
 @dataclass(frozen=True)
 class DCGANConfig:
-    """Stage 2: the DCGAN that paints new code maps."""
+    """Stage 2 with `--prior dcgan`: the DCGAN that generates code maps."""
 
     embedding: Literal["vector", "index"] = "vector"
-    """What generator and discriminator see of a code: its vector, or (the seed) its index as a grey value."""
+    """How the networks see a code: `vector`, its codebook vector; `index`, its number as a grey value, as in the
+    baseline."""
     conditional: bool = True
-    """Tell both networks the level of the slice."""
+    """Condition both networks on the level of the slice."""
     pca_prior: bool = True
-    """Paint on what the training maps have in common (mean, spread, principal components), or from nothing."""
+    """Let the generator add to a linear model of the training maps: mean and spread per level, principal components."""
     components: int = 64
-    """Principal components of the template; the first numbers of z weigh them."""
+    """Principal components of the PCA prior, from 0 to latent_dim; the first numbers of z weight them."""
     commitment: float = 1.0
-    """Weight of the generator's distance to the codes it is snapped to; keeps it where the gradient means something."""
+    """Weight of the generator's squared distance to the codes that its output is quantized to. 0 disables it."""
     r1_weight: float = 5.0
-    """Weight of R1, the discriminator's squared gradient on real maps (Mescheder et al. 2018, arXiv:1801.04406)."""
+    """Weight of the R1 gradient penalty (Mescheder et al. 2018, arXiv:1801.04406). 0 disables it."""
     loss: Literal["hinge", "bce"] = "hinge"
     """Adversarial loss."""
     spectral_norm: bool = True
-    """Spectral normalisation of the discriminator (Miyato et al. 2018); off, BatchNorm as in the first DCGAN."""
+    """Spectral normalisation of the discriminator (Miyato et al. 2018, arXiv:1802.05957); off, BatchNorm."""
     latent_dim: int = 100
     """Length of the noise vector z."""
     channels: int = 32
-    """Channels at 32 x 32; every halving of the size doubles them."""
+    """Channels at 32 x 32; they double with every halving of the size."""
     shift: int = 4
-    """Most codes by which maps are shifted for the discriminator (Zhao et al. 2020, arXiv:2006.10738); 0: none."""
+    """Largest random shift of the discriminator's input, in codes, from 0 (none) to 31 (Zhao et al. 2020,
+    arXiv:2006.10738)."""
     noise: float = 0.1
-    """Deviation of the noise that the discriminator sees; colours have 1 (Sønderby et al. 2017, arXiv:1610.04490)."""
+    """Standard deviation of the noise added to the discriminator's input (Sønderby et al. 2017, arXiv:1610.04490);
+    embedded codes have 1. 0 disables it."""
     weight_ema_decay: float = 0.99
-    """Decay per step of the averaged generator, which is the one that samples; 0 samples from the last one."""
+    """Decay per step of the averaged generator, from 0 to below 1. It is the one that samples. 0 disables averaging."""
     epochs: int = 40
     """Passes over the training split's code maps."""
     batch_size: int = 32
-    """Code maps per step, over all workers."""
+    """Code maps per step, over all workers together."""
     learning_rate: float = 2e-4
-    """Learning rate of both Adams."""
+    """Learning rate of both Adam optimizers."""
     beta1: float = 0.5
-    """Adam's first decay."""
+    """Adam's beta1, from 0 to below 1."""
     collapse_threshold: float = 0.25
-    """Share of the real maps' perplexity and variety below which the generator counts as collapsed; 0: never."""
+    """Roll an epoch back if perplexity or variety of generated maps is below this share of the real maps', from 0 to
+    below 1. 0 disables the check."""
 
     def __post_init__(self) -> None:
         check_finite(self, "dcgan.")
         check_least(self, "dcgan", 1, "latent_dim", "channels", "epochs", "batch_size")
         drawable = not self.pca_prior or (self.conditional and self.embedding == "vector")
-        check("dcgan.pca_prior", self.pca_prior, drawable, "off unless conditional is on and palette is vector")
+        check("dcgan.pca_prior", self.pca_prior, drawable, "off unless conditional is on and embedding is vector")
         fits = 0 <= self.components <= self.latent_dim
         check("dcgan.components", self.components, fits, f"from 0 to latent_dim ({self.latent_dim})")
         check_least(self, "dcgan", 0, "commitment", "r1_weight")
@@ -137,30 +145,31 @@ class DCGANConfig:
 
 @dataclass(frozen=True)
 class MaskedConfig:
-    """Stage 2 with `--prior masked`: a network that fills in masked code maps."""
+    """Stage 2 with `--prior masked`: a network that fills in masked code maps (MaskGIT)."""
 
     components: int = 64
-    """Principal components of the maps; noise weighs them to the sketch that a map is filled in on."""
+    """Principal components of the PCA prior, whose low-rank sample the network is conditioned on."""
     channels: int = 32
-    """Channels at 64 x 64; the first two halvings of the size double them."""
+    """Channels at 64 x 64; they double with each of the first two halvings of the size."""
     decoding_steps: int = 12
-    """Rounds in which a map is filled in."""
+    """Steps in which a map is filled in; more are slower."""
     temperature: float = 0.9
-    """What logits are divided by before a code is drawn: below 1 rare codes become rarer, and frayed rims with them."""
+    """Sampling temperature, above 0: trades fidelity (low) for diversity (high)."""
     positions: int = 384
-    """Masked places of a map that a step of training asks about."""
+    """Masked positions per map whose codes a step of training predicts, from 1 to 4096."""
     weight_ema_decay: float = 0.998
-    """Decay per step of the averaged network, which is the one that samples; 0 samples from the last one."""
+    """Decay per step of the averaged network, from 0 to below 1. It is the one that samples. 0 disables averaging."""
     epochs: int = 10
     """Passes over the training split's code maps."""
     batch_size: int = 16
-    """Code maps per step, over all workers."""
+    """Code maps per step, over all workers together."""
     learning_rate: float = 2e-3
     """Peak learning rate of Adam; it falls to zero along a cosine."""
     max_grad_norm: float = 1.0
-    """Longest gradient of a step; longer ones are scaled down to it."""
+    """Gradients are clipped to this norm, above 0."""
     collapse_threshold: float = 0.25
-    """Share of the real maps' perplexity and variety below which the prior counts as collapsed; 0: never."""
+    """Roll an epoch back if perplexity or variety of generated maps is below this share of the real maps', from 0 to
+    below 1. 0 disables the check."""
 
     def __post_init__(self) -> None:
         check_finite(self, "masked.")
@@ -176,14 +185,14 @@ class MaskedConfig:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """The feature network, with which quality is measured; the models do not depend on it."""
+    """The feature network, which embeds slices for FID, KID, precision and recall; the models do not depend on it."""
 
     epochs: int = 4
     """Passes over the training split."""
     batch_size: int = 32
-    """Slices per step, over all workers."""
+    """Slices per step, over all workers together."""
     learning_rate: float = 2e-3
-    """Learning rate of Adam at the start; it falls to zero along a line."""
+    """Initial learning rate of Adam; it falls linearly to zero."""
 
     def __post_init__(self) -> None:
         check_finite(self, "features.")
@@ -193,31 +202,33 @@ class FeaturesConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The training job."""
+    """Train a model: VQ-VAE, feature network and prior."""
 
     data: str
     """URI of a packed data set (what jobs/pack.py wrote)."""
     out: str
     """URI of the run's folder, <root>/runs/<name>."""
     seed: int = 0
-    """Seed of everything random; the same seed on the same machine gives the same model."""
+    """Seed of all randomness, from 0 to 2^32 - 1. The same seed on the same machine gives the same model."""
     workers: int = 1
     """Training processes (DDP ranks)."""
     cpus_per_worker: float = 1.0
-    """CPUs that Ray reserves for each of them, which computes with as many threads; fractions are fine, 0 is not.
-    On a Ray that the job starts for itself, the workers share all CPUs of the machine."""
+    """CPUs that Ray reserves for each worker, and threads it computes with; fractions are allowed, 0 is not. A Ray that
+    the job starts itself shares all CPUs of the machine among the workers."""
     gpus_per_worker: float = 0.0
-    """GPUs for each of them, a whole number; one worker may have a part of one. 0: CPUs, for encoding too."""
+    """GPUs for each worker: a whole number, or a fraction of one for a single worker. 0 uses CPUs, for encoding too."""
     min_workers: int = 0
-    """Start, and go on when nodes are lost, with as few as these, and with more as they come; 0 waits for all."""
+    """Start with this many workers, continue with as few when nodes are lost, and add others as nodes come. 0 waits
+    for all of them."""
     checkpoint_seconds: float = 30.0
-    """Save at least this often, in seconds: the most work that a lost node costs. An epoch's end always saves."""
+    """Longest time between checkpoints, in seconds: how much work a lost node costs at most. The end of an epoch always
+    saves one."""
     wait_minutes: float = 0.0
-    """Minutes to wait for room on the cluster, which an autoscaler sees and starts nodes for; 0: some seconds."""
+    """Minutes to wait for free CPUs and GPUs, while an autoscaler may start nodes. 0 waits a few seconds."""
     dry_run: bool = False
-    """Check storage, data set, room on the cluster and the run's name, print the plan, and stop."""
+    """Check storage, data set, free CPUs and GPUs and the run's name, print the plan, and stop."""
     prior: PriorName = "dcgan"
-    """What paints new code maps: a DCGAN, or a network that fills in masked ones, slower and more like real ones."""
+    """What generates code maps: a DCGAN, or a masked network, which is slower and more realistic."""
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     dcgan: DCGANConfig = field(default_factory=DCGANConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
@@ -241,5 +252,5 @@ class TrainConfig:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Of training, in their order."""
+        """The stages of training, in order."""
         return "vqvae", "features", self.prior
