@@ -23,7 +23,7 @@ from oasisgen.models.bundle import read_bundle, read_features
 from oasisgen.models.dcgan import DCGAN, Discriminator
 from oasisgen.precision import autocast
 from oasisgen.quality import batch
-from oasisgen.quality.reference import open_reference_data
+from oasisgen.quality.reference import open_reference_data_set
 from oasisgen.training.averaging import average
 from oasisgen.training.dcgan import adversarial_step, both_adams, initial_dcgan
 from oasisgen.training.encode import read_codes
@@ -79,7 +79,7 @@ def main() -> None:
     bundle = read_bundle(arguments.run)
     codebook = bundle.vqvae.quantizer.codebook.detach()
     with cluster.connection():
-        data = open_reference_data(bundle, None)
+        data = open_reference_data_set(bundle, None)
         split = {name: store(read_slices(data, name)).load() for name in ("train", "validate")}
         maps = store(read_codes(storage.join(arguments.run, "codes"), "train")).load()
         load = partial(read_features, bundle.uri)

@@ -18,7 +18,7 @@ from oasisgen.models.bundle import Bundle, read_bundle, read_features
 from oasisgen.precision import autocast
 from oasisgen.quality import batch
 from oasisgen.quality.measures import Scores
-from oasisgen.quality.reference import open_reference_data
+from oasisgen.quality.reference import open_reference_data_set
 from oasisgen.quality.sets import Slices
 from oasisgen.sampling.ids import GROUP, level_of
 from oasisgen.sampling.sample import latent
@@ -69,7 +69,7 @@ def main() -> None:
     bundle = read_bundle(arguments.run)
     trained_with = bundle.prior.config
     with cluster.connection():
-        data = open_reference_data(bundle, None)
+        data = open_reference_data_set(bundle, None)
         train, held_out = (store(read_slices(data, split)).load() for split in ("train", "validate"))
         load = partial(read_features, bundle.uri)
         print_head("temperature", "decoding steps")

@@ -102,7 +102,7 @@ def job_rate(model: str, counts: tuple[int, int], measure: bool) -> float:
         with tempfile.TemporaryDirectory() as folder:
             summary = generate(GenerateConfig(model, f"{folder}/b", count=count, base_seed=0, measure=measure))
             assert summary
-            seconds.append(summary["seconds"]["slices"])
+            seconds.append(summary.seconds.slices)
     return (counts[1] - counts[0]) / (seconds[1] - seconds[0])
 
 

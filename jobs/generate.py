@@ -1,13 +1,15 @@
 """Generate synthetic slices from a trained model, with their summary, report and verdict; or verify a batch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from oasisgen import cli, storage
 from oasisgen.config.generate import GenerateConfig
 from oasisgen.progress import say
-from oasisgen.quality.measures import MEASURES, read_scores
+from oasisgen.quality.measures import MEASURES
+
+if TYPE_CHECKING:
+    from oasisgen.quality.summary import BatchSummary
 
 RESULTS = ("slices", "summary", "report/index.html")
 QUARANTINED = 3  # exit status
@@ -29,11 +31,11 @@ def parse(arguments: list[str]) -> GenerateConfig | Verify:
     return cli.flags(kind)(arguments)
 
 
-def lines(summary: Mapping[str, Any]) -> list[str]:
-    """The measures in `summary.json`, in words."""
+def lines(summary: "BatchSummary") -> list[str]:
+    """The scores of a batch, in words."""
     return [
         f"{MEASURES[key].label}: {score.value:.4f} (real slices: {score.reference:.4f})"
-        for key, score in read_scores(summary["measures"]).items()
+        for key, score in summary.scores.items()
     ]
 
 
@@ -49,9 +51,9 @@ def main() -> None:
         with cluster.connection():
             if isinstance(config, Verify):
                 manifest = verify(config.verify)
-                slices = sum(part["slices"] for part in manifest["parts"])
-                say("verify", f"{slices} slices in {len(manifest['parts'])} parts, all there and untouched")
-                say("verify", manifest["verdict"])
+                slices = sum(part.slices for part in manifest.parts)
+                say("verify", f"{slices} slices in {len(manifest.parts)} parts, all there and untouched")
+                say("verify", manifest.verdict)
                 return
             summary = generate(config)
         if summary is None:
@@ -62,10 +64,10 @@ def main() -> None:
         links = [storage.link(results[-1], config.link_hours)] if config.link_hours else []
         for uri in results + links:
             say("generate", uri)
-        for reason in summary["reasons"]:
+        for reason in summary.reasons:
             say("generate", reason)
-        say("generate", summary["verdict"])
-        if summary["verdict"] != "released":
+        say("generate", summary.verdict)
+        if summary.verdict != "released":
             raise SystemExit(QUARANTINED)
 
     cli.run(job, "generate.py")

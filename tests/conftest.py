@@ -23,6 +23,8 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from oasisgen import cluster, storage
+from oasisgen.config.folder import SOFTWARE
+from oasisgen.config.generate import GateConfig
 from oasisgen.config.presets import PRESETS
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.description import DataSetDescription
@@ -30,6 +32,7 @@ from oasisgen.data.pack import pack
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.lock import Lock, acquire
+from oasisgen.sampling.request import BatchRequest
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,6 +117,13 @@ def described(**changed: Any) -> DataSetDescription:
     """What a data set of no slices says of itself, but for what is `changed`."""
     nothing: dict[str, Any] = {"source": "raw", "source_fingerprint": "f", "fingerprint": "f", "rejected": ()}
     return DataSetDescription(**(nothing | {"image_size": (256, 256), "splits": {}} | changed))
+
+
+def requested(**changed: Any) -> BatchRequest:
+    """A request of 40 slices of all levels, but for what is `changed`."""
+    usual: dict[str, Any] = {"model": "m", "base_seed": 0, "count": 40, "levels": tuple(range(32)), "ids": None}
+    usual |= {"precision": "bfloat16", "format": "png", "reject": "none", "part_size": 1000, "gate": GateConfig()}
+    return BatchRequest(**(usual | {"data_fingerprint": None, "inception": None, "software": SOFTWARE} | changed))
 
 
 def tiny_flags(data: DataSet | str, out: Path | str) -> list[str]:

@@ -1,6 +1,5 @@
 """A job whose folder another one took over while it was silent writes no file that says "complete"."""
 
-import json
 import shutil
 from dataclasses import asdict
 from functools import partial
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from oasisgen import cluster, lock
+from oasisgen import cluster, documents, lock
 from oasisgen.config.folder import write_settings
 from oasisgen.config.train import DCGANConfig, VQVAEConfig
 from oasisgen.data.phantom import write_phantoms
@@ -24,8 +23,10 @@ from oasisgen.models.priors import make_prior
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.evaluate import evaluate_bundle, write_evaluation
 from oasisgen.pipelines.generate import make_batch
+from oasisgen.pipelines.slices import BatchJob
 from oasisgen.quality.reconstruction import Evaluation
 from oasisgen.reports.run import write_run_report
+from oasisgen.sampling.request import BatchRequest
 from oasisgen.training.encode import require_same_codes
 from tests.conftest import lost_lock
 
@@ -79,10 +80,10 @@ def test_of_a_batch(trained: Path, batch: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(batch, tmp_path / "b"))
     for name in ("manifest.json", "summary.json"):  # all parts are made, the rest is not
         (out / name).unlink()
-    request = json.loads((out / "config.json").read_text())
-    finish = partial(make_batch, read_bundle(str(trained)), None, FeatureNetwork, request, str(out))
+    request = documents.read(str(out / "config.json"), BatchRequest)
+    job = BatchJob(str(out), request, read_bundle(str(trained)), cluster.Actors())
     with pytest.raises(LockLost):
-        finish(held=lost_lock(str(out)), actors=cluster.Actors())
+        make_batch(job, None, FeatureNetwork, lost_lock(str(out)))
     assert not (out / "summary.json").exists()
     assert not (out / "manifest.json").exists()
 

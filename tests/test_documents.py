@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ from oasisgen.models.bundle import read_bundle
 from oasisgen.pipelines.generate import seed_of
 from oasisgen.progress import say
 from oasisgen.quality import gate, history
-from oasisgen.quality.measures import Score, read_scores
+from oasisgen.quality import summary as summaries
+from oasisgen.quality.measures import Score
+from oasisgen.quality.reconstruction import EvaluationFile
+from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports import index
+from oasisgen.sampling import manifest as manifests
+from oasisgen.sampling.manifest import BatchPart, Manifest
 from oasisgen.sampling.verify import _check, verify
 from oasisgen.training import checkpoint, encode
+from tests.conftest import requested
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MALFORMED = "{}", "[]", "null", "3", '"text"', '{"files": 3}', '{"schema_version": 1}', '{"schema_version": true}', "{"
@@ -134,19 +141,30 @@ def test_whatever_stands_in_a_data_set_s_description_is_read_or_refused_in_one_l
 
 MODEL = {"uri": "u", "fingerprint": "f"}
 INTERVAL = {"mean": 0.9, "low": 0.8, "high": 1.0}
-PART = {"name": "summary/part-00000.parquet", "slices": 1, "rejected": 0, "sha256": "0"}
+PART = BatchPart("summary/part-00000.parquet", 1, 0, "0")
 SHARD = {"name": "part-00000.parquet", "maps": 1, "sha256": "0"}
 SCORES = {key: Score(0.5, 0.5) for key in ("ssim_real", "ms_ssim", "fid", "precision", "recall")}
-REQUEST = dict.fromkeys(history.SAME, 1)
+REQUEST = requested()
+MANIFEST = Manifest(verdict="released", request=REQUEST, parts=(PART,))
+SUMMARY = BatchSummary(
+    verdict="released",
+    reasons=(),
+    scores=SCORES,
+    slices=1,
+    rejected=0,
+    request=REQUEST,
+    finished="2026-11-25T00:00:00+00:00",
+    seconds=Seconds(slices=1),
+)
 SETTINGS = {"base_seed": 3, "software": SOFTWARE, "vqvae": {"channels": 4}}
 HOLDER = {"token": "t", "generation": 1, "host": "h", "pid": 1, "beat": "b", "released": True}
 
 
 def read_manifest(folder: str) -> None:
-    manifest = documents.read(f"{folder}/manifest.json", documents.Manifest)
-    say("verify", f"{sum(part['slices'] for part in manifest['parts'])} slices, {manifest['verdict']}")
-    for part in manifest["parts"]:
-        assert _check(part, folder, manifest["format"])["faults"]  # there is no such part
+    manifest = manifests.read_manifest(folder)
+    say("verify", f"{sum(part.slices for part in manifest.parts)} slices, {manifest.verdict}")
+    for part in manifest.parts:
+        assert _check(asdict(part), folder, manifest.request.format)["faults"]  # there is no such part
 
 
 def read_summary(folder: str) -> None:
@@ -154,9 +172,8 @@ def read_summary(folder: str) -> None:
     storage.write_text(f"{folder}/manifest.json", "{}")
     index.render_index(history.read_batches(root))
     if last := history.last_released(root, REQUEST, but=""):
-        gate.judge(SCORES, GateConfig(), read_scores(last["measures"]))
-    summary = documents.read(f"{folder}/summary.json", documents.Summary)
-    for line in generate.lines(summary):
+        gate.judge(SCORES, GateConfig(), last.summary.scores)
+    for line in generate.lines(summaries.read_summary(folder)):
         say("generate", line)
 
 
@@ -179,27 +196,13 @@ def read_settings(folder: str) -> None:
 
 
 def read_evaluation(folder: str) -> None:
-    for line in evaluate.lines(documents.read(f"{folder}/evaluation.json", documents.Evaluation)):
+    for line in evaluate.lines(documents.read(f"{folder}/evaluation.json", EvaluationFile)):
         say("evaluate", line)
 
 
 READERS: dict[str, tuple[Any, Callable[[str], object]]] = {
-    "manifest.json": ({"verdict": "released", "format": "png", "parts": [PART]}, read_manifest),
-    "summary.json": (
-        {
-            "verdict": "released",
-            "reasons": [],
-            "measures": {key: score.to_json() for key, score in SCORES.items()},
-            "slices": 1,
-            "rejected": 0,
-            "model": "m",
-            "base_seed": 0,
-            "finished": "2026-11-25T00:00:00+00:00",
-            "seconds": {"slices": 1},
-            **REQUEST,
-        },
-        read_summary,
-    ),
+    "manifest.json": (MANIFEST.to_json(), read_manifest),
+    "summary.json": (SUMMARY.to_json(), read_summary),
     "config.json": (SETTINGS, read_settings),
     "model/config.json": (
         {"format": 2, "data": MODEL, "vqvae": {}, "prior": "dcgan", "dcgan": {}, "files": {"x.safetensors": "0"}},

@@ -3,15 +3,17 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired
 
 import safetensors
 import safetensors.torch
 import torch
+from typing_extensions import TypedDict
 
 from oasisgen import __version__, documents, storage
 from oasisgen.config import renamed
 from oasisgen.config.train import VQVAEConfig
+from oasisgen.documents import Name
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.lock import Commit
 from oasisgen.models.features import FeatureNetwork
@@ -28,6 +30,22 @@ OLD_TENSORS = (  # prefix of a prior's tensors in format 2 -> prefix now
 
 
 ENDING = ".safetensors"
+
+
+class TrainedOn(TypedDict):
+    """The data set of a model."""
+
+    uri: str
+    fingerprint: str
+
+
+class BundleFile(TypedDict):
+    """`config.json` of a bundle; it has the configuration of the prior too."""
+
+    data: TrainedOn
+    files: dict[Name, str]  # -> sha256
+    vqvae: dict[str, Any]
+    prior: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,7 @@ def read_bundle(uri: str, expected: str = "") -> Bundle:
         raise UserError(f"bundle {uri}: config.json is missing or damaged: run the training command again") from None
     if config.get("format") not in (2, FORMAT):
         raise UserError(f"bundle {uri} has format {config.get('format')}, this program reads 2 and 3: train it again")
-    documents.parse(text, documents.BundleFile, file)
+    documents.parse(text, BundleFile, file)
     digest = hashlib.sha256(text).hexdigest()
     if expected and digest != expected:
         change = f"{expected[:12]} by {digest[:12]}"

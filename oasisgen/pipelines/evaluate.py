@@ -9,7 +9,7 @@ from oasisgen.config.folder import write_settings
 from oasisgen.data.slices import DataSet
 from oasisgen.lock import Commit, lock
 from oasisgen.models.bundle import read_bundle, read_vqvae
-from oasisgen.quality.reconstruction import Evaluation, evaluate
+from oasisgen.quality.reconstruction import Evaluation, EvaluationFile, evaluate
 
 
 def evaluate_bundle(
@@ -27,7 +27,7 @@ def evaluate_bundle(
     write_settings(out, {"model": bundle.digest, "data_fingerprint": data.fingerprint, "split": split})
     written = storage.join(out, "evaluation.json")
     if storage.exists(written):
-        return dict(documents.read(written, documents.Evaluation))
+        return dict(documents.read(written, EvaluationFile))
     with lock(out) as held:
         actors = cluster.actors(gpus, wait_minutes, "--gpus-per-worker")
         evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split, actors)

@@ -1,17 +1,21 @@
-"""What a training job would do, in words: `--dry-run`."""
+"""What a job would do, in words: `--dry-run`."""
 
 from collections.abc import Iterator
 
+from oasisgen import storage
 from oasisgen.config.data import CODE_SIZE
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import steps_per_epoch
 from oasisgen.data.slices import DataSet
 from oasisgen.progress import size
+from oasisgen.sampling.parts import part_uri
+from oasisgen.sampling.request import BatchRequest
 
+PNG_BYTES = 19_000  # of a slice, about
 CODE_BYTES = 2  # of a position in a stored code map
 
 
-def plan(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], state: str) -> Iterator[str]:
+def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], state: str) -> Iterator[str]:
     """Lines: data, steps and sizes of each stage, resources; `state` says how far the run has come."""
     rows = data.count("train")
     for split in ("train", "validate"):
@@ -31,3 +35,17 @@ def plan(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], stat
     )
     yield f"saved at least every {config.checkpoint_seconds:g} s to {config.out}"
     yield f"the run {state}"
+
+
+def plan_batch(
+    request: BatchRequest, data: DataSet | None, out: str, finished: bool, cluster_has: dict[str, float]
+) -> Iterator[str]:
+    """Lines: model, slices and parts, the data set that the batch is measured against, and resources."""
+    parts = list(request.first_parts())
+    slices = sum(map(len, parts))
+    done = "finished" if finished else f"{sum(storage.exists(part_uri(out, n)) for n in range(len(parts)))} made"
+    yield f"model {request.model}, base seed {request.base_seed}"
+    yield f"{slices} slices in {len(parts)} parts, {done}, about {size(slices * PNG_BYTES)}"
+    if data:
+        yield f"measured against {data.uri}, {data.count('train')} training slices"
+    yield f"to {out}; {cluster_has['CPU']:g} CPUs, {cluster_has['GPU']:g} GPUs are free"

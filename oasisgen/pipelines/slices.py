@@ -1,6 +1,7 @@
 """Make the slices of a batch, part by part, with Ray Data."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,71 +18,72 @@ from oasisgen.quality.nearest import ReferenceComparer
 from oasisgen.quality.reference import ReferenceData
 from oasisgen.sampling import formats
 from oasisgen.sampling.ids import GROUP, groups
-from oasisgen.sampling.parts import entry_of, first_parts, part_uri, parts_between, write_part
+from oasisgen.sampling.manifest import BatchPart
+from oasisgen.sampling.parts import commit_part, entry_of, part_uri
 from oasisgen.sampling.png import PngEncoder
+from oasisgen.sampling.request import BatchRequest
 from oasisgen.sampling.sample import Sampler
 
-GROUPS_PER_BLOCK = 4  # that one task samples: few, so that little is in memory at once
+GROUPS_PER_BLOCK = 4  # sampled by one task: few, so that little is in memory at once
+MOST_TRIED = 2  # times the count: a model of whose slices more than half are rejected is of no use
 
 
-MOST_TRIED = 2  # times the count: a model whose slices are refused more often than not is no use
+@dataclass(frozen=True)
+class BatchJob:
+    """A batch to make: where it lies, what was requested, of which model, and what its actors run on."""
+
+    out: str
+    request: BatchRequest
+    bundle: Bundle
+    actors: cluster.Actors
 
 
-def make_slices(
-    bundle: Bundle,
-    request: dict[str, Any],
-    references: ReferenceData | None,
-    least: dict[str, float],
-    out: str,
-    held: Lock,
-    actors: cluster.Actors,
-) -> list[dict[str, Any]]:
-    """Make what is missing of all parts, until as many slices as asked for are left; returns the manifest's `parts`."""
-    count, tried = request["count"], 0
-    entries: list[dict[str, Any]] = []
-    planned = list(first_parts(request))
+def make_slices(job: BatchJob, real: ReferenceData | None, least: dict[str, float], held: Lock) -> list[BatchPart]:
+    """Make the missing parts until as many slices are kept as were requested; returns all parts.
+
+    `least` is what a slice must score in each measure not to be rejected.
+    """
+    request, tried = job.request, 0
+    parts: list[BatchPart] = []
+    planned = list(request.first_parts())
     while planned:
-        numbered = dict(enumerate(planned, len(entries)))
-        missing = {number: ids for number, ids in numbered.items() if not storage.exists(part_uri(out, number))}
+        numbered = dict(enumerate(planned, len(parts)))
+        missing = {number: ids for number, ids in numbered.items() if not storage.exists(part_uri(job.out, number))}
         with Progress("generate", sum(map(len, missing.values())), "slices") as progress:
-            for number, slices in make_parts(bundle, request, references, least, out, missing, actors, progress):
-                write_part(out, number, request["format"], slices, held)
-        entries += [entry_of(out, number, len(ids)) for number, ids in numbered.items()]
+            for number, slices in make_parts(job, real, least, missing, progress):
+                commit_part(job.out, number, request.format, slices, held)
+        parts += [entry_of(job.out, number, len(ids)) for number, ids in numbered.items()]
         tried += sum(map(len, planned))
-        left = sum(entry["slices"] for entry in entries)
-        more = 0 if request["ids"] else min(count - left, MOST_TRIED * count - tried)
-        planned = list(parts_between(request, tried, tried + more))
-    return entries
+        kept = sum(part.slices for part in parts)
+        more = 0 if request.ids else min(request.count - kept, MOST_TRIED * request.count - tried)
+        planned = list(request.parts_between(tried, tried + more))
+    return parts
 
 
 def make_parts(
-    bundle: Bundle,
-    request: dict[str, Any],
-    references: ReferenceData | None,
+    job: BatchJob,
+    real: ReferenceData | None,
     least: dict[str, float],
-    out: str,
     missing: dict[int, np.ndarray],
-    actors: cluster.Actors,
     progress: Progress,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Sample, compare and write the slices of some parts {number: ids}; yields a part once its PNGs are written."""
+    request, bundle = job.request, job.bundle
     pieces = [{"part": number, "group": group} for number, ids in missing.items() for group in groups(ids).tolist()]
     if not pieces:
         return
     rows = ray.data.from_items(pieces, override_num_blocks=1 + len(pieces) // GROUPS_PER_BLOCK).map_batches(
         Sampler,
-        fn_constructor_args=(bundle.uri, request["base_seed"], request["precision"], bundle.digest),
+        fn_constructor_args=(bundle.uri, request.base_seed, request.precision, bundle.digest),
         batch_size=1,
-        **cluster.pool(actors),
+        **cluster.pool(job.actors),
     )
-    compare: list[Any] = (
-        [ReferenceComparer(references.train, references.held_out, request["base_seed"])] if references else []
-    )
+    compare: list[Any] = [ReferenceComparer(real.train, real.held_out, request.base_seed)] if real else []
     for step in (
         *compare,
         QualityFilter(least),
-        PngEncoder(bundle.digest, request["base_seed"]),
-        formats.SliceWriter(out, request["format"]),
+        PngEncoder(bundle.digest, request.base_seed),
+        formats.SliceWriter(job.out, request.format),
     ):
         rows = rows.map_batches(step, batch_size=GROUP, **cluster.tasks())
     pending: dict[int, list[pa.Table]] = {number: [] for number in missing}

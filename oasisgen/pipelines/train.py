@@ -21,7 +21,7 @@ from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
 from oasisgen.models.bundle import is_whole, write_bundle
 from oasisgen.models.priors import PRIORS, make_prior
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.pipelines.plan import plan
+from oasisgen.pipelines.plan import plan_run
 from oasisgen.progress import say
 from oasisgen.quality.reconstruction import evaluate
 from oasisgen.reports.run import SHOWN, write_run_report
@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> str | None:
         require_unlocked(config.out)
         begun = storage.exists(storage.join(config.out, "config.json"))
         state = "is finished" if finished else "was begun and would go on" if begun else "would be a new one"
-        for line in plan(config, data, cluster.free(), state):
+        for line in plan_run(config, data, cluster.free(), state):
             say("plan", line)
         return None
     write_settings(config.out, settings)

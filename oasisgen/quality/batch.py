@@ -21,6 +21,7 @@ from oasisgen.quality.measures import OF_SLICES, Scores, beside
 from oasisgen.quality.reference import ReferenceData
 from oasisgen.quality.sets import Slices, select_levels, take
 from oasisgen.sampling.parts import read_images
+from oasisgen.sampling.request import BatchRequest
 
 BATCH = 32
 MOST = 2048  # slices of a batch whose fidelity and variety are measured; more would cost much and change little
@@ -100,7 +101,7 @@ def score_sets(
 
 def score_batch(
     load: Callable[[], nn.Module],
-    request: dict[str, Any],
+    request: BatchRequest,
     references: ReferenceData,
     slices: pa.Table,
     out: str,
@@ -110,9 +111,9 @@ def score_batch(
     if not len(slices):
         return {}, 0
     sample = slices.take(evenly_spaced(len(slices), MOST))
-    images = np.stack(read_images(out, request["format"], sample))
+    images = np.stack(read_images(out, request.format, sample))
     train, held_out = (split.load() for split in (references.train, references.held_out))
-    sets = equal_sets(Slices(images, sample["level"].to_numpy()), request["levels"], train, held_out)
+    sets = equal_sets(Slices(images, sample["level"].to_numpy()), list(request.levels), train, held_out)
     return mean_scores(slices, references.scores) | score_sets(load, sets, actors), len(sets.synthetic.levels)
 
 

@@ -1,16 +1,18 @@
-"""The batches of one root: what each says of itself, and which was released last."""
+"""The batches of one root: the summary of each, and which was released last."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
 
-from oasisgen import documents, storage
+from oasisgen import storage
 from oasisgen.errors import InvalidFile
 from oasisgen.progress import say
+from oasisgen.quality.summary import BatchSummary, read_summary
+from oasisgen.sampling.manifest import is_complete
+from oasisgen.sampling.request import BatchRequest
 
 FOLDER = "batches"  # <root>/batches/<name>: nothing is read or written beside a batch that lies elsewhere
 
-
-# What requests have in common whose measures can be compared.
+# What two requests must have in common for their measures to be comparable.
 SAME = ("count", "levels", "ids", "reject", "data_fingerprint", "inception")
 
 
@@ -25,33 +27,41 @@ def name_of(batch: str) -> str:
     return batch.partition(f"/{FOLDER}/")[2] or batch
 
 
-def read_batches(root: str) -> list[dict[str, Any]]:
-    """What `summary.json` says of each batch that has a manifest, with its `name`, the oldest first.
+@dataclass(frozen=True)
+class FinishedBatch:
+    """A batch that has a manifest."""
 
-    A batch whose summary is damaged or of another version is named and left out.
+    name: str  # of its folder
+    summary: BatchSummary
+
+
+def read_batches(root: str) -> list[FinishedBatch]:
+    """The batches of a root that have a manifest, the oldest first.
+
+    One whose summary is damaged or of another version is named and left out.
     """
 
-    def read(name: str) -> dict[str, Any] | None:
-        if not storage.exists(storage.join(root, name, "manifest.json")):
+    def read(name: str) -> FinishedBatch | None:
+        if not is_complete(storage.join(root, name)):
             return None
         try:
-            return documents.read(storage.join(root, name, "summary.json"), documents.Summary) | {"name": name}
+            return FinishedBatch(name, read_summary(storage.join(root, name)))
         except (FileNotFoundError, InvalidFile) as error:
             say("batches", f"{name} is left out: {error}")
             return None
 
     with ThreadPoolExecutor(16) as pool:
         batches = [batch for batch in pool.map(read, storage.list_folders(root)) if batch]
-    return sorted(batches, key=lambda batch: (batch["finished"], batch["name"]))
+    return sorted(batches, key=lambda batch: (batch.summary.finished, batch.name))
 
 
-def last_released(root: str, request: dict[str, Any], but: str) -> dict[str, Any] | None:
-    """What the last released batch that was asked for and measured alike says; None if there is none `but` one."""
+def last_released(root: str, request: BatchRequest, but: str) -> FinishedBatch | None:
+    """The last released batch, other than `but`, with which one of this `request` can be compared; None without one."""
     alike = [
         batch
         for batch in read_batches(root)
-        if batch["name"] != but
-        and batch["verdict"] == "released"
-        and all(batch.get(name) == request[name] for name in SAME)
+        if batch.name != but
+        and batch.summary.verdict == "released"
+        and all(getattr(batch.summary.request, name) == getattr(request, name) for name in SAME)
     ]
     return alike[-1] if alike else None

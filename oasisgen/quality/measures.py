@@ -3,9 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from oasisgen.config.generate import GateConfig, Reject
+from oasisgen.documents import Finite
 
 Worse = Literal["higher", "lower", "either"]
 
@@ -158,8 +161,8 @@ OF_SLICES = tuple(key for key, measure in MEASURES.items() if measure.of_slices)
 class Score:
     """The value of a measure beside its reference: what real slices score in the place of synthetic ones."""
 
-    value: float
-    reference: float
+    value: Finite
+    reference: Annotated[Finite, Field(alias="floor")]  # its key in `summary.json`
 
     @property
     def distance(self) -> float:
@@ -169,11 +172,6 @@ class Score:
     def to_json(self) -> dict[str, float]:
         """As `summary.json` has it, where the reference is called `floor`."""
         return {"value": self.value, "floor": self.reference, "distance": self.distance}
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "Score":
-        """An entry of `measures` in `summary.json`."""
-        return cls(float(entry["value"]), float(entry["floor"]))
 
 
 Scores = dict[str, Score]
@@ -188,8 +186,3 @@ def beside(values: Mapping[str, float], references: Mapping[str, float]) -> Scor
         for key in MEASURES
         if math.isfinite(values.get(key, math.nan) + references.get(key, math.nan))
     }
-
-
-def read_scores(entries: Mapping[str, Mapping[str, Any]]) -> Scores:
-    """`measures` of a `summary.json`, in the order of the table; measures that another version had are left out."""
-    return {key: Score.from_json(entries[key]) for key in MEASURES if key in entries}

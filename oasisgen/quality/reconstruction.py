@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from typing_extensions import TypedDict
 
 from oasisgen import actor, cluster
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import PIECES, DataSet, read_slices
+from oasisgen.documents import Count, Finite
 from oasisgen.metrics.bootstrap import mean_with_interval
 from oasisgen.metrics.ssim import psnr, ssim
 from oasisgen.models.quantizer import count_codes, perplexity
@@ -18,6 +20,26 @@ from oasisgen.precision import autocast, repeatable
 from oasisgen.progress import Progress
 
 BATCH = 16
+
+
+class Interval(TypedDict):
+    """A mean with its 95 % interval."""
+
+    mean: Finite
+    low: Finite
+    high: Finite
+
+
+class EvaluationFile(TypedDict):
+    """`evaluation.json`; it names the model and the data set too."""
+
+    slices: Count
+    cases: Count
+    ssim: Interval
+    psnr_db: Interval
+    codes_in_use: Count
+    codes_in_use_percent: Finite
+    perplexity: Finite
 
 
 class Evaluation(NamedTuple):

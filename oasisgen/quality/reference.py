@@ -1,7 +1,6 @@
 """The real slices that a batch is compared with, and what they score in its place."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ from oasisgen.models.bundle import Bundle
 from oasisgen.progress import Progress
 from oasisgen.quality.gate import limits
 from oasisgen.quality.sets import compare_slices, select_levels
+from oasisgen.sampling.request import BatchRequest
 
 REFERENCE_SLICES = 64, 1120  # fewest and most held-out slices scored as if they were synthetic; between: the count
 
@@ -26,7 +26,7 @@ class ReferenceData:
     scores: pa.Table  # of held-out slices in the place of synthetic ones: level and OF_SLICES
 
 
-def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
+def open_reference_data_set(bundle: Bundle, data: str | None) -> DataSet:
     """The data set a batch is compared with: `data`, or the one the model was trained on.
 
     Raises UserError if it is missing, has changed since, or has too few cases to compare held-out with held-out.
@@ -46,16 +46,16 @@ def open_reference_data(bundle: Bundle, data: str | None) -> DataSet:
     return reference
 
 
-def read_references(data: DataSet, request: dict[str, Any]) -> ReferenceData:
+def read_reference_data(data: DataSet, request: BatchRequest) -> ReferenceData:
     """Read the real slices, and score held-out ones in the place of synthetic ones: that is the reference."""
     train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
     # What is rejected must not depend on how many slices are requested.
     fewest, most = REFERENCE_SLICES
-    count = most if request["reject"] != "none" else int(np.clip(request["count"], fewest, most))
-    real = select_levels(held_out.load(), np.resize(request["levels"], count), data.degenerate_in("validate"))
+    count = most if request.reject != "none" else int(np.clip(request.count, fewest, most))
+    real = select_levels(held_out.load(), np.resize(request.levels, count), data.degenerate_in("validate"))
     if not len(real.levels):
         raise UserError(f"{data.uri} has no held-out slice of the requested levels that is neither blank nor a copy")
     with Progress("reference", len(real.levels), "held-out slices") as progress:
-        scores = compare_slices(real, train, held_out, request["base_seed"], progress)
+        scores = compare_slices(real, train, held_out, request.base_seed, progress)
     limits(scores, "copies")  # refuse now what could not be judged later: suspected copies are always counted
     return ReferenceData(train, held_out, scores)

@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 from oasisgen import storage
 from oasisgen.config.generate import Format
 from oasisgen.data.feed import Feed
-from oasisgen.quality.measures import MEASURES, OF_SLICES, read_scores
+from oasisgen.quality.measures import MEASURES, OF_SLICES
+from oasisgen.quality.summary import BatchSummary
 from oasisgen.reports import figures
-from oasisgen.reports.page import Picture, Section, render, slices_per_second
+from oasisgen.reports.page import Picture, Section, render
 from oasisgen.sampling.parts import read_images
 
 PER_LEVEL = 2  # slices shown of each level
@@ -26,30 +27,30 @@ print(slices.groupby("level")[["ssim_real", "ssim_train_max"]].mean())"""
 
 
 def write_batch_report(
-    out: str, summary: dict[str, Any], slices: pa.Table, reference: pa.Table | None, train: Feed | None
+    out: str, summary: BatchSummary, slices: pa.Table, reference: pa.Table | None, train: Feed | None
 ) -> None:
     """Write `<out>/report/index.html`.
 
     `slices` are the batch's summary table, `reference` the measures of held-out slices and `train` the training slices.
     The last two are None for a batch that was not measured.
     """
-    gallery = Gallery(out, summary["format"], train)
+    gallery = Gallery(out, summary.request.format, train)
     sections = [measures_section(summary), levels_section(slices, gallery)]
     if reference is not None and len(slices):
         sections += [distributions_section(slices, reference), *extremes_sections(slices, gallery)]
     sections += [Section("Load the summary", code=LOADING.format(out=out)), provenance_section(summary)]
     page = render(
-        title=f"{summary['slices']} synthetic slices",
-        subtitle=f"{out}, model {summary['model'][:12]}",
-        verdict={"word": summary["verdict"], "reasons": summary["reasons"]},
+        title=f"{summary.slices} synthetic slices",
+        subtitle=f"{out}, model {summary.request.model[:12]}",
+        verdict={"word": summary.verdict, "reasons": summary.reasons},
         sections=sections,
     )
     storage.write_bytes(storage.join(out, "report", "index.html"), page)
 
 
-def measures_section(summary: dict[str, Any]) -> Section:
+def measures_section(summary: BatchSummary) -> Section:
     """Every score beside its reference."""
-    network = "Inception v3 (weights {})" if summary["inception"] else "the one trained with this model ({})"
+    network = "Inception v3 (weights {})" if summary.request.inception else "the one trained with this model ({})"
     rows = [
         (
             MEASURES[key].label,
@@ -59,13 +60,13 @@ def measures_section(summary: dict[str, Any]) -> Section:
             MEASURES[key].worse,
             MEASURES[key].sees,
         )
-        for key, score in read_scores(summary["measures"]).items()
+        for key, score in summary.scores.items()
     ]
     text = (
         "No score means much on its own. Compare it with its reference: what real slices score on the same measure. "
-        f"FID, KID, MS-SSIM, precision, recall, density and coverage use {summary['measured_on']} of the "
-        f"{summary['slices']} slices and equally many real ones. "
-        f"Feature network: {network.format(summary['features'][:12])}."
+        f"FID, KID, MS-SSIM, precision, recall, density and coverage use {summary.measured_on} of the "
+        f"{summary.slices} slices and equally many real ones. "
+        f"Feature network: {network.format((summary.features or '')[:12])}."
     )
     return Section(
         "Measures",
@@ -116,26 +117,26 @@ def extremes_sections(slices: pa.Table, gallery: "Gallery") -> list[Section]:
     ]
 
 
-def provenance_section(summary: dict[str, Any]) -> Section:
+def provenance_section(summary: BatchSummary) -> Section:
     """What made the batch, and how fast."""
-    seconds = ", ".join(f"{STEPS.get(name, name)} {value}" for name, value in summary["seconds"].items())
+    seconds = ", ".join(f"{STEPS.get(name, name)} {value}" for name, value in summary.seconds.to_json().items())
     return Section(
         "Provenance",
         "To cite a slice, give the model, the base seed and the sample id: together they reproduce it.",
         table=(
-            ("model", summary["model"]),
-            ("base seed", summary["base_seed"]),
-            ("slices", f"{summary['slices']} of {summary['count']}; {summary['rejected']} rejected and replaced"),
-            ("codes in use per slice", f"{summary['codes_in_use_mean'] or 0:.0f}"),
-            ("compared with the real slices of", summary["data"] or "no data set"),
+            ("model", summary.request.model),
+            ("base seed", summary.request.base_seed),
+            ("slices", f"{summary.slices} of {summary.request.count}; {summary.rejected} rejected and replaced"),
+            ("codes in use per slice", f"{summary.codes_in_use_mean or 0:.0f}"),
+            ("compared with the real slices of", summary.data or "no data set"),
             (
                 "compared with the released batch",
-                summary["compared_with"] or "none of the same request",
+                summary.compared_with or "none of the same request",
             ),
-            ("devices", ", ".join(summary["devices"])),
-            ("oasisgen", summary["version"]),
-            ("finished", summary["finished"]),
-            ("seconds", f"{seconds}; {slices_per_second(summary):.1f} slices/s"),
+            ("devices", ", ".join(summary.devices)),
+            ("oasisgen", summary.version),
+            ("finished", summary.finished),
+            ("seconds", f"{seconds}; {summary.slices_per_second:.1f} slices/s"),
         ),
     )
 

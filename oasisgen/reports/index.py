@@ -6,10 +6,10 @@ from typing import Any
 
 from oasisgen import storage
 from oasisgen.progress import say
-from oasisgen.quality.history import read_batches
-from oasisgen.quality.measures import MEASURES, Score, read_scores
+from oasisgen.quality.history import FinishedBatch, read_batches
+from oasisgen.quality.measures import MEASURES, Score
 from oasisgen.reports import figures
-from oasisgen.reports.page import render, slices_per_second
+from oasisgen.reports.page import render
 
 MOST_WRITES = 10  # of the page, while more batches end
 
@@ -43,7 +43,7 @@ def write_index(root: str) -> None:
             return
 
 
-def render_index(batches: list[dict[str, Any]]) -> bytes:
+def render_index(batches: list[FinishedBatch]) -> bytes:
     """The page of `batches`, which are in the order in which they were finished."""
     panels = {title: [JUDGED[key], f"{JUDGED[key]}, real"] for title, key in TRENDS.items()} | {"speed": ["slices/s"]}
     points = [trend_point(number, batch) for number, batch in enumerate(batches, 1)]
@@ -57,29 +57,28 @@ def render_index(batches: list[dict[str, Any]]) -> bytes:
     )
 
 
-def table_row(batch: dict[str, Any]) -> dict[str, Any]:
+def table_row(batch: FinishedBatch) -> dict[str, Any]:
     """A batch's line of the table: what the page's first columns take, and the `cells` of the others."""
-    scores = read_scores(batch["measures"])
-    finished = batch["finished"].replace("T", " ").partition("+")[0]
-    hours = sum(batch["seconds"].values()) / 3600
+    summary, scores = batch.summary, batch.summary.scores
+    finished = summary.finished.replace("T", " ").partition("+")[0]
+    hours = sum(summary.seconds.to_json().values()) / 3600
     cells = [
-        *(finished, batch["slices"], batch["rejected"]),
+        *(finished, summary.slices, summary.rejected),
         *(f"{scores[key].value:.3f} ({scores[key].reference:.3f})" if key in scores else "" for key in JUDGED),
-        *(f"{slices_per_second(batch):.1f}", f"{hours:.2f}", batch["model"][:12], batch["base_seed"]),
+        *(f"{summary.slices_per_second:.1f}", f"{hours:.2f}", summary.request.model[:12], summary.request.base_seed),
     ]
     return {
-        "name": batch["name"],
-        "verdict": batch["verdict"],
-        "reasons": "; ".join(batch["reasons"]),
+        "name": batch.name,
+        "verdict": summary.verdict,
+        "reasons": "; ".join(summary.reasons),
         "cells": cells,
     }
 
 
-def trend_point(number: int, batch: dict[str, Any]) -> dict[str, float]:
+def trend_point(number: int, batch: FinishedBatch) -> dict[str, float]:
     """A batch's point on the curves."""
-    scores = read_scores(batch["measures"])
-    point = {"batch": number, "slices/s": slices_per_second(batch)}
+    point = {"batch": number, "slices/s": batch.summary.slices_per_second}
     for key in TRENDS.values():
-        score = scores.get(key, Score(math.nan, math.nan))
+        score = batch.summary.scores.get(key, Score(math.nan, math.nan))
         point |= {JUDGED[key]: score.value, f"{JUDGED[key]}, real": score.reference}
     return point

@@ -36,11 +36,6 @@ def render(template: str = "report.html", **content: Any) -> bytes:
     return environment.get_template(template).render(content).encode()
 
 
-def slices_per_second(summary: dict[str, Any]) -> float:
-    """Slices per second of a batch, of which `summary.json` says so much."""
-    return float(summary["slices"] / max(1, summary["seconds"]["slices"]))
-
-
 def interval(value: dict[str, float], digits: int = 4) -> str:
     """`0.9630 (0.9611 to 0.9648)`."""
     return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"

@@ -18,7 +18,7 @@ from oasisgen.config.generate import Format
 from oasisgen.errors import InvalidFile
 
 SLICES_PER_FOLDER = 10_000
-UPLOADS = 16  # at once, of one task: S3 answers many at a time
+UPLOADS = 16  # of one task at the same time: an object store answers many at once
 PNGS = pa.schema([("id", pa.int64()), ("level", pa.int64()), ("png", pa.binary())])  # a part's Parquet file
 ENDINGS = {"parquet": "parquet", "webdataset": "tar"}  # of a part's file
 
@@ -35,13 +35,13 @@ def part_path(part: int, kind: Format) -> str:
 
 @dataclass(frozen=True)
 class SliceWriter:
-    """Says in `file` where each slice lies; `png` format: writes it there, and drops it."""
+    """Adds `file`, the path of each slice; in format `png` it writes the PNG there and drops the column."""
 
     uri: str
     kind: Format
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """`id`, `part`, `png`, `refused` and more -> the same rows; a slice with a reason in `refused` is not kept."""
+        """`id`, `part`, `png`, `refused` … -> the same rows. PNGs with a reason in `refused` are not written."""
         if self.kind != "png":
             files = [part_path(part, self.kind) for part in batch["part"].tolist()]
             return batch | {"file": np.array(files)}
@@ -52,10 +52,10 @@ class SliceWriter:
         return {name: values for name, values in batch.items() if name != "png"} | {"file": np.array(files)}
 
 
-def write_part(uri: str, part: int, kind: Format, slices: pa.Table) -> None:
-    """The file of a part's slices: `id`, `level`, `png`. Equal slices give equal bytes.
+def write_part_file(uri: str, part: int, kind: Format, slices: pa.Table) -> None:
+    """Write the file that holds a part's slices: `id`, `level`, `png`. Equal slices give equal bytes.
 
-    There is none for format `png`, nor for a part without slices.
+    Format `png` has no such file, and neither has a part without slices.
     """
     if not len(slices):
         return
@@ -71,14 +71,14 @@ def _tar(slices: pa.Table) -> bytes:
         for row in slices.select(["id", "level", "png"]).to_pylist():
             about = json.dumps({"id": row["id"], "level": row["level"]}).encode()
             for ending, data in (("png", row["png"]), ("json", about)):
-                entry = tarfile.TarInfo(f"{row['id']:010d}.{ending}")  # of 1970, of nobody: the same at every writing
+                entry = tarfile.TarInfo(f"{row['id']:010d}.{ending}")  # fixed mtime and owner: equal bytes
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()
 
 
 def read_pngs(uri: str, kind: Format, slices: pa.Table) -> Iterator[tuple[int, bytes | None]]:
-    """(id, PNG) of some rows of a summary, `id` and `file`; None for a PNG that is not there or cannot be read."""
+    """(id, PNG) of some rows of a summary, `id` and `file`; None where a PNG is missing or unreadable."""
     if kind == "png":
         with ThreadPoolExecutor(UPLOADS) as pool:
             pngs = pool.map(_read, [storage.join(uri, file) for file in slices["file"].to_pylist()])
@@ -87,7 +87,7 @@ def read_pngs(uri: str, kind: Format, slices: pa.Table) -> Iterator[tuple[int, b
     for file in slices["file"].unique().to_pylist():
         wanted = slices.filter(pc.equal(slices["file"], file))["id"].to_pylist()
         data, there = _read(storage.join(uri, file)), {}
-        with suppress(InvalidFile, tarfile.TarError, ValueError):  # what cannot be read is as good as missing
+        with suppress(InvalidFile, tarfile.TarError, ValueError):  # an unreadable file counts as missing
             there = dict(_unpack(data or b"", kind))
         yield from ((number, there.get(number)) for number in wanted)
 

@@ -1,16 +1,16 @@
-"""Which sample ids a batch is made of, and how they share the model's batches. An id decides its level."""
+"""The sample ids of a batch, and the groups in which they pass the model. An id decides its level."""
 
 import numpy as np
 
 from oasisgen.config.data import LEVELS
 
-# Convolutions of another batch size, or in another place of the batch, may differ in the last bit. So an id always
-# passes the model in the same place of a batch of this size, whoever sits beside it.
+# The result of a convolution may differ in the last bit with the batch size and the position in the batch. So an id
+# always has the same position in a batch of this size, whatever ids share it.
 GROUP = 16
 
 
 def level_of(ids: np.ndarray) -> np.ndarray:
-    """The level of each id: the levels in turn."""
+    """The level of each id: levels alternate, 0 to 31."""
     return ids % LEVELS
 
 
@@ -21,11 +21,11 @@ def ids_of_levels(levels: list[int], first: int, end: int) -> np.ndarray:
 
 
 def groups(ids: np.ndarray) -> np.ndarray:
-    """Ids (N,) as few groups of GROUP places, (G, GROUP) int64; each in its place, -1 where nobody sits."""
-    seats = ids % GROUP
+    """Ids (N,) as few groups as possible, (G, GROUP) int64; each id at its position, -1 in empty ones."""
+    positions = ids % GROUP
     turn = np.zeros_like(ids)
-    for seat in range(GROUP):
-        turn[seats == seat] = np.arange((seats == seat).sum())
+    for position in range(GROUP):
+        turn[positions == position] = np.arange((positions == position).sum())
     table = np.full((int(turn.max(initial=-1)) + 1, GROUP), -1, dtype=np.int64)
-    table[turn, seats] = ids
+    table[turn, positions] = ids
     return table

@@ -14,19 +14,19 @@ from oasisgen import __version__
 from oasisgen.config.data import IMAGE_SIZE
 
 
-def encode(image: np.ndarray, text: dict[str, str]) -> bytes:
+def encode_png(image: np.ndarray, text: dict[str, str]) -> bytes:
     """(256, 256) uint8 -> PNG with `text` in its text chunks; equal input gives equal bytes."""
     chunks = PngInfo()
     for name, value in text.items():
         chunks.add_text(name, value)
     buffer = io.BytesIO()
-    # Z_RLE: filtered rows seldom repeat, so that looking for repeats takes longer and saves nothing.
+    # Z_RLE: filtered rows rarely repeat, so searching for repeats takes longer and saves nothing.
     Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
-def decode(png: bytes) -> np.ndarray:
-    """PNG -> (256, 256) uint8. Raises ValueError with the reason where it is not a slice as `encode` writes it."""
+def decode_png(png: bytes) -> np.ndarray:
+    """PNG -> (256, 256) uint8. Raises ValueError with the reason where it is not a slice as `encode_png` writes it."""
     try:
         image = Image.open(io.BytesIO(png), formats=["PNG"])  # reads no pixels yet
         if image.size != (IMAGE_SIZE, IMAGE_SIZE) or image.mode != "L":
@@ -40,7 +40,7 @@ def decode(png: bytes) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PngEncoder:
-    """Puts `png` and `sha256` in the place of `image`."""
+    """Replaces the column `image` by `png` and `sha256`."""
 
     model: str  # digest
     base_seed: int
@@ -48,7 +48,7 @@ class PngEncoder:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`id`, `level`, `image` and more -> the same rows without `image`."""
         files = [
-            encode(
+            encode_png(
                 image,
                 {
                     "Comment": "SYNTHETIC",

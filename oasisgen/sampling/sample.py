@@ -25,7 +25,7 @@ class Sampler:
     def __init__(self, bundle_uri: str, base_seed: int, precision: Precision = "bfloat16", expected: str = "") -> None:
         self.device = actor.set_up()
         self.mixed = precision == "bfloat16" and has_bfloat16(self.device)
-        # CPUs with other vector instructions round otherwise: AVX2, AVX512.
+        # Rounding depends on the CPU's vector instructions (AVX2, AVX512).
         cpu = f"cpu {torch.backends.cpu.get_cpu_capability()}"
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else cpu
         self.device_name = f"{name}, bfloat16" if self.mixed else name
@@ -36,10 +36,10 @@ class Sampler:
     @torch.no_grad()
     def sample(self, group: np.ndarray) -> dict[str, np.ndarray]:
         """The N ids of one group (see `ids.groups`): `id`, `level`, `codes_in_use`, `device` (N,), `image`
-        (N, 256, 256) uint8. The level is -1 where the model does not know levels.
+        (N, 256, 256) uint8. The level is -1 for models that do not know levels.
         """
         taken = group >= 0  # (16,)
-        z = np.zeros((len(group), self.prior.noise_size), np.float32)  # an empty place is computed, too
+        z = np.zeros((len(group), self.prior.noise_size), np.float32)  # an empty position is computed too
         for place in np.flatnonzero(taken):
             z[place] = latent(self.base_seed, int(group[place]), self.prior.noise_size)
         levels = torch.from_numpy(level_of(group))  # (16,)

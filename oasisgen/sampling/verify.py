@@ -3,36 +3,38 @@
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import ray.data
 
-from oasisgen import cluster, documents, storage, tables
+from oasisgen import cluster, storage, tables
 from oasisgen.config.generate import Format
 from oasisgen.errors import UserError
 from oasisgen.sampling import formats
+from oasisgen.sampling.manifest import Manifest, read_manifest
 from oasisgen.sampling.parts import SUMMARY
 
 SHOWN = 3  # faults that the message names
 
 
-def verify(uri: str) -> dict[str, Any]:
-    """Read every byte of the batch at `uri` against its digests; returns its manifest. Needs a connected Ray.
+def verify(uri: str) -> Manifest:
+    """Read every byte of the batch at `uri` and compare it with its digests; returns the manifest. Needs Ray.
 
-    Raises UserError for a batch that is not finished, and for one with a part or a slice missing, changed, or there
-    although no part knows of it.
+    Raises UserError for a batch that is not finished, and for one with a part or slice that is missing, changed or
+    unknown to all parts.
     """
     uri = storage.absolute(uri)
     try:
-        manifest: Any = documents.read(storage.join(uri, "manifest.json"), documents.Manifest)
+        manifest = read_manifest(uri)
     except FileNotFoundError:
         storage.check(uri, write=False)
         raise UserError(
             f"no finished batch at {uri} (manifest.json is missing): run the command that makes it"
         ) from None
-    parts = ray.data.from_items(manifest["parts"], override_num_blocks=max(1, len(manifest["parts"])))
-    checked = parts.map(partial(_check, uri=uri, kind=manifest["format"]), **cluster.tasks()).take_all()
+    parts = ray.data.from_items(list(map(asdict, manifest.parts)), override_num_blocks=max(1, len(manifest.parts)))
+    checked = parts.map(partial(_check, uri=uri, kind=manifest.request.format), **cluster.tasks()).take_all()
     faults = [fault for part in checked for fault in part["faults"]]
     if all(part["files"] for part in checked):
         known = {file for part in checked for file in part["files"]}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from oasisgen.config.data import CODE_SIZE
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.shards import Shard, read_shards
 from oasisgen.data.slices import PIECES, DataSet, read_slices
+from oasisgen.documents import Count, Name
 from oasisgen.errors import UserError
 from oasisgen.lock import Commit
 from oasisgen.models.vqvae import VQVAE
@@ -28,6 +30,24 @@ ENCODE_BATCH = 16
 
 
 SCHEMA = pa.schema([("case", pa.string()), ("level", pa.int16()), ("codes", pa.binary())])  # raw uint16 rows
+
+
+@dataclass(frozen=True)
+class CodesPart:
+    """A Parquet file of code maps."""
+
+    name: Name
+    maps: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CodesFile:
+    """`codes/<split>.json` of a run."""
+
+    data: str  # fingerprint
+    vqvae: str  # digest
+    parts: tuple[CodesPart, ...]
 
 
 class Encoder:
@@ -100,12 +120,12 @@ def shards_of(uri: str, split: str) -> list[Shard]:
     done = storage.join(uri, f"{split}.json")
     return [
         Shard(
-            storage.join(uri, split, part["name"]),
-            part["sha256"],
-            part["maps"],
+            storage.join(uri, split, part.name),
+            part.sha256,
+            part.maps,
             f"is not the file that was written (other sha256): remove {done} and run the command again",
         )
-        for part in documents.read(done, documents.CodesFile)["parts"]
+        for part in documents.read(done, CodesFile).parts
     ]
 
 

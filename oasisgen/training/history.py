@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from typing_extensions import TypedDict
 
 from oasisgen import documents, storage
+from oasisgen.documents import Count
+
+
+class Epoch(TypedDict):
+    """What every line has; the metrics stand beside it."""
+
+    epoch: Count
+    step: Count
 
 
 def write(uri: str, stage: str, history: list[dict[str, Any]]) -> None:
@@ -34,6 +43,6 @@ def read(uri: str, stage: str) -> list[dict[str, Any]]:
     """
     file = storage.join(uri, f"{stage}.jsonl")
     return [
-        dict(documents.parse(line, documents.Epoch, f"{file}, line {number},"))
+        dict(documents.parse(line, Epoch, f"{file}, line {number},"))
         for number, line in enumerate(storage.read_bytes(file).splitlines(), 1)
     ]

@@ -72,4 +72,4 @@ def test_a_batch_survives_kills_and_two_submissions(trained: Path, tmp_path: Pat
 
     for pattern in ("*.png", "part-*.parquet"):
         assert digests(out, pattern) == digests(tmp_path / "calm", pattern)
-    assert sum(part["slices"] for part in verify(str(out))["parts"]) == COUNT
+    assert sum(part.slices for part in verify(str(out)).parts) == COUNT

@@ -23,6 +23,7 @@ from oasisgen.pipelines.evaluate import evaluate_bundle
 from oasisgen.pipelines.generate import generate
 from oasisgen.pipelines.train import train
 from oasisgen.quality.nearest import NEIGHBOURS
+from oasisgen.quality.summary import read_summary
 from oasisgen.sampling import formats
 from oasisgen.sampling.verify import verify
 from oasisgen.training import history
@@ -236,7 +237,7 @@ def test_other_requests_make_the_same_bytes_for_the_same_ids(batch: Path, traine
         out = tmp_path / name
         summary = generate(replace(config, out=str(out)))
         assert summary
-        assert (summary["verdict"], summary["reasons"]) == ("quarantined", ["it was not measured"])
+        assert (summary.verdict, summary.reasons) == ("quarantined", ("it was not measured",))
         mine = digests(out, "*.png")
         assert sorted(int(Path(file).stem) for file in mine) == ids
         assert all(everything[file] == digest for file, digest in mine.items())
@@ -254,7 +255,7 @@ def test_other_formats_hold_the_same_pngs(kind: Format, batch: Path, trained: Pa
     assert all(expected[row["id"]] == row["sha256"] for row in rows.to_pylist())
     pngs = dict(formats.read_pngs(str(tmp_path), kind, rows))
     assert all(hashlib.sha256(pngs[number] or b"").hexdigest() == expected[number] for number in range(20))
-    assert verify(str(tmp_path))["count"] == 20
+    assert verify(str(tmp_path)).request.count == 20
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -262,18 +263,18 @@ def test_a_model_whose_slices_are_all_refused_ends_and_says_so(trained: Path, tm
     config = GenerateConfig(str(trained), str(tmp_path / "b"), count=16, reject="outliers")
     summary = generate(config)
     assert summary
-    assert (summary["slices"], summary["rejected"]) == (0, 32)
-    assert summary["reasons"][0] == "only 0 slices were left of 32 tried"
+    assert (summary.slices, summary.rejected) == (0, 32)
+    assert summary.reasons[0] == "only 0 slices were left of 32 tried"
     assert not list(tmp_path.rglob("*.png"))
     rejected = pq.read_table(tmp_path / "b" / "rejected").to_pylist()
     assert [row["id"] for row in rejected] == list(range(32))
     assert all("unlike real slices: ssim_real" in row["refused"] for row in rejected)
-    assert verify(str(tmp_path / "b"))["verdict"] == "quarantined"
+    assert verify(str(tmp_path / "b")).verdict == "quarantined"
 
 
 def test_generating_again_returns_at_once_and_another_request_is_refused(batch: Path, trained: Path) -> None:
     before, config = digests(batch, "*"), GenerateConfig(str(trained), str(batch), count=40, base_seed=5)
-    assert generate(config) == json.loads((batch / "summary.json").read_text())
+    assert generate(config) == read_summary(str(batch))
     with pytest.raises(UserError, match="base_seed 5 -> 6"):
         generate(replace(config, base_seed=6))
     assert digests(batch, "*") == before

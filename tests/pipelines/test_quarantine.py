@@ -28,11 +28,11 @@ from oasisgen.models.codes import make_embedding
 from oasisgen.models.dcgan import DCGAN
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.generate import generate
-from oasisgen.pipelines.slices import make_slices
-from oasisgen.quality.reference import read_references
+from oasisgen.pipelines.slices import BatchJob, make_slices
+from oasisgen.quality.reference import read_reference_data
 from oasisgen.sampling.ids import groups, ids_of_levels
 from oasisgen.sampling.sample import Sampler
-from tests.conftest import digests, png, start_job
+from tests.conftest import digests, png, requested, start_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -116,7 +116,7 @@ def judged(model: Path, painted: DataSet, out: Path, **changed: object) -> tuple
     )
     summary = generate(replace(config, **changed))  # type: ignore[arg-type]
     assert summary
-    return summary["verdict"], "; ".join(summary["reasons"])
+    return summary.verdict, "; ".join(summary.reasons)
 
 
 def test_two_nights_of_a_good_model_are_released(good: Path, painted: DataSet, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_two_nights_of_a_good_model_are_released(good: Path, painted: DataSet, t
     )
     first_night = generate(config)
     assert first_night
-    assert first_night["reasons"] == []
+    assert first_night.reasons == ()
     flags = ["--model", str(good), "--data", painted.uri, "--count", str(COUNT), "--levels", "8,16,24"]
     flags += ["--gate.copies", str(GATE.copies), "--part-size", "32", "--out"]
     job = start_job("generate", *flags, str(nights[1]))
@@ -138,7 +138,7 @@ def test_two_nights_of_a_good_model_are_released(good: Path, painted: DataSet, t
     job.communicate()
     second_night = generate(replace(config, out=str(nights[1])))
     assert second_night
-    assert (second_night["verdict"], second_night["compared_with"]) == ("released", "2026-11-23")
+    assert (second_night.verdict, second_night.compared_with) == ("released", "2026-11-23")
     first, second = (set(digests(night, "*.png").values()) for night in nights)
     assert len(first | second) == 2 * COUNT  # their names are their seeds
     page = (tmp_path / "batches" / "index.html").read_text()
@@ -180,28 +180,20 @@ def test_a_model_that_replays_training_slices_is_not(good: Path, painted: DataSe
 
 def test_refused_slices_are_replaced_by_the_next_ids(good: Path, painted: DataSet, tmp_path: Path) -> None:
     bundle, out = read_bundle(str(good)), str(tmp_path / "b")
-    request = {
-        "base_seed": 1,
-        "count": 40,
-        "levels": LEVELS,
-        "ids": None,
-        "part_size": 16,
-        "precision": "bfloat16",
-        "format": "png",
-        "reject": "copies",
-    }
-    references = read_references(painted, request)
-    least = {"copy_ratio": float(np.median(references.scores["copy_ratio"].to_numpy()))}  # refuses about a half
+    request = requested(base_seed=1, levels=tuple(LEVELS), part_size=16, reject="copies")
+    job = BatchJob(out, request, bundle, Actors())
+    real = read_reference_data(painted, request)
+    least = {"copy_ratio": float(np.median(real.scores["copy_ratio"].to_numpy()))}  # refuses about a half
     held = acquire(out)
-    entries = make_slices(bundle, request, references, least, out, held, Actors())
+    entries = make_slices(job, real, least, held)
     kept, rejected = (pq.read_table(f"{out}/{name}") for name in ("summary", "rejected"))
     assert 5 < len(rejected) <= 40
-    assert len(kept) == sum(entry["slices"] for entry in entries) == min(40, 80 - len(rejected))
+    assert len(kept) == sum(entry.slices for entry in entries) == min(40, 80 - len(rejected))
     assert min(kept["copy_ratio"].to_numpy()) >= least["copy_ratio"] > max(rejected["copy_ratio"].to_numpy())
     ids = [*kept["id"].to_pylist(), *rejected["id"].to_pylist()]
     assert sorted(ids) == ids_of_levels(LEVELS, 0, len(ids)).tolist()
     assert len(list(Path(out).rglob("*.png"))) == len(kept)
-    assert make_slices(bundle, request, references, least, out, held, Actors()) == entries  # nothing is made twice
+    assert make_slices(job, real, least, held) == entries  # nothing is made twice
 
 
 def make(parts: Bundle) -> DCGAN:

@@ -46,7 +46,7 @@ def test_a_batch_that_another_version_began_is_not_gone_on_with(
     config = GenerateConfig(str(trained), str(tmp_path / "b"), count=40, base_seed=5)
     made = generate(config)
     assert made  # a finished batch is what it is
-    assert made["slices"] == 40
+    assert made.slices == 40
     (tmp_path / "b" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"was begun with .*: go on with the same versions, or use another --out"):
         generate(config)

@@ -12,9 +12,9 @@ from oasisgen.data.slices import file_name, open_data_set
 from oasisgen.quality import gate
 from oasisgen.quality.batch import mean_scores
 from oasisgen.quality.nearest import ReferenceComparer
-from oasisgen.quality.reference import ReferenceData, read_references
+from oasisgen.quality.reference import ReferenceData, read_reference_data
 from oasisgen.quality.sets import Slices, compare_slices
-from tests.conftest import png
+from tests.conftest import png, requested
 
 COPIES = 32
 TRAIN, VALIDATE = "keras_png_slices_train", "keras_png_slices_validate"
@@ -32,8 +32,7 @@ def references(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference
     for file in (folder / "raw").rglob(file_name("*", 0)):
         file.write_bytes(png(np.zeros((256, 256), np.uint8)))
     pack(str(folder / "raw"), str(folder / "data"))
-    request = {"reject": "copies", "count": COPIES, "levels": list(range(32)), "base_seed": 0}
-    return read_references(open_data_set(str(folder / "data")), request)
+    return read_reference_data(open_data_set(str(folder / "data")), requested(reject="copies", count=COPIES))
 
 
 def training_slices(feed: Feed, case: str) -> Slices:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -6,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from oasisgen import documents
 from oasisgen.config.generate import GateConfig
 from oasisgen.metrics.fidelity import fidelity
-from oasisgen.quality.measures import MEASURES, OF_SLICES, Measure, Score, beside, read_scores
+from oasisgen.quality.measures import MEASURES, OF_SLICES, Measure, Score, beside
 from oasisgen.quality.nearest import Comparison
 
 DOCS = Path(__file__).parents[2] / "docs" / "measures.md"
@@ -41,7 +43,7 @@ def test_each_tolerance_of_the_gate_belongs_to_one_measure() -> None:
 def test_a_score_is_read_as_it_was_written() -> None:
     score = Score(0.25, 0.75)
     assert score.to_json() == {"value": 0.25, "floor": 0.75, "distance": -0.5}
-    assert read_scores({"of_another_version": score.to_json(), "fid": score.to_json()}) == {"fid": score}
+    assert documents.parse(json.dumps(score.to_json()).encode(), Score, "a score") == score
 
 
 def test_what_is_not_finite_beside_its_reference_is_left_out() -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,28 +7,30 @@ import pytest
 
 from oasisgen import storage
 from oasisgen.quality.history import last_released, name_of, read_batches, root_of
+from oasisgen.quality.measures import Score
+from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports import figures
 from oasisgen.reports.index import write_index
+from tests.conftest import requested
 
-REQUEST = {"count": 10, "levels": [1, 2], "ids": None, "reject": "none", "data_fingerprint": "f", "inception": None}
+REQUEST = requested(count=10, levels=(1, 2), data_fingerprint="f")
+SUMMARY = BatchSummary(
+    verdict="released",
+    reasons=(),
+    scores={name: Score(1.0, 1.0) for name in ("ms_ssim", "fid", "suspected_copies")},
+    slices=10,
+    rejected=0,
+    request=REQUEST,
+    finished="",
+    seconds=Seconds(slices=5),
+)
 
 
 def write_batch(root: str, name: str, hour: int, **changed: Any) -> None:
-    """A batch's summary."""
-    measures = {name: {"value": 1.0 + hour, "floor": 1.0} for name in ("fid", "ms_ssim", "suspected_copies")}
-    summary = {
-        "verdict": "released",
-        "reasons": [],
-        "measures": measures,
-        "slices": 10,
-        "rejected": 0,
-        "model": "abcdef" * 8,
-        "base_seed": 3,
-        "finished": f"2026-11-24T{hour:02d}:00:00+00:00",
-        "seconds": {"slices": 5},
-        **REQUEST,
-    }
-    storage.write_text(f"{root}/{name}/summary.json", json.dumps(summary | changed))
+    """A finished batch: the files that tell of it."""
+    scores = {key: Score(1.0 + hour, 1.0) for key in SUMMARY.scores}
+    summary = replace(SUMMARY, scores=scores, finished=f"2026-11-24T{hour:02d}:00:00+00:00")
+    storage.write_text(f"{root}/{name}/summary.json", json.dumps(summary.to_json() | changed))
     storage.write_text(f"{root}/{name}/manifest.json", "{}")
 
 
@@ -43,10 +46,10 @@ def test_the_batches_of_a_root_are_found_and_shown(place: str) -> None:
     write_batch(root, "by-inception", 5, inception="weights")
     storage.write_text(f"{root}/unfinished/config.json", "{}")
     storage.write_text(f"{root}/older/summary.json", "{}")
-    assert [each["name"] for each in read_batches(root)] == ["b-first", "a-second", "third", "other", "by-inception"]
+    assert [each.name for each in read_batches(root)] == ["b-first", "a-second", "third", "other", "by-inception"]
     last = last_released(root, REQUEST, but="tonight")
     assert last
-    assert last["name"] == "a-second"
+    assert last.name == "a-second"
 
     write_index(root)
     page = storage.read_bytes(f"{root}/index.html").decode()
@@ -66,11 +69,12 @@ def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
         write_batch(root, name, 2)
         storage.write_text(f"{root}/{name}/summary.json", text)
     write_batch(root, "untimed", 3, seconds={"slices": "5"})
+    write_batch(root, "unmeasured", 3, seconds={})
     write_index(root)
-    assert [each["name"] for each in read_batches(root)] == ["good"]
+    assert [each.name for each in read_batches(root)] == ["good"]
     assert "good/report/" in storage.read_bytes(f"{root}/index.html").decode()
     said = capsys.readouterr().out
-    assert all(f"{name}/summary.json" in said for name in ("list", "cut", "lacking", "untimed"))
+    assert all(f"{name}/summary.json" in said for name in ("list", "cut", "lacking", "untimed", "unmeasured"))
 
 
 def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_itself(tmp_path: Path) -> None:
@@ -78,8 +82,8 @@ def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_its
     write_batch(root, "first", 1)
     write_batch(root, "killed", 2)
     storage.remove(f"{root}/killed/manifest.json")
-    assert [each["name"] for each in read_batches(root)] == ["first"]
-    assert last_released(root, REQUEST, but="second")["name"] == "first"  # type: ignore[index]
+    assert [each.name for each in read_batches(root)] == ["first"]
+    assert last_released(root, REQUEST, but="second").name == "first"  # type: ignore[union-attr]
     assert last_released(root, REQUEST, but="first") is None
 
 

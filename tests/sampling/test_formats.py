@@ -9,7 +9,7 @@ import pytest
 
 from oasisgen import storage
 from oasisgen.config.generate import Format
-from oasisgen.sampling.formats import SliceWriter, part_path, read_pngs, slice_path, write_part
+from oasisgen.sampling.formats import SliceWriter, part_path, read_pngs, slice_path, write_part_file
 
 
 def rows(kind: Format, uri: str) -> pa.Table:
@@ -38,9 +38,9 @@ def test_pngs_lie_ten_thousand_to_a_folder(place: str) -> None:
 def test_a_part_in_one_file_has_equal_bytes_and_gives_its_pngs_back(kind: Format, tmp_path: Path) -> None:
     kept = rows(kind, str(tmp_path)).take([0, 2])
     file = tmp_path / part_path(7, kind)
-    write_part(str(tmp_path), 7, kind, kept)
+    write_part_file(str(tmp_path), 7, kind, kept)
     first = file.read_bytes()
-    write_part(str(tmp_path), 7, kind, kept)
+    write_part_file(str(tmp_path), 7, kind, kept)
     assert file.read_bytes() == first
     assert list(read_pngs(str(tmp_path), kind, kept.select(["id", "file"]))) == [(9_999, b"one"), (10_001, b"three")]
     file.write_bytes(first[:50])
@@ -49,9 +49,9 @@ def test_a_part_in_one_file_has_equal_bytes_and_gives_its_pngs_back(kind: Format
 
 def test_others_can_read_them(tmp_path: Path) -> None:
     kept = rows("parquet", str(tmp_path)).take([0, 2])
-    write_part(str(tmp_path), 7, "parquet", kept)
+    write_part_file(str(tmp_path), 7, "parquet", kept)
     assert pq.read_table(tmp_path / "slices" / "part-00007.parquet").column_names == ["id", "level", "png"]
-    write_part(str(tmp_path), 7, "webdataset", kept)
+    write_part_file(str(tmp_path), 7, "webdataset", kept)
     with tarfile.open(fileobj=io.BytesIO((tmp_path / "slices" / "part-00007.tar").read_bytes())) as archive:
         assert archive.getnames() == ["0000009999.png", "0000009999.json", "0000010001.png", "0000010001.json"]
         about = archive.extractfile("0000010001.json")

@@ -13,9 +13,11 @@ from oasisgen.config.generate import Format
 from oasisgen.errors import InvalidFile
 from oasisgen.lock import lock
 from oasisgen.sampling.formats import SliceWriter, part_path, slice_path
-from oasisgen.sampling.parts import entry_of, part_uri, read_images, write_part
-from oasisgen.sampling.png import PngEncoder, decode
+from oasisgen.sampling.manifest import Manifest
+from oasisgen.sampling.parts import commit_part, entry_of, part_uri, read_images
+from oasisgen.sampling.png import PngEncoder, decode_png
 from oasisgen.sampling.verify import verify
+from tests.conftest import requested
 
 IDS = [3, 10_000, 10_001]
 
@@ -35,10 +37,11 @@ def make(uri: str, kind: Format, refused: set[int], part: int = 0) -> pa.Table:
     return pa.table({name: list(values) for name, values in written.items()})
 
 
-def finish(uri: str, kind: Format, parts: int) -> dict[str, object]:
+def finish(uri: str, kind: Format, parts: int) -> Manifest:
     """Write the manifest, and read everything back."""
-    entries = [entry_of(uri, number, len(IDS)) for number in range(parts)]
-    storage.write_text(f"{uri}/manifest.json", json.dumps({"verdict": "released", "format": kind, "parts": entries}))
+    entries = tuple(entry_of(uri, number, len(IDS)) for number in range(parts))
+    manifest = Manifest(verdict="released", request=requested(format=kind), parts=entries)
+    storage.write_text(f"{uri}/manifest.json", json.dumps(manifest.to_json()))
     return verify(uri)
 
 
@@ -49,11 +52,11 @@ def test_what_an_earlier_attempt_left_of_a_part_is_gone_once_it_is_complete(
     uri = f"{place}/batch"
     with lock(uri) as held:
         for part in (0, 1, 2):
-            write_part(uri, part, kind, make(uri, kind, {3}, part), held)
+            commit_part(uri, part, kind, make(uri, kind, {3}, part), held)
             storage.remove(part_uri(uri, part))  # the job was killed right before it
-        write_part(uri, 0, kind, make(uri, kind, {10_000}), held)
-        write_part(uri, 1, kind, make(uri, kind, set(), 1), held)
-        write_part(uri, 2, kind, make(uri, kind, set(IDS), 2), held)  # all are refused
+        commit_part(uri, 0, kind, make(uri, kind, {10_000}), held)
+        commit_part(uri, 1, kind, make(uri, kind, set(), 1), held)
+        commit_part(uri, 2, kind, make(uri, kind, set(IDS), 2), held)  # all are refused
         finish(uri, kind, 3)
     listed = sorted(name for name, _ in storage.list_files(f"{uri}/rejected"))
     assert listed == ["part-00000.parquet", "part-00002.parquet"]
@@ -67,7 +70,7 @@ def test_images_of_rows_come_in_their_order_and_a_damaged_file_is_named_with_its
     parts = [make(place, kind, set(), part) for part in range(2)]
     with lock(place) as held:
         for number, part in enumerate(parts):
-            write_part(place, number, kind, part, held)
+            commit_part(place, number, kind, part, held)
     rows = pa.concat_tables(parts).select(["id", "file"]).take([5, 0, 3, 2])
     pixels = [np.random.default_rng(part).integers(0, 256, (3, 256, 256), np.uint8) for part in range(2)]
     expected = [pixels[1][2], pixels[0][0], pixels[1][0], pixels[0][2]]
@@ -90,9 +93,9 @@ def saved(image: Image.Image, kind: str = "PNG") -> bytes:
 def test_only_a_whole_png_of_the_size_and_mode_of_a_slice_is_decoded() -> None:
     grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256), np.uint8))
     whole = saved(grey)
-    assert np.array_equal(decode(whole), np.asarray(grey))
+    assert np.array_equal(decode_png(whole), np.asarray(grey))
     foreign = [b"", b"text", saved(grey, "JPEG"), saved(grey.crop((0, 0, 255, 256))), saved(grey.convert("RGB"))]
     for data in [*foreign, *(whole[:end] for end in range(0, len(whole) - 12, len(whole) // 40))]:
         with pytest.raises(ValueError, match=r"pixels of mode|truncated or no PNG") as raised:
-            decode(data)
+            decode_png(data)
         assert "\n" not in str(raised.value)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from oasisgen.sampling.ids import groups
-from oasisgen.sampling.png import PngEncoder, decode, encode
+from oasisgen.sampling.png import PngEncoder, decode_png, encode_png
 from oasisgen.sampling.sample import Sampler, latent
 
 
@@ -63,8 +63,8 @@ def test_bfloat16_changes_a_slice_a_little_and_is_named(trained: Path, monkeypat
 def test_a_png_says_what_it_is(tmp_path: Path) -> None:
     image = np.arange(65536, dtype=np.uint32).reshape(256, 256).astype(np.uint8)
     text = {"Comment": "SYNTHETIC", "id": "12"}
-    data = encode(image, text)
-    assert data == encode(image, text)
+    data = encode_png(image, text)
+    assert data == encode_png(image, text)
     (tmp_path / "x.png").write_bytes(data)
     read = Image.open(tmp_path / "x.png")
     assert read.text == text  # type: ignore[attr-defined]
@@ -76,6 +76,6 @@ def test_an_encoder_puts_png_and_digest_in_the_place_of_the_image() -> None:
     rows = PngEncoder("abc", 5)({"id": np.array([4, 9]), "level": np.array([4, 9]), "image": images})
     assert sorted(rows) == ["id", "level", "png", "sha256"]
     for row, image in enumerate(images):
-        assert np.array_equal(decode(rows["png"][row]), image)
+        assert np.array_equal(decode_png(rows["png"][row]), image)
         assert hashlib.sha256(rows["png"][row]).hexdigest() == rows["sha256"][row]
     assert Image.open(io.BytesIO(rows["png"][1])).text["id"] == "9"  # type: ignore[attr-defined]
