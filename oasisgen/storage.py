@@ -1,36 +1,29 @@
 """URI -> file system, and the few verbs the project needs. The only module that knows where files live.
 
 A URI is a plain path, `file:///…` or `s3://bucket/…` (see `address`). A file is written whole or not at all. Bulk data
-goes through pyarrow, and boto3 does what S3 alone can do (see `s3`).
+goes through pyarrow; `disk` and `s3` do what each alone can do.
 
 What storage answers is raised as StorageError, in one line that names the URI and the fix; a missing file is
 FileNotFoundError.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import mimetypes
 import os
 import posixpath
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import botocore.exceptions
 from pyarrow import fs
 
-from oasisgen import s3
+from oasisgen import disk, s3
 from oasisgen.address import parse
 from oasisgen.advice import one_line
 from oasisgen.errors import InvalidFile, UserError
-
-TEMPORARY = ".oasisgen-tmp"  # ends the names of local files that are being written
-MOUNTS_WITHOUT_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
@@ -93,7 +86,7 @@ def list_details(uri: str) -> list[Listed]:
     return [
         Listed(info.path[len(path) :].lstrip("/"), info.size, info.mtime_ns or 0)
         for info in sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path)
-        if not info.base_name.endswith(TEMPORARY)  # one in the making is not there yet
+        if not info.base_name.endswith(disk.TEMPORARY)  # one in the making is not there yet
     ]
 
 
@@ -144,7 +137,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     with one_line(uri, "write"):
         system, path = resolve(uri)
         if isinstance(system, fs.LocalFileSystem):
-            with _temporary(Path(path), data) as temporary:
+            with disk.temporary(Path(path), data) as temporary:
                 temporary.replace(path)
         else:  # object stores show an object only once it is complete
             with system.open_output_stream(path) as stream:
@@ -185,7 +178,7 @@ def replace(uri: str, data: bytes, tag: str | None) -> str | None:
     """
     with one_line(uri, "write"):
         if not is_s3(uri):
-            return _replace_on_disk(Path(resolve(uri)[1]), data, tag)
+            return disk.replace(Path(resolve(uri)[1]), data, tag)
         address = parse(uri)
         # Ceph and others know tags without their quotation marks only.
         conditions = [{"IfMatch": tag}, {"IfMatch": tag.strip('"')}] if tag else [{"IfNoneMatch": "*"}]
@@ -220,58 +213,6 @@ def _read_tagged_if_any(uri: str) -> tuple[bytes | None, str | None]:
         return None, None
 
 
-def _replace_on_disk(path: Path, data: bytes, tag: str | None) -> str | None:
-    with _temporary(path, data) as temporary:
-        if tag is None:
-            if not _move_if_free(temporary, path, data):
-                return None
-        else:
-            with _alone_in(path.parent):
-                if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != tag:
-                    return None
-                temporary.replace(path)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _move_if_free(temporary: Path, path: Path, data: bytes) -> bool:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in MOUNTS_WITHOUT_LINKS:
-            raise
-        try:  # the name is taken in one step all the same; a reader may see it before its content
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
-            return False
-        with open(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-    return True
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that replace files in `folder` out, where the file system knows locks (flock)."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        for _ in range(100):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.1)
-            except OSError:  # not on this file system
-                break
-        else:
-            raise TimeoutError(errno.ETIMEDOUT, "another process does not end its write")
-        yield
-    finally:
-        os.close(handle)
-
-
 def remove(uri: str) -> None:
     """Remove one file. Raises FileNotFoundError where the file system can tell."""
     with one_line(uri, "delete"):
@@ -299,40 +240,9 @@ def check(uri: str, write: bool) -> None:
     if address.bucket:
         s3.check(uri, address, write)
     elif write:
-        _check_disk(uri, Path(address.path))
-
-
-def _check_disk(uri: str, path: Path) -> None:
-    """Do in the folder, or in the nearest one above it that exists, what a job does: create, replace, remove."""
-    with one_line(uri, "write"):
-        home = next(parent for parent in (path, *path.parents) if parent.exists())
-        if not home.is_dir():
-            raise UserError(f"{uri}: {home} is no folder; give another --out")
-        probe = home / f".check-{uuid.uuid4().hex[:8]}"
-        try:
-            tag = _replace_on_disk(probe, b"first", None)
-            if not tag or _replace_on_disk(probe, b"other", None) or not _replace_on_disk(probe, b"second", tag):
-                raise UserError(f"{uri}: {home} does not keep one file from being created twice; give another --out")
-        finally:
-            probe.unlink(missing_ok=True)
+        disk.check(uri, Path(address.path))
 
 
 def is_s3(uri: str) -> bool:
     """Whether `uri` is on S3, or on a server that speaks its protocol."""
     return uri.startswith("s3://")
-
-
-@contextmanager
-def _temporary(target: Path, data: bytes) -> Iterator[Path]:
-    """`data` in a file beside `target`, safe on the disk; removed at the end unless it was moved."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        yield temporary
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
