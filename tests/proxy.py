@@ -1,5 +1,7 @@
 """A proxy between client and S3 server that does what networks and servers do: refuse, slow down, hang up."""
 
+import select
+import socket
 import ssl
 import threading
 import time
@@ -110,6 +112,22 @@ def proxy(upstream: str, certificate: Path | None = None) -> Iterator[Proxy]:
                 self.close_connection = True
                 return
             self.wfile.write(data)
+
+        def do_CONNECT(self) -> None:
+            """As a client's proxy for https: bytes pass both ways, unread."""
+            state.faults.append(f"CONNECT {self.path}")
+            name, _, port = self.path.rpartition(":")
+            with socket.create_connection((name, int(port))) as server:
+                self.send_response_only(200)
+                self.end_headers()
+                ends = {self.connection: server, server: self.connection}
+                while ends:
+                    for readable in select.select(list(ends), [], [])[0]:
+                        if data := readable.recv(65536):
+                            ends[readable].sendall(data)
+                        else:
+                            ends = {}
+            self.close_connection = True
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = relay
 

@@ -111,6 +111,21 @@ def test_both_clients_go_through_the_proxy_that_the_environment_names_and_round_
         assert not server.faults
 
 
+@pytest.mark.parametrize("call", ["create", "write_bytes"])  # boto3's, and pyarrow's
+def test_each_client_goes_through_the_https_proxy_that_the_environment_names_and_round_it(
+    call: str, uri: str, tmp_path: Path
+) -> None:
+    code = f"import sys; from oasisgen import storage; storage.{call}(sys.argv[1] + '/file', b'1'); print('written')"
+    pem = certificate(tmp_path)
+    with proxy(os.environ["AWS_ENDPOINT_URL"], pem) as server, proxy("http://nowhere") as tunnel:
+        variables = {**server.variables, "AWS_CA_BUNDLE": str(pem), "HTTPS_PROXY": tunnel.url, "NO_PROXY": ""}
+        assert use(uri, (), code, **variables, no_proxy="") == "written"
+        assert set(tunnel.faults) == {f"CONNECT {server.url.removeprefix('https://')}"}
+        tunnel.faults.clear()
+        assert use(f"{uri}x", (), code, **variables | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}) == "written"
+        assert not tunnel.faults
+
+
 def test_opening_a_bucket_leaves_the_environment_as_it_was_and_sends_no_trailing_checksums(uri: str) -> None:
     code = f"import os\nbefore = dict(os.environ)\n{USE}\nprint(dict(os.environ) == before)"
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:
