@@ -10,7 +10,7 @@ from pydantic import Field
 from oasisgen.config.generate import GateConfig, Reject
 from oasisgen.documents import Finite
 
-Worse = Literal["higher", "lower", "either"]
+Worse = Literal["higher", "lower", "higher or lower"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ MEASURES = {
             "ssim_real",
             "SSIM to real slices",
             "mean SSIM to held-out real slices of the same level",
-            worse="either",
+            worse="higher or lower",
             of_slices=True,
             gate=GateRule("ssim_real", False, "not as near to real slices as they are to each other"),
             reject=SliceRule("outliers", 0.0, "unlike real slices"),  # a slice unlike all others has about 0
