@@ -19,7 +19,7 @@ from oasisgen import process_state, s3
 from oasisgen.errors import UserError
 from oasisgen.head import require_ray
 from oasisgen.processes import seen_out
-from oasisgen.progress import duration, say, size
+from oasisgen.progress import duration, human_bytes, say
 
 # glibc gives large blocks back to the kernel at every step, which costs a CPU trainer 30-40 %; keep them.
 MALLOC = {
@@ -249,8 +249,8 @@ def require_store(count: int, cpus: float, gpus: float = 0) -> None:
         may_work = has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
         if (may_work or node["NodeID"] == here) and store < count:
             raise UserError(
-                f"the data set takes {size(count)} of the object store of the driver's node and of each that works on "
-                f"it, node {node['NodeManagerAddress']} has {size(store)}: start its Ray with a larger "
+                f"the data set takes {human_bytes(count)} of the object store of the driver's node and of each that works on "
+                f"it, node {node['NodeManagerAddress']} has {human_bytes(store)}: start its Ray with a larger "
                 "--object-store-memory"
             )
 

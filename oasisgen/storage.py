@@ -55,13 +55,6 @@ def exists(uri: str) -> bool:
         return system.get_file_info(path).type != fs.FileType.NotFound
 
 
-def size(uri: str) -> int | None:
-    """Bytes of the file at `uri`; None where there is none."""
-    with one_line(uri, "read"):
-        system, path = resolve(uri)
-        return system.get_file_info(path).size
-
-
 class Listed(NamedTuple):
     """A file as its folder lists it."""
 

@@ -74,7 +74,7 @@ class DataSet:
         groups = (self.description.blank, *self.description.equal)
         return frozenset((name.case, name.level) for group in groups for name in group if name.split == split)
 
-    def size(self, split: str) -> int:
+    def file_bytes(self, split: str) -> int:
         """Bytes of a split's files. Raises as `split`."""
         return sum(part.bytes for part in self.split(split).parts)
 

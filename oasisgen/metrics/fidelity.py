@@ -41,8 +41,9 @@ def kernel_distance(real: torch.Tensor, synthetic: torch.Tensor) -> float:
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(KID_SUBSET_SIZE, len(real), len(synthetic))
-    warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
-    kid = KernelInceptionDistance(feature=Given(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
+        kid = KernelInceptionDistance(feature=Given(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
     kid.update(real, real=True)
     kid.update(synthetic, real=False)
     with torch.random.fork_rng(devices=[]):  # the subsets are drawn by the global generator

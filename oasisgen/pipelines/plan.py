@@ -7,7 +7,7 @@ from oasisgen.config.data import CODE_SIZE
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import steps_per_epoch
 from oasisgen.data.slices import DataSet
-from oasisgen.progress import size
+from oasisgen.progress import human_bytes
 from oasisgen.sampling.parts import part_uri
 from oasisgen.sampling.request import BatchRequest
 
@@ -20,14 +20,14 @@ def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], 
     rows = data.count("train")
     for split in ("train", "validate"):
         cases, count = len(data.split(split).cases), data.count(split)
-        yield f"{split}: {count} slices of {cases} cases, {size(data.size(split))} in {len(data.parts(split))} shards"
+        yield f"{split}: {count} slices of {cases} cases, {human_bytes(data.file_bytes(split))} in {len(data.parts(split))} shards"
     for stage in config.stages:
         c = getattr(config, stage)
         steps = steps_per_epoch(rows, c.batch_size)
         yield f"{stage}: {c.epochs} epochs x {steps} steps of {c.batch_size} slices = {c.epochs * steps} steps"
-    yield f"codes: {rows} maps, {size(rows * CODE_SIZE**2 * CODE_BYTES)} before compression"
-    held = size(data.pixels("train", "validate"))
-    yield f"object store: {held} on each node that trains, the cluster has {size(cluster_has['store'])}"
+    yield f"codes: {rows} maps, {human_bytes(rows * CODE_SIZE**2 * CODE_BYTES)} before compression"
+    held = human_bytes(data.pixels("train", "validate"))
+    yield f"object store: {held} on each node that trains, the cluster has {human_bytes(cluster_has['store'])}"
     least = f"{config.min_workers} to " if config.min_workers else ""
     yield (
         f"workers: {least}{config.workers} x {config.cpus_per_worker:g} CPUs, {config.gpus_per_worker:g} GPUs, "
@@ -45,7 +45,7 @@ def plan_batch(
     slices = sum(map(len, parts))
     done = "finished" if finished else f"{sum(storage.exists(part_uri(out, n)) for n in range(len(parts)))} made"
     yield f"model {request.model}, base seed {request.base_seed}"
-    yield f"{slices} slices in {len(parts)} parts, {done}, about {size(slices * PNG_BYTES)}"
+    yield f"{slices} slices in {len(parts)} parts, {done}, about {human_bytes(slices * PNG_BYTES)}"
     if data:
         yield f"measured against {data.uri}, {data.count('train')} training slices"
     yield f"to {out}; {cluster_has['CPU']:g} CPUs, {cluster_has['GPU']:g} GPUs are free"

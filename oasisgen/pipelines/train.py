@@ -80,7 +80,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     stage = Stage("vqvae", train_vqvae, inputs, best="ssim")
     histories = {"vqvae": complete(stage, config, held.proof)["history"]}
     best = checkpoint.best(storage.join(config.out, "vqvae"), "ssim")
-    load_vqvae = partial(checkpoint.read_vqvae, best, config.vqvae)
+    load_vqvae = partial(checkpoint.restore_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
 
     state = complete(Stage("features", train_features, {"train": train_slices}), config, held.proof)

@@ -118,7 +118,7 @@ def thumbnails(images: Iterable[np.ndarray]) -> Thumbnails:
     return Thumbnails(pixels, pixels.pow(2).sum(1))
 
 
-class Split:
+class SearchIndex:
     """Real slices, ordered by level: only those of some levels are looked at."""
 
     def __init__(self, slices: Feed) -> None:
@@ -165,7 +165,7 @@ class RealSlices:
     """The real slices that synthetic ones are compared with."""
 
     def __init__(self, train: Feed, held_out: Feed) -> None:
-        self.train, self.held_out = Split(train), Split(held_out)
+        self.train, self.held_out = SearchIndex(train), SearchIndex(held_out)
 
     def compare(self, image: np.ndarray, level: int, seed: list[int], case: str | None = None) -> Comparison:
         """Compare a slice, (256, 256) uint8. `seed` draws the held-out slices; a level below 0 is unknown and is found.

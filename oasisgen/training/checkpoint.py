@@ -74,7 +74,7 @@ def best(uri: str, metric: str) -> Saved:
     return max(ends)[1]
 
 
-def read_vqvae(saved: Saved, config: VQVAEConfig) -> VQVAE:
+def restore_vqvae(saved: Saved, config: VQVAEConfig) -> VQVAE:
     """The VQ-VAE in a checkpoint of stage 1, in evaluation mode."""
     model = VQVAE(config)
     model.load_state_dict(_read(saved)["averaged"])
