@@ -20,7 +20,8 @@ def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], 
     rows = data.count("train")
     for split in ("train", "validate"):
         cases, count = len(data.split(split).cases), data.count(split)
-        yield f"{split}: {count} slices of {cases} cases, {human_bytes(data.file_bytes(split))} in {len(data.parts(split))} shards"
+        weight, shards = human_bytes(data.file_bytes(split)), len(data.parts(split))
+        yield f"{split}: {count} slices of {cases} cases, {weight} in {shards} shards"
     for stage in config.stages:
         c = getattr(config, stage)
         steps = steps_per_epoch(rows, c.batch_size)
