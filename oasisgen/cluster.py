@@ -249,8 +249,8 @@ def require_store(count: int, cpus: float, gpus: float = 0) -> None:
         may_work = has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
         if (may_work or node["NodeID"] == here) and store < count:
             raise UserError(
-                f"the data set takes {human_bytes(count)} of the object store of the driver's node and of each that works "
-                f"on it, node {node['NodeManagerAddress']} has {human_bytes(store)}: start its Ray with a larger "
+                f"the data set takes {human_bytes(count)} of the object store of the driver's node and of each that "
+                f"works on it, node {node['NodeManagerAddress']} has {human_bytes(store)}: start its Ray with a larger "
                 "--object-store-memory"
             )
 

@@ -38,7 +38,7 @@ with cluster.connection():
     for gpus in (None, 0):
         try:
             made = generate(GenerateConfig(sys.argv[1], sys.argv[2], count=4, measure=False, gpus_per_sampler=gpus))
-            print(made["slices"], "slices")
+            print(made.slices, "slices")
         except UserError as error:
             print(error)
 """

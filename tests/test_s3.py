@@ -129,7 +129,7 @@ def test_each_client_goes_through_the_https_proxy_that_the_environment_names_and
 def test_opening_a_bucket_leaves_the_environment_as_it_was_and_sends_no_trailing_checksums(uri: str) -> None:
     code = f"import os\nbefore = dict(os.environ)\n{USE}\nprint(dict(os.environ) == before)"
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:
-        assert use(uri, code=code, **server.variables) == "b'1' b'2'\nTrue"
+        assert use(uri, (), code, **server.variables) == "b'1' b'2'\nTrue"
         assert server.trailers == []
 
 
