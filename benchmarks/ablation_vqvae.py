@@ -6,8 +6,6 @@ from `full` is in its name; quantizers of others come from vector-quantize-pytor
 """
 
 import argparse
-import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.common import real_slices
 from benchmarks.models import training
 from oasisgen.config.data import LEVELS
 from oasisgen.config.presets import FULL
@@ -100,7 +99,7 @@ def train(name: str, images: Feed, held_out: torch.Tensor, steps: int) -> None:
     model, averaged = VQVAE(c), VQVAE(c).requires_grad_(False)
     if name in (foreign := quantizers(c.code_dim)):
         for each in (model, averaged):
-            each.quantizer = Foreign(foreign[name]())  # type: ignore[assignment]
+            each.quantizer = Foreign(foreign[name]())
     curve, seconds = [], training(model, averaged, images, c, steps)
     for step in range(1, steps + 1):
         spent = next(seconds)
@@ -116,10 +115,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"all by default: {', '.join(CHANGES)}")
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
-    source = os.environ.get("OASISGEN_OASIS_DIR")
-    if not source:
-        sys.exit("OASISGEN_OASIS_DIR is not set: recipes are compared on real slices")
-    images, held_out = real_slices(source)
+    images, held_out = training_and_held_out(real_slices())
     torch.set_num_threads(1)
     print(f"| recipe | SSIM | on the way, every {SCORED_EVERY} steps | codes | slices/s |")
     print("| --- | --- | --- | --- | --- |", flush=True)
@@ -127,7 +123,7 @@ def main() -> None:
         train(name, images, held_out, arguments.steps)
 
 
-def real_slices(source: str) -> tuple[Feed, torch.Tensor]:
+def training_and_held_out(source: str) -> tuple[Feed, torch.Tensor]:
     """The training split, and 256 slices (256, 256, 256) uint8 of validate."""
     from oasisgen import cluster
     from oasisgen.data.feed import store

@@ -5,7 +5,6 @@ black, as trained ones paint, are compared sooner than noise.
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,8 +19,8 @@ import psutil
 import torch
 
 from benchmarks.ablation_sampling import groups_of
+from benchmarks.common import alone, packed
 from benchmarks.models import training
-from benchmarks.speed import packed
 from oasisgen import storage
 from oasisgen.config.generate import GenerateConfig
 from oasisgen.config.presets import FULL
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 COUNTS: dict[PriorName, tuple[int, int]] = {"dcgan": (256, 2304), "masked": (64, 512)}  # a short batch, and a long one
 SIZES = (1_000, 10_000, 100_000)  # of batches whose memory is compared
 SHOWN, STEPS = 1024, 250  # training slices that a model has seen, and how often
-SMALL = {"channels": 16, "residual_channels": 8, "residual_blocks": 1}
+SMALL: dict[str, Any] = {"channels": 16, "residual_channels": 8, "residual_blocks": 1}
 
 
 def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
@@ -89,8 +88,7 @@ def plain(kind: str, model: str, count: int) -> None:
 
 def without_ray(kind: str, model: str, count: int) -> float:
     """The same, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.generate", "--plain", kind, model, str(count)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return alone("benchmarks.generate", "--plain", kind, model, str(count))
 
 
 def job_rate(model: str, counts: tuple[int, int], measure: bool) -> float:

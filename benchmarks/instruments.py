@@ -18,6 +18,7 @@ import numpy as np
 import ray
 import torch
 
+from benchmarks.common import real_slices
 from oasisgen import cluster
 from oasisgen.config.data import LEVELS
 from oasisgen.config.presets import PRESETS
@@ -37,6 +38,11 @@ COMPARED = 192  # slices of a half that are compared one by one
 SIGMAS = 3.0  # a measure has moved if it did so by more than this times its noise
 
 Damage = Callable[[Slices, Slices], Slices]
+
+
+def rows_of(slices: Slices, rows: np.ndarray) -> Slices:
+    """The slices that `rows` picks, booleans (N,)."""
+    return Slices(slices.images[rows], slices.levels[rows], None if slices.cases is None else slices.cases[rows])
 
 
 def blurred(half: Slices, train: Slices) -> Slices:
@@ -59,7 +65,7 @@ def faded(half: Slices, train: Slices) -> Slices:
 
 def lower_levels(half: Slices, train: Slices) -> Slices:
     """Nothing of the upper half of the levels."""
-    return Slices(*(column[half.levels < LEVELS // 2] for column in half))
+    return rows_of(half, half.levels < LEVELS // 2)
 
 
 def ten_repeated(half: Slices, train: Slices) -> Slices:
@@ -123,10 +129,11 @@ def halves(held_out: Feed, seed: int) -> tuple[Slices, Slices]:
     assert everything.cases is not None
     cases = np.random.default_rng(seed).permutation(np.unique(everything.cases))
     first = np.isin(everything.cases, cases[: len(cases) // 2])
-    return Slices(*(c[first] for c in everything)), Slices(*(c[~first] for c in everything))
+    return rows_of(everything, first), rows_of(everything, ~first)
 
 
 def as_feed(slices: Slices) -> Feed:
+    assert slices.cases is not None
     return Feed([{"level": slices.levels, "case": slices.cases, "image": slices.images}])
 
 
@@ -158,9 +165,7 @@ def main() -> None:
     parser.add_argument("--out", help="keep data set and network here, for another time")
     parser.add_argument("--model", help="see with the network of this run or bundle, and not with one trained now")
     arguments = parser.parse_args()
-    source = os.environ.get("OASISGEN_OASIS_DIR")
-    if not source:
-        sys.exit("OASISGEN_OASIS_DIR is not set: the instruments are tested on real slices")
+    source = real_slices()
     failed = 0
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
         home = str(Path(arguments.out or folder).absolute())

@@ -8,13 +8,13 @@ import itertools
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.speed import compare, packed
+from benchmarks.common import alone, compare, packed
 from oasisgen.config.data import LEVELS
 from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.config.train import VQVAEConfig
@@ -45,7 +45,7 @@ SOONER = 20  # times, that `full` is to reach it before the baseline does
 class OneHotQuantizer(EMAQuantizer):
     """The same codebook as tutorials write it: pairwise distances, a one-hot row for each vector."""
 
-    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None) -> Quantized:
+    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Quantized:
         """(B, D, H, W) -> Quantized."""
         B, D, H, W = z.shape
         flat = z.permute(0, 2, 3, 1).reshape(-1, D)  # (B*H*W, D)
@@ -94,7 +94,7 @@ def loop(kind: str, folder: str) -> float:
     images = Feed([{"image": np.load(f"{folder}/train.npy")}])
     model, averaged = VQVAE(c), VQVAE(c)
     if kind == "ours":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     else:
         model.quantizer = OneHotQuantizer(c.codebook_size, c.code_dim, c.commitment, c.codebook_ema_decay, c.dead_below)
@@ -123,7 +123,7 @@ def training(model: VQVAE, averaged: VQVAE, images: Feed, c: VQVAEConfig, steps:
 
     `steps` is the length of the schedule; who iterates decides when to stop.
     """
-    model = model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     scale, batches, seconds = error_scale(images, c), crops(images, c), 0.0
     for step in itertools.count():
@@ -162,13 +162,12 @@ def seconds_to_goal(preset: str, folder: str, most: float) -> float:
     return float("inf")
 
 
-def alone(*arguments: Any) -> float:
+def own_process(*arguments: Any) -> float:
     """What a function of this file returns in a process of its own, with the allocator of our workers for `ours`."""
     from oasisgen.cluster import MALLOC
 
-    command = [sys.executable, "-m", "benchmarks.models", "--alone", json.dumps(arguments)]
-    environment = os.environ | ({} if "plain" in arguments else MALLOC)
-    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    variables = {} if "plain" in arguments else MALLOC
+    return alone("benchmarks.models", "--alone", json.dumps(arguments), variables=variables)
 
 
 def quantizer_rate(make: Callable[[], nn.Module], dim: int) -> float:
@@ -228,32 +227,36 @@ def main() -> None:
             for size in (c.batch_size, 8 * c.batch_size):  # those have as many pixels as the baseline's
                 compare(
                     {
-                        f"training, 2 workers x 1 thread, steps of {size} slices": lambda size=size: ranks_rate(
-                            some, 2, size
-                        ),
-                        "1 x 1, the same steps": lambda size=size: ranks_rate(some, 1, size),
+                        f"training, 2 workers x 1 thread, steps of {size} slices": partial(ranks_rate, some, 2, size),
+                        "1 x 1, the same steps": partial(ranks_rate, some, 1, size),
                     }
                 )
         compare(
             {
-                "the loop of stage 1": lambda: alone("loop", "ours", folder),
-                "without what makes it fast": lambda: alone("loop", "plain", folder),
+                "the loop of stage 1": partial(own_process, "loop", "ours", folder),
+                "without what makes it fast": partial(own_process, "loop", "plain", folder),
             }
         )
         for dim in (c.code_dim, 64):
             makers: dict[str, Callable[[], nn.Module]] = {
-                "our quantizer": lambda dim=dim: EMAQuantizer(512, dim, 0.25, 0.99, 0.03),
-                "vector-quantize-pytorch": lambda dim=dim: VectorQuantize(
-                    dim, 512, decay=0.99, accept_image_fmap=True, rotation_trick=False, threshold_ema_dead_code=2
+                "our quantizer": partial(EMAQuantizer, 512, dim, 0.25, 0.99, 0.03),
+                "vector-quantize-pytorch": partial(
+                    VectorQuantize,
+                    dim,
+                    512,
+                    decay=0.99,
+                    accept_image_fmap=True,
+                    rotation_trick=False,
+                    threshold_ema_dead_code=2,
                 ),
-                "MONAI": lambda dim=dim: MonaiQuantizer(2, 512, dim),
+                "MONAI": partial(MonaiQuantizer, 2, 512, dim),
             }
             print(f"512 codes of {dim} numbers:")
-            compare({name: lambda make=make, dim=dim: quantizer_rate(make, dim) for name, make in makers.items()})
-        ours = alone("seconds_to_goal", "full", folder, 600)
+            compare({name: partial(quantizer_rate, make, dim) for name, make in makers.items()})
+        ours = own_process("seconds_to_goal", "full", folder, 600)
         if ours == float("inf"):
             sys.exit(f"SSIM {GOAL}: `full` does not reach it within 600 s")
-        theirs = alone("seconds_to_goal", "baseline", folder, SOONER * ours)
+        theirs = own_process("seconds_to_goal", "baseline", folder, SOONER * ours)
         reached = f"after {theirs:.0f} s" if theirs < float("inf") else f"not within {SOONER * ours:.0f} s"
         print(f"SSIM {GOAL}: `full` after {ours:.1f} s of training, `baseline` {reached}")
 
@@ -263,6 +266,7 @@ if __name__ == "__main__":
     parser.add_argument("--alone", help="[name, argument, …] of one function, as JSON")
     if called := parser.parse_args().alone:
         name, *arguments = json.loads(called)
-        print({"loop": loop, "seconds_to_goal": seconds_to_goal}[name](*arguments))
+        callables: dict[str, Callable[..., float]] = {"loop": loop, "seconds_to_goal": seconds_to_goal}
+        print(callables[name](*arguments))
     else:
         main()

@@ -10,9 +10,6 @@ import io
 import os
 import platform
 import signal
-import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,6 +25,7 @@ import pyarrow.fs
 import torch
 import torch.nn.functional as F
 
+from benchmarks.common import ROUNDS, alone, compare, packed
 from oasisgen.config.presets import DEMO
 from oasisgen.data.pixels import to_unit
 from oasisgen.metrics.ssim import ssim_loss
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
 
 STEPS = 200
 WARM_UP = 10
-ROUNDS = 3
 CONFIG = DEMO.vqvae
 
 
@@ -99,36 +96,7 @@ def plain(kind: str, path: str) -> None:
 
 def without_ray(kind: str, path: str, allocator: dict[str, str]) -> float:
     """Slices per second of a loop without Ray, in a process of its own with these settings of its allocator."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--plain", kind, path]
-    environment = os.environ | allocator
-    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-
-
-def packed(folder: str, validate: int) -> tuple[str, "DataSet"]:
-    """The real slices of OASISGEN_OASIS_DIR, else virtual subjects, `validate` of them held out: raw, and packed."""
-    from oasisgen.data.pack import pack
-    from oasisgen.data.phantom import write_phantoms
-    from oasisgen.data.slices import open_data_set
-
-    source = os.environ.get("OASISGEN_OASIS_DIR")
-    if not source:
-        source = f"{folder}/raw"
-        write_phantoms(source, {"train": 60, "validate": validate}, seed=0)
-    pack(source, f"{folder}/data")
-    return source, open_data_set(f"{folder}/data")
-
-
-def compare(candidates: dict[str, Callable[[], float]]) -> None:
-    """Measure all in turn, several times; print medians, and the first's ratio to each other one, round by round."""
-    decoding_steps = [{name: measure() for name, measure in candidates.items()} for _ in range(ROUNDS)]
-    first, *others = candidates
-    print(f"{first}: {statistics.median(r[first] for r in decoding_steps):.1f} per s", flush=True)
-    for name in others:
-        ratio = statistics.median(r[first] / r[name] for r in decoding_steps)
-        print(
-            f"  against {name}, {statistics.median(r[name] for r in decoding_steps):.1f} per s: ratio {ratio:.2f}",
-            flush=True,
-        )
+    return alone("benchmarks.speed", "--plain", kind, path, variables=allocator)
 
 
 def ssim_rate(function: Callable[[torch.Tensor, torch.Tensor], object]) -> float:
@@ -203,7 +171,7 @@ def recover(stored: dict[str, "Stored"], data: "DataSet") -> None:
                 with log.open("a") as file:
                     file.write(f"{os.getpid()} {time.time()} {state.step}\n")
 
-            StageState.end_step = note  # type: ignore[method-assign]
+            StageState.end_step = note  # type: ignore[method-assign, assignment]
             train_vqvae(**arguments)
 
         killed: list[float] = []

@@ -1,0 +1,53 @@
+"""What the benches share: their slices, a process of its own for what is measured, and comparisons in turn."""
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from oasisgen.data.slices import DataSet
+
+ROUNDS = 3
+
+
+def real_slices() -> str:
+    """The folder of real slices, which this bench cannot do without."""
+    source = os.environ.get("OASISGEN_OASIS_DIR")
+    if not source:
+        sys.exit("OASISGEN_OASIS_DIR is not set: this bench needs real slices")
+    return source
+
+
+def packed(folder: str, validate: int) -> tuple[str, "DataSet"]:
+    """The real slices of OASISGEN_OASIS_DIR, else virtual subjects, `validate` of them held out: raw, and packed."""
+    from oasisgen.data.pack import pack
+    from oasisgen.data.phantom import write_phantoms
+    from oasisgen.data.slices import open_data_set
+
+    source = os.environ.get("OASISGEN_OASIS_DIR")
+    if not source:
+        source = f"{folder}/raw"
+        write_phantoms(source, {"train": 60, "validate": validate}, seed=0)
+    pack(source, f"{folder}/data")
+    return source, open_data_set(f"{folder}/data")
+
+
+def alone(module: str, *arguments: str, variables: Mapping[str, str] | None = None) -> float:
+    """The number that `python -m MODULE ARGUMENT …` prints, run by itself with these variables too."""
+    command = [sys.executable, "-m", module, *arguments]
+    environment = os.environ | dict(variables or {})
+    return float(subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def compare(candidates: Mapping[str, Callable[[], float]]) -> None:
+    """Measure all in turn, several times; print medians, and the first's ratio to each other one, round by round."""
+    rounds = [{name: measure() for name, measure in candidates.items()} for _ in range(ROUNDS)]
+    first, *others = candidates
+    print(f"{first}: {statistics.median(each[first] for each in rounds):.1f} per s", flush=True)
+    for name in others:
+        rate = statistics.median(each[name] for each in rounds)
+        ratio = statistics.median(each[first] / each[name] for each in rounds)
+        print(f"  against {name}, {rate:.1f} per s: ratio {ratio:.2f}", flush=True)
