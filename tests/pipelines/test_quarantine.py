@@ -49,6 +49,7 @@ def train_a_little(images: torch.Tensor) -> VQVAE:
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)
     model = VQVAE(CONFIG)
+    model.quantizer.eval()  # the codes stay as they were drawn
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     for _ in range(90):
         rows = torch.randint(len(images), (8,), generator=random)
