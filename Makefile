@@ -19,7 +19,7 @@ demo: $(READY)  ## the main job on the embedded data set
 	  { [ $$? = 3 ] && echo "so little training is not fit for use; look at the reports"; }
 
 test: $(READY)  ## with its coverage, but for what runs in Ray's workers and in processes of jobs
-	$(BIN)/pytest -q -n 2 --cov
+	$(BIN)/pytest -q -n 2 --cov=oasisgen
 
 test-slow: $(READY)  ## real faults
 	$(BIN)/pytest -q -m slow
