@@ -11,7 +11,7 @@ from oasisgen.progress import say
 
 @dataclass(frozen=True)
 class Flags:
-    """Measure how well a trained model reconstructs a split, every slice of it."""
+    """Measure how well a trained model reconstructs every slice of a split."""
 
     model: str
     """URI of a run or of its model bundle."""

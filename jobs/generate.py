@@ -17,7 +17,7 @@ QUARANTINED = 3  # exit status
 
 @dataclass(frozen=True)
 class Verify:
-    """Prove that a batch is complete and untouched."""
+    """Check that a batch is complete and unchanged."""
 
     verify: str
     """URI of the batch."""

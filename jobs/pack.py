@@ -15,7 +15,7 @@ class Flags:
     out: str
     """URI of the data set, <root>/datasets/<name>."""
     strict: bool = False
-    """Fail if any file is rejected, instead of setting it aside."""
+    """Fail if any file is rejected, instead of listing it in dataset.json."""
     dry_run: bool = False
     """Check storage, source folders and the data set's name, print the plan, and stop."""
 

@@ -9,7 +9,7 @@ from oasisgen.progress import say
 
 @dataclass(frozen=True)
 class Flags:
-    """Write a data set of virtual subjects: the MNI152 brain bent into many, in the layout of OASIS."""
+    """Write a data set of virtual subjects, random deformations of the MNI152 template, in the layout of OASIS."""
 
     out: str
     """URI of the folder for the split folders."""

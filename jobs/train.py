@@ -10,7 +10,7 @@ from oasisgen.progress import say
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """A preset and the flags that override it; `full` where none is named."""
+    """A preset and the flags that override it; `full` if none is named."""
     require_new_names(arguments)
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
         arguments = ["full", *arguments]

@@ -21,7 +21,7 @@ Precision = Literal["bfloat16", "float32"]
 
 @dataclass(frozen=True)
 class GateConfig:
-    """How close a batch must come to its reference, what real slices score, to be released.
+    """How close a batch must come to its reference, the scores of real slices, to be released.
 
     The same tolerances apply to the last released batch of the same request, if there is one.
     """
@@ -33,9 +33,9 @@ class GateConfig:
     fid: float = 2.0
     """FID may be at most this many times the reference's."""
     precision: float = 0.7
-    """Least share of the reference's precision."""
+    """Precision must be at least this fraction of the reference's."""
     recall: float = 0.5
-    """Least share of the reference's recall."""
+    """Recall must be at least this fraction of the reference's."""
     copies: float = 0.01
     """Largest increase of the share of suspected copies."""
 
@@ -48,7 +48,7 @@ class GateConfig:
 class GenerateConfig:
     """Generate synthetic slices from a trained model, measure them, and say whether they may be released.
 
-    `--verify <batch>` alone proves that a batch is complete and untouched. Exit status 3: quarantined.
+    `--verify <batch>` alone checks that a batch is complete and unchanged. Exit status 3: quarantined.
     """
 
     model: str
@@ -63,17 +63,17 @@ class GenerateConfig:
     """Generate exactly these sample ids, like 17,42,1000-1010; replaces --count, --levels and --reject."""
     base_seed: int | None = None
     """A slice is a pure function of model, base seed and sample id. From 0 to 2^63 - 1; by default derived from the
-    name of the batch."""
+    batch's path below `batches`."""
     precision: Precision = "bfloat16"
     """`bfloat16` is several times faster on devices that support it, but other kinds of device then give the same
-    anatomy with different details. With `float32` they differ in the last bit."""
+    anatomy with different details. With `float32` they differ in the last bit, which occasionally changes details."""
     format: Format = "png"
     """One PNG per slice, or the PNGs of a part in one Parquet file or tar archive: cheaper for millions of slices."""
     reject: Reject = "none"
     """Reject slices below the 1st percentile of held-out slices in copy_ratio (`copies`), ssim_real (`outliers`) or
     either (`both`); the next ids replace them."""
     measure: bool = True
-    """Compare the batch with real slices; without it the batch is not released."""
+    """Compare the batch with real slices. A batch that is not compared is not released."""
     part_size: int = 1000
     """Sample ids per part, the unit of work that is repeated if interrupted; from 1 to 100000."""
     data: str | None = None

@@ -62,6 +62,6 @@ DEMO = TrainConfig(
 
 PRESETS = {
     "demo": ("`full` made small enough for two CPU cores, with the faster prior, the DCGAN.", DEMO),
-    "baseline": ("The model and training of the report that started this project, nothing improved.", BASELINE),
+    "baseline": ("The model and training of the student report that this project started from.", BASELINE),
     "full": ("The best configuration we know, for a GPU.", FULL),
 }

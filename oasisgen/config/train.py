@@ -23,7 +23,7 @@ class VQVAEConfig:
     residual_blocks: int = 4
     """Residual blocks in the encoder, and as many in the decoder."""
     norm: Literal["none", "batch"] = "none"
-    """Normalisation after convolutions. With `batch`, several workers do not compute what one worker would."""
+    """Normalisation after convolutions. With `batch`, the result depends on the number of workers."""
     codebook_size: int = 512
     """K, the number of codes, from 2 to 65536."""
     code_dim: int = 4
@@ -34,8 +34,8 @@ class VQVAEConfig:
     codebook_ema_decay: float = 0.99
     """Decay of the codebook's moving averages, per step, between 0 and 1 (quantizer `ema` only)."""
     dead_below: float = 0.03
-    """A code is dead if its share of the uses is below this fraction of 1/K, between 0 and 1. It is then set to a
-    random encoder output (quantizer `ema` only)."""
+    """A code whose share of the uses is below this fraction of 1/K is dead, and is replaced by a random encoder output;
+    between 0 and 1 (quantizer `ema` only)."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     loss_scale: Literal["variance", "none"] = "variance"
@@ -45,14 +45,14 @@ class VQVAEConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm. 0 disables clipping."""
     weight_ema_decay: float = 0.999
-    """Decay per step of the averaged weights, from 0 to below 1. They are the ones that are scored and kept. 0 disables
+    """Decay per step of the averaged weights, from 0 to below 1. The averaged weights are scored and saved. 0 disables
     averaging."""
     epochs: int = 20
     """Passes over the training split."""
     batch_size: int = 16
     """Slices per step, over all workers together."""
     crop: int = 128
-    """Side of the random square crops to train on, in pixels: a multiple of 4 from 16 to 256, the whole slice."""
+    """Side of the random square crops to train on, in pixels: a multiple of 4 from 16 to 256 (the whole slice)."""
     learning_rate: float = 4e-3
     """Peak learning rate of Adam."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -90,9 +90,10 @@ class DCGANConfig:
     conditional: bool = True
     """Condition both networks on the level of the slice."""
     pca_prior: bool = True
-    """Let the generator add to a linear model of the training maps: mean and spread per level, principal components."""
+    """Add the generator's output to a linear model of the training maps: mean and spread per level, and principal
+    components."""
     components: int = 64
-    """Principal components of the PCA prior, from 0 to latent_dim; the first numbers of z weight them."""
+    """Principal components of the PCA prior, from 0 to latent_dim; the first entries of z weight them."""
     commitment: float = 1.0
     """Weight of the generator's squared distance to the codes that its output is quantized to. 0 disables it."""
     r1_weight: float = 5.0
@@ -100,7 +101,7 @@ class DCGANConfig:
     loss: Literal["hinge", "bce"] = "hinge"
     """Adversarial loss."""
     spectral_norm: bool = True
-    """Spectral normalisation of the discriminator (Miyato et al. 2018, arXiv:1802.05957); off, BatchNorm."""
+    """Spectral normalisation of the discriminator (Miyato et al. 2018, arXiv:1802.05957). If off, BatchNorm."""
     latent_dim: int = 100
     """Length of the noise vector z."""
     channels: int = 32
@@ -110,9 +111,9 @@ class DCGANConfig:
     arXiv:2006.10738)."""
     noise: float = 0.1
     """Standard deviation of the noise added to the discriminator's input (Sønderby et al. 2017, arXiv:1610.04490);
-    embedded codes have 1. 0 disables it."""
+    that of embedded codes is 1. 0 disables it."""
     weight_ema_decay: float = 0.99
-    """Decay per step of the averaged generator, from 0 to below 1. It is the one that samples. 0 disables averaging."""
+    """Decay per step of the averaged generator, from 0 to below 1. The averaged one samples. 0 disables averaging."""
     epochs: int = 40
     """Passes over the training split's code maps."""
     batch_size: int = 32
@@ -152,13 +153,13 @@ class MaskedConfig:
     channels: int = 32
     """Channels at 64 x 64; they double with each of the first two halvings of the size."""
     decoding_steps: int = 12
-    """Steps in which a map is filled in; more are slower."""
+    """Sampling steps per code map; more are slower."""
     temperature: float = 0.9
     """Sampling temperature, above 0: trades fidelity (low) for diversity (high)."""
     positions: int = 384
-    """Masked positions per map whose codes a step of training predicts, from 1 to 4096."""
+    """Masked positions per map that a training step predicts, from 1 to 4096."""
     weight_ema_decay: float = 0.998
-    """Decay per step of the averaged network, from 0 to below 1. It is the one that samples. 0 disables averaging."""
+    """Decay per step of the averaged network, from 0 to below 1. The averaged one samples. 0 disables averaging."""
     epochs: int = 10
     """Passes over the training split's code maps."""
     batch_size: int = 16
@@ -218,11 +219,11 @@ class TrainConfig:
     gpus_per_worker: float = 0.0
     """GPUs for each worker: a whole number, or a fraction of one for a single worker. 0 uses CPUs, for encoding too."""
     min_workers: int = 0
-    """Start with this many workers, continue with as few when nodes are lost, and add others as nodes come. 0 waits
-    for all of them."""
+    """Start with this many workers, continue with as few if nodes are lost, and add workers as nodes become available.
+    0 waits for all workers."""
     checkpoint_seconds: float = 30.0
-    """Longest time between checkpoints, in seconds: how much work a lost node costs at most. The end of an epoch always
-    saves one."""
+    """Longest time between checkpoints, in seconds; a lost node costs at most this much work. Every epoch ends with one
+    too."""
     wait_minutes: float = 0.0
     """Minutes to wait for free CPUs and GPUs, while an autoscaler may start nodes. 0 waits a few seconds."""
     dry_run: bool = False
