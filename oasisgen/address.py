@@ -1,4 +1,4 @@
-"""What a URI names: one parser for every address that a job is given."""
+"""Parse URIs: every address that a job takes goes through this parser."""
 
 import os
 import re
@@ -28,12 +28,12 @@ class Address:
 
 
 def parse(uri: str) -> Address:
-    """The address that `uri` spells. Raises UserError if it is not a valid one.
+    """Parse `uri`. Raises UserError if it is not a valid address.
 
-    Equal places on S3 have equal addresses; on disk, links are not followed.
+    Two URIs of one place on S3 have equal addresses. On disk, symbolic links are not followed.
     """
     if not uri.strip() or not uri.isprintable():
-        raise UserError(f"{uri!r} is no address: {KNOWN}")
+        raise UserError(f"{uri!r} is not a valid address: {KNOWN}")
     scheme, mark, rest = uri.partition("://")
     if not mark:
         if re.match(r"(s3a?|file|gs|https?):", uri):
@@ -42,14 +42,14 @@ def parse(uri: str) -> Address:
     if scheme == "file":
         return _on_disk(uri)
     if scheme != "s3":
-        raise UserError(f"{uri}: {scheme}:// is not storage that this program knows: {KNOWN}")
+        raise UserError(f"{uri}: {scheme}:// is not supported: {KNOWN}")
     return _on_s3(uri, rest)
 
 
 def _on_disk(uri: str) -> Address:
     parts = urlsplit(uri)
     if parts.query or parts.fragment or uri.endswith(("?", "#")):
-        raise UserError(f"{uri}: ? and # cannot stand in a file:// address: give the plain path instead")
+        raise UserError(f"{uri}: a file:// address cannot contain ? or #: give the plain path instead")
     if parts.netloc not in ("", "localhost") or not parts.path:
         raise UserError(f"{uri} names another machine: give file:///folder, with three slashes, or a path")
     return Address(os.path.abspath(unquote(parts.path)))
@@ -60,10 +60,10 @@ def _on_s3(uri: str, rest: str) -> Address:
     if not bucket:
         raise UserError(f"{uri} names no bucket: give s3://bucket/prefix")
     if not re.fullmatch(r"[\w.-]{3,255}", bucket, re.ASCII):
-        raise UserError(f"{uri}: {bucket} is no bucket's name: give s3://bucket/prefix, without keys or ports")
+        raise UserError(f"{uri}: {bucket} is not a valid bucket name: give s3://bucket/prefix, without keys or ports")
     if "?" in key:
-        raise UserError(f"{uri}: options after ? are not read: set AWS_REGION or AWS_ENDPOINT_URL instead")
+        raise UserError(f"{uri}: options after ? are not supported: set AWS_REGION or AWS_ENDPOINT_URL instead")
     names = key.rstrip("/").split("/") if key.strip("/") else []
     if {"", ".", ".."} & set(names):
-        raise UserError(f"{uri}: names between slashes cannot be empty, . or ..: write the prefix out")
+        raise UserError(f"{uri}: names between slashes cannot be empty, . or ..: give the full prefix")
     return Address("/".join([bucket, *names]), bucket)

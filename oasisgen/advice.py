@@ -1,4 +1,4 @@
-"""What storage answers, as one line that names the address and the fix."""
+"""Turn an error of storage into one line that names the address and the fix."""
 
 import errno
 import re
@@ -9,37 +9,37 @@ import botocore.exceptions
 
 from oasisgen.errors import StorageError
 
-S3_ADVICE = {  # by S3's error codes, in small letters
-    "invalidaccesskeyid": "the server does not know the access key; mend AWS_ACCESS_KEY_ID",
-    "signaturedoesnotmatch": "the secret key does not fit the access key; mend AWS_SECRET_ACCESS_KEY",
+S3_ADVICE = {  # by S3 error code, in lower case
+    "invalidaccesskeyid": "the server does not know the access key; fix AWS_ACCESS_KEY_ID",
+    "signaturedoesnotmatch": "the secret key does not match the access key; fix AWS_SECRET_ACCESS_KEY",
     "expiredtoken": "the session token has expired; get new credentials",
-    "invalidtoken": "the session token is not valid; mend AWS_SESSION_TOKEN",
-    "requesttimetooskewed": "the clocks of this machine and of the server differ; set this one",
-    "nosuchbucket": "there is no such bucket; create it or mend the URI",
-    "accessdenied": "these credentials may not {verb} it; grant them that",
-    "networkconnection": "the server does not answer; mend AWS_ENDPOINT_URL or the network",
-    "untrusted": "the server's certificate is not trusted; name its authority's in AWS_CA_BUNDLE",
-    "slowdown": "the server asks for fewer requests; run the command again later",
-    "serviceunavailable": "the server is out of service; run the command again later",
+    "invalidtoken": "the session token is not valid; fix AWS_SESSION_TOKEN",
+    "requesttimetooskewed": "this machine's clock differs from the server's; correct it",
+    "nosuchbucket": "there is no such bucket; create it or fix the URI",
+    "accessdenied": "these credentials may not {verb} it; grant them the permission",
+    "networkconnection": "the server does not answer; check AWS_ENDPOINT_URL and the network",
+    "untrusted": "the server's certificate is not trusted; set AWS_CA_BUNDLE to the file of its CA certificate",
+    "slowdown": "the server limits the request rate; run the command again later",
+    "serviceunavailable": "the server is unavailable; run the command again later",
 }
 DISK_ADVICE = {  # by errno
     errno.ENOSPC: "free space, or give another place",
     errno.EDQUOT: "free space, or give another place",
     errno.EFBIG: "allow larger files, or give another place",
-    errno.EACCES: "get the right to {verb} there, or give another place",
-    errno.EPERM: "get the right to {verb} there, or give another place",
-    errno.EROFS: "give a place that can be written to",
+    errno.EACCES: "get permission to {verb} there, or give another place",
+    errno.EPERM: "get permission to {verb} there, or give another place",
+    errno.EROFS: "give a writable place",
     errno.ENOTDIR: "a file is in the way: give another place",
     errno.EEXIST: "a file is in the way: give another place",
     errno.EISDIR: "a folder is in the way: give another place",
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.ELOOP: "its links lead in a circle: mend them",
+    errno.ELOOP: "its symbolic links form a loop: fix them",
 }
 
 
 @contextmanager
 def one_line(uri: str, verb: str) -> Iterator[None]:
-    """What storage answers to `verb`, raised as StorageError. A missing file stays FileNotFoundError."""
+    """Raise errors of storage as StorageError; `verb` says what failed. A missing file stays FileNotFoundError."""
     try:
         yield
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
@@ -55,7 +55,7 @@ def one_line(uri: str, verb: str) -> Iterator[None]:
     except botocore.exceptions.ClientError as error:
         raise StorageError(f"{uri}: {_of_s3(error.response['Error']['Code'], verb) or error}") from None
     except OSError as error:
-        code = re.search(r"AWS Error (\w+)", str(error))  # pyarrow's way of spelling them
+        code = re.search(r"AWS Error (\w+)", str(error))  # how pyarrow reports S3 errors
         advice = _of_s3(code[1], verb) if code else None
         if isinstance(error, FileNotFoundError | NotADirectoryError) and not advice:
             raise

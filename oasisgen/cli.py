@@ -1,4 +1,4 @@
-"""What all jobs share: flags in, one clear line out when something is wrong, and the exit status."""
+"""What all jobs share: parsing flags, reporting an error in one line, and the exit status."""
 
 import io
 import json
@@ -18,11 +18,11 @@ from oasisgen.progress import printable
 from oasisgen.stderr import without_ray_lines
 
 T = TypeVar("T")
-ADDRESSES = ("source", "data", "model", "inception", "out", "verify")  # flags of all jobs that are URIs
+ADDRESSES = ("source", "data", "model", "inception", "out", "verify")  # the flags of all jobs whose value is a URI
 
 
 def parse(parser: Callable[[list[str]], T], job: str) -> T:
-    """The command line as `parser` (a tyro call) reads it; a wrong one ends in one line and exit status 2."""
+    """Parse the command line with `parser` (a tyro call); a usage error prints one line and exits with status 2."""
     said = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
     try:
         with redirect_stderr(said):
@@ -50,29 +50,29 @@ def parse(parser: Callable[[list[str]], T], job: str) -> T:
 
 
 def _wrong_address(uri: str) -> str:
-    """Why a job cannot take `uri` as an address, in one line that begins with it; empty if it can."""
+    """Why a job cannot use `uri` as an address, in one line that starts with `uri`; empty if it can."""
     try:
         address.parse(uri)
     except UserError as error:
         return line_of(error)
     if is_submitted() and "://" not in uri and not os.path.isabs(uri):
-        return f"{uri}: a submitted job runs in a folder of Ray's, name s3://… or an absolute path that every node has"
+        return f"{uri}: a submitted job runs in Ray's own folder: give s3://… or an absolute path that every node has"
     return ""
 
 
 def _is_heard() -> bool:
-    """Whether somebody still reads standard output."""
+    """Whether the reader of standard output is still there."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         return False
-    pipe = select.poll()  # after an error nothing is left to flush
+    pipe = select.poll()  # a second flush has nothing to write, so it would not fail
     pipe.register(sys.stdout.fileno(), select.POLLERR)
     return not pipe.poll(0)
 
 
 def _be_silent() -> None:
-    """Send standard output nowhere: what is still in its buffer would be a traceback at the process's end."""
+    """Send standard output to /dev/null: flushing its buffer at exit would end in a traceback."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -83,7 +83,7 @@ def is_submitted() -> bool:
 
 
 def _one_line(boxed: str) -> str:
-    """tyro explains in boxes of several paragraphs: keep the reason, the choices, and the flag it thinks was meant."""
+    """Reduce tyro's boxes of several paragraphs to the reason, the choices, and the flag that it suggests."""
     text = re.sub(r"[╭╰][^\n]*|│", "", boxed)
     paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"─{3,}", text)]
     chosen = [paragraphs[0]]
@@ -92,19 +92,19 @@ def _one_line(boxed: str) -> str:
             chosen.append(paragraph)
         elif meant := re.match(r"Perhaps you meant: (--[\w.-]+)", paragraph):
             chosen.append(f"perhaps you meant {meant[1]}")
-    # A check in __post_init__ names its field itself.
+    # Drop tyro's prefix where a check in __post_init__ already names the field.
     return re.sub(r"Error parsing \S+: (?=\S+ is )", "", "; ".join(chosen))
 
 
 def line_of(error: BaseException) -> str:
-    """What an error says, in one line that a terminal only shows: what stands in somebody's file may be part of it."""
+    """The message of an error in one line, with control characters escaped: it may quote an untrusted file."""
     return printable(" ".join(str(error).split()))
 
 
 def run(job: Callable[[], None], name: str) -> None:
-    """Call `job`; a UserError ends in one line and exit status 1, Ctrl-C or SIGTERM in one line and 130.
+    """Call `job`; a UserError prints one line and exits with status 1, Ctrl-C or SIGTERM with 130.
 
-    A job whose output nobody reads any more ends too, as programs do in `job | head -1`: with one line and status 1.
+    A closed output pipe, as in `job | head -1`, also ends the job: one line, status 1.
     """
     try:
         with without_ray_lines(), process_state.sigterm_handler():
@@ -114,13 +114,13 @@ def run(job: Callable[[], None], name: str) -> None:
         print(f"{name}: {line_of(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except BrokenPipeError:
-        if _is_heard():  # it was another pipe
+        if _is_heard():  # another pipe broke
             raise
         _be_silent()
-        print(f"{name}: nobody reads its output; the same command continues where it was", file=sys.stderr)
+        print(f"{name}: its output pipe was closed; run the same command again to continue", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command continues where it was", file=sys.stderr)
+        print(f"{name}: interrupted; run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
 
 

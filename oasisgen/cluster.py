@@ -27,48 +27,48 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
-TASK_CPUS, ACTOR_CPUS = 0.25, 0.75  # what a data task and a model actor reserve
+TASK_CPUS, ACTOR_CPUS = 0.25, 0.75  # reserved by a data task and by a model actor
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2 s: a finished stage is seen at once
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of 5 s: a node about to go may have little time
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray's default is 2 s: notice the end of a stage sooner
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # default 5 s: a preempted node may be gone soon
 }
-# A Ray that this process starts for itself has no node that could go, and nobody who looks at its metrics and events.
-# On two CPUs, what its processes do beside training is felt (`make bench`).
+# A local Ray that this process starts has no node to lose, and nobody reads its metrics and events.
+# On two CPUs, its background work slows training measurably (`make bench`).
 ALONE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # of 5000
-    "LOG_NAME_UPDATE_INTERVAL_S": "10",  # of 0.5
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # default 5000
+    "LOG_NAME_UPDATE_INTERVAL_S": "10",  # default 0.5
 }
-PATIENCE_SECONDS = 10  # for resources that a job that has just ended still holds
-LOOK_SECONDS = 30  # between two words about waiting
-STALLED_SECONDS = 120  # without any progress, after which Ray Data gives up
+PATIENCE_SECONDS = 10  # for a job that has just ended to release its resources
+LOOK_SECONDS = 30  # between two lines about waiting
+STALLED_SECONDS = 120  # without progress, after which Ray Data gives up
 
 
 @dataclass(frozen=True)
 class Actors:
-    """What model actors ask of the cluster: samplers, encoders, reconstructors, feature extractors."""
+    """Resources for model actors: samplers, encoders, reconstructors, feature extractors."""
 
-    gpus: float = 0.0  # of each of them
-    wait_minutes: float = 0.0  # for room
-    flag: str = "--gpus-per-worker"  # by which a job's user sets `gpus`
+    gpus: float = 0.0  # per actor
+    wait_minutes: float = 0.0  # for free resources
+    flag: str = "--gpus-per-worker"  # the command-line flag that sets `gpus`
 
     @property
     def bundle(self) -> dict[str, float]:
-        """The resources of one."""
+        """The resources of one actor."""
         return {"CPU": ACTOR_CPUS} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 @contextmanager
 def connection() -> Iterator[None]:
-    """A connected Ray: the cluster RAY_ADDRESS names, else one on this machine, which does not outlive this.
+    """Connect to the cluster at RAY_ADDRESS, or else start a local Ray, which is shut down at the end.
 
-    What it sets for this process is put back at the end: environment variables, log levels, warning filters, the
-    handler of SIGTERM, Ray Data's context. Raises UserError if the cluster cannot be reached.
+    At the end, this process's environment variables, log levels, warning filters, SIGTERM handler and Ray Data
+    context are restored. Raises UserError if the cluster cannot be reached.
     """
     alone = os.environ.get("RAY_ADDRESS") == "local"
     with (
@@ -79,7 +79,7 @@ def connection() -> Iterator[None]:
         require_ray()
         with seen_out():
             _connect()
-            process_state.interrupt_on_sigterm()  # not before ray.init, which sets a handler of its own
+            process_state.interrupt_on_sigterm()  # after ray.init, which installs its own handler
             try:
                 with ray.data.DataContext.current(_data_context()):
                     yield
@@ -104,7 +104,7 @@ def _connect() -> None:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         address = os.environ.get("RAY_ADDRESS", "")
         if address == "local":
-            raise UserError(f"Ray did not start on this machine, which may be too busy ({reason}): try again") from None
+            raise UserError(f"Ray did not start on this machine ({reason}): it may be too busy, try again") from None
         raise UserError(f"Ray at RAY_ADDRESS={address} cannot be reached: {reason}") from None
 
 
@@ -114,7 +114,7 @@ def _data_context() -> ray.data.DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True  # the same job reads and writes in the same order
-    context.raise_original_map_exception = True  # a UserError of a task arrives as one
+    context.raise_original_map_exception = True  # a task's UserError is raised as a UserError
     context.use_datasource_v2 = False  # the V2 Parquet source takes 1.3 s to start, the first one 0.2 s
     context.execution_no_progress_timeout_s = STALLED_SECONDS
     return context
@@ -123,8 +123,8 @@ def _data_context() -> ray.data.DataContext:
 def _storage_access() -> dict[str, Any] | None:
     """A runtime environment that gives the workers of a running cluster this process's access to S3.
 
-    As a function that Ray carries to them: `env_vars` would show the secrets in its logs and in `ps`. A cluster that
-    this process starts inherits them.
+    Ray ships it as a function, because `env_vars` would show the secrets in Ray's logs and in `ps`. A Ray that this
+    process starts inherits the variables.
     """
     variables = {} if os.environ.get("RAY_ADDRESS") == "local" else s3.environment()
     if not variables:
@@ -137,13 +137,13 @@ def _storage_access() -> dict[str, Any] | None:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong in a task, as one line. Raises `error` again where it is neither the user's nor the cluster's."""
+    """Why a task failed, in one line. Raises `error` again if neither the user nor the cluster caused it."""
     cause = error
     while isinstance(cause, ray.exceptions.RayTaskError) and cause.cause:
         cause = cause.cause
     if isinstance(cause, UserError | OSError | ray.exceptions.RayError):
         lines = [line.strip() for line in re.sub(r"\x1b\[[\d;]*m", "", str(cause)).splitlines() if line.strip()]
-        # What stopped an actor from starting stands at the end of the traceback that Ray makes its message of.
+        # The message of an actor that did not start is a whole traceback: its last line is the reason.
         return lines[-1] if isinstance(cause, ray.exceptions.ActorDiedError) else lines[0]
     raise error
 
@@ -154,14 +154,14 @@ def cpus() -> float:
 
 
 def tasks() -> dict[str, Any]:
-    """Arguments for data tasks: one per CPU. Ray would run more, in processes that it starts anew each time."""
+    """Arguments for data tasks: one per CPU. Ray would run more, and start a new process for each."""
     return {"num_cpus": TASK_CPUS, "concurrency": max(1, int(cpus()))}
 
 
 def actors(gpus: float | None, wait_minutes: float, flag: str) -> Actors:
-    """Model actors with so many GPUs each; None: one, where the cluster has any once it has room for an actor at all.
+    """Model actors with `gpus` GPUs each; None: at most one, if the cluster has any once an actor fits.
 
-    Raises UserError where it has none in time.
+    Raises UserError if no actor fits in time.
     """
     if gpus is None and not gpus_there():
         require_actors(Actors(0, wait_minutes, flag))  # an autoscaler may have to start the first node
@@ -169,7 +169,7 @@ def actors(gpus: float | None, wait_minutes: float, flag: str) -> Actors:
 
 
 def require_actors(actors: Actors) -> None:
-    """As `require`, for one model actor, and a reading and a writing task beside it."""
+    """As `require`, for one model actor, one read task and one write task."""
     shape = f"{ACTOR_CPUS:g} CPUs" + (f", {actors.gpus:g} GPU{'s' if actors.gpus > 1 else ''}" if actors.gpus else "")
     require(
         [actors.bundle, {"CPU": TASK_CPUS}, {"CPU": TASK_CPUS}],
@@ -180,10 +180,10 @@ def require_actors(actors: Actors) -> None:
 
 
 def pool(actors: Actors) -> dict[str, Any]:
-    """`map_batches` arguments for a pool of model actors, as many as fit beside a reading and a writing task.
+    """`map_batches` arguments for a pool of as many model actors as fit beside one read task and one write task.
 
-    On two CPUs these are two actors; all of them and both tasks fit at once, or the pipeline would wait for itself.
-    Raises UserError where there is no room for one: another job may have come in since this one began.
+    On two CPUs that is two actors. All actors and both tasks must fit at once, or the pipeline deadlocks. Raises
+    UserError if not even one fits: another job may have started since this one did.
     """
     require_actors(actors)
     most = int((cpus() - 2 * TASK_CPUS) / ACTOR_CPUS)
@@ -198,7 +198,7 @@ def pool(actors: Actors) -> dict[str, Any]:
 
 
 def require_workers(workers: int, cpus_per_worker: float, gpus_per_worker: float, wait_minutes: float = 0.0) -> None:
-    """As `require`, for the trainers and one CPU for data tasks beside them."""
+    """As `require`, for the training workers and one CPU for data tasks."""
     each = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
     shape = " + ".join(f"{count:g} {kind}s" for kind, count in each.items())
     require(
@@ -210,10 +210,9 @@ def require_workers(workers: int, cpus_per_worker: float, gpus_per_worker: float
 
 
 def require(bundles: list[dict[str, float]], what: str, fix: str, wait_minutes: float = 0.0) -> None:
-    """Raise UserError unless the cluster has room for all `bundles` of CPUs and GPUs at once, or will in time.
+    """Raise UserError unless all `bundles` of CPUs and GPUs fit on the cluster at once, now or within `wait_minutes`.
 
-    A placement group asks for it: an autoscaler sees that it waits, and starts nodes. One that is full for the moment
-    has some seconds anyway.
+    A pending placement group makes an autoscaler start nodes. A busy cluster gets PATIENCE_SECONDS in any case.
     """
     needs = {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
     has = ray.cluster_resources()
@@ -237,10 +236,10 @@ def require(bundles: list[dict[str, float]], what: str, fix: str, wait_minutes: 
 
 
 def require_store(count: int, cpus: float, gpus: float = 0) -> None:
-    """Raise UserError where the driver's node, or one that may hold a worker of `cpus` and `gpus`, cannot keep `count`
-    bytes in memory.
+    """Raise UserError if `count` bytes exceed the object store of the driver's node, or of any node where a worker with
+    `cpus` and `gpus` fits.
 
-    Ray would push them out to disk and read them back, over and over, without an end.
+    Ray would spill the data to disk and read it back again and again.
     """
     here = ray.get_runtime_context().get_node_id()
     for node in filter(lambda node: node["Alive"], ray.nodes()):
@@ -249,8 +248,8 @@ def require_store(count: int, cpus: float, gpus: float = 0) -> None:
         may_work = has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
         if (may_work or node["NodeID"] == here) and store < count:
             raise UserError(
-                f"the data set takes {human_bytes(count)} of the object store of the driver's node and of each that "
-                f"works on it, node {node['NodeManagerAddress']} has {human_bytes(store)}: start its Ray with a larger "
+                f"the data set needs {human_bytes(count)} of object store on the driver's node and on every worker "
+                f"node, but node {node['NodeManagerAddress']} has {human_bytes(store)}: start its Ray with a larger "
                 "--object-store-memory"
             )
 
@@ -261,6 +260,6 @@ def gpus_there() -> float:
 
 
 def free() -> dict[str, float]:
-    """What is free on the whole cluster: CPU, GPU, and `store`, bytes of its object store."""
+    """Free resources of the whole cluster: CPU, GPU, and `store`, bytes of object store."""
     has = ray.available_resources()
     return {"CPU": has.get("CPU", 0), "GPU": has.get("GPU", 0), "store": has.get("object_store_memory", 0)}

@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, and replaced only by who knows what they hold."""
+"""Files on disk: atomic writes, and compare-and-replace."""
 
 import errno
 import fcntl
@@ -13,13 +13,13 @@ from pathlib import Path
 from oasisgen.advice import one_line
 from oasisgen.errors import UserError
 
-TEMPORARY = ".oasisgen-tmp"  # ends the names of local files that are being written
+TEMPORARY = ".oasisgen-tmp"  # suffix of local files that are being written
 MOUNTS_WITHOUT_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
 def temporary(target: Path, data: bytes) -> Iterator[Path]:
-    """`data` in a file beside `target`, safe on the disk; removed at the end unless it was moved."""
+    """Write `data` to a file beside `target` and fsync it; the file is removed at the end unless it was moved."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -55,7 +55,7 @@ def _move_if_free(temporary: Path, path: Path, data: bytes) -> bool:
     except OSError as error:
         if error.errno not in MOUNTS_WITHOUT_LINKS:
             raise
-        try:  # the name is taken in one step all the same; a reader may see it before its content
+        try:  # creating the file is still atomic, but a reader may see it before its content is written
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
@@ -68,7 +68,7 @@ def _move_if_free(temporary: Path, path: Path, data: bytes) -> bool:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that replace files in `folder` out, where the file system knows locks (flock)."""
+    """Hold an exclusive lock (flock) on `folder` while files in it are replaced, if the file system has locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         for _ in range(100):
@@ -80,22 +80,22 @@ def _alone_in(folder: Path) -> Iterator[None]:
             except OSError:  # not on this file system
                 break
         else:
-            raise TimeoutError(errno.ETIMEDOUT, "another process does not end its write")
+            raise TimeoutError(errno.ETIMEDOUT, "another process does not finish its write")
         yield
     finally:
         os.close(handle)
 
 
 def check(uri: str, path: Path) -> None:
-    """Do in the folder, or in the nearest one above it that exists, what a job does: create, replace, remove."""
+    """Raise UserError unless a file can be created, replaced and removed in the folder (or its nearest parent)."""
     with one_line(uri, "write"):
         home = next(parent for parent in (path, *path.parents) if parent.exists())
         if not home.is_dir():
-            raise UserError(f"{uri}: {home} is no folder; give another --out")
+            raise UserError(f"{uri}: {home} is not a folder; give another --out")
         probe = home / f".check-{uuid.uuid4().hex[:8]}"
         try:
             tag = replace(probe, b"first", None)
             if not tag or replace(probe, b"other", None) or not replace(probe, b"second", tag):
-                raise UserError(f"{uri}: {home} does not keep one file from being created twice; give another --out")
+                raise UserError(f"{uri}: {home} cannot create or replace a file atomically; give another --out")
         finally:
             probe.unlink(missing_ok=True)

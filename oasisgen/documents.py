@@ -1,4 +1,4 @@
-"""JSON from storage, parsed once, where it is read: no field that is used later is missing or of another type."""
+"""Read JSON from storage into records, with every field and its type checked once, at the edge."""
 
 import json
 from contextlib import suppress
@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from oasisgen import storage
 from oasisgen.errors import InvalidFile
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # of a file: no path, no `..`
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # a file name: no path, no `..`
 Path = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -20,28 +20,28 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def read(uri: str, kind: type[T]) -> T:
-    """The JSON file at `uri`, as an instance of the frozen dataclass `kind`; fields that it does not name are left out.
+    """The JSON file at `uri` as an instance of the frozen dataclass `kind`; fields that `kind` lacks are dropped.
 
-    Where `kind` is a typed dictionary, the whole document is returned: it has those fields, and may have more. Raises
-    FileNotFoundError, and InvalidFile where the file is not JSON, or a field is missing or has another type.
+    If `kind` is a typed dictionary, its fields are checked and the whole document is returned. Raises
+    FileNotFoundError, and InvalidFile if the file is not JSON, or a field is missing or has the wrong type.
     """
     with suppress(InvalidFile):
         return parse(storage.read_bytes(uri), kind, uri)
-    return parse(storage.read_bytes(uri), kind, uri)  # a file that was replaced while it was read is whole now
+    return parse(storage.read_bytes(uri), kind, uri)  # again: it may have been replaced during the first read
 
 
 def parse(data: bytes, kind: type[T], name: str) -> T:
-    """As `read`, for bytes that were read already: those of the file `name`, or of a line of it."""
+    """As `read`, for bytes already read; `name` is the file, or the line of a file, that they came from."""
     try:
         record: T = _adapter(cast(Any, kind)).validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid":
             raise InvalidFile(f"{name} is not valid JSON: it is damaged; remove it and run the command again") from None
-        where = " ".join(".".join(map(str, first["loc"])).split()) or "the whole"
+        where = " ".join(".".join(map(str, first["loc"])).split()) or "the whole file"
         fault = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
         raise InvalidFile(
-            f"{name} is not a file that this program wrote ({fault}): it is damaged; remove it and make it again"
+            f"{name} is not a file that this program wrote ({fault}): it is damaged; remove it and create it again"
         ) from None
     return record if is_dataclass(kind) else json.loads(data)
 

@@ -9,8 +9,8 @@ class UserError(Exception):
 
 
 class StorageError(UserError):
-    """Storage did not do what was asked of it: an outage, a missing right, a full disk. Says nothing about a file."""
+    """A storage operation failed: an outage, a missing permission, a full disk. The file itself may be fine."""
 
 
 class InvalidFile(UserError):
-    """A file arrived whole and is not what it should be: damaged, of another kind, or crafted."""
+    """A file was read completely, but its content is wrong: damaged, of another kind, or malicious."""

@@ -1,19 +1,19 @@
-"""One job at a time works on a folder.
+"""Lock a folder, so that only one job at a time works on it.
 
-The lock is `<folder>/lock.json`. Every change of it is conditional: it replaces the very bytes that were read, or it
-fails (If-Match on S3, compare and replace on disk). A job that was stopped and wakes up, or whose write was on its way
-for a minute, therefore never undoes what another job wrote in between. The file stays when a job is done with it, so a
-token that was used once is never valid again.
+The lock is `<folder>/lock.json`. Every write to it is conditional (If-Match on S3, compare and replace on disk): it
+replaces exactly the bytes that were read, or it fails. A job that resumes after a suspension, or whose write was
+delayed for a minute, therefore never overwrites what another job wrote in between. The file stays when a job ends, so
+a token is never valid twice.
 
-A job renews its lock every few seconds. A waiting job takes over only after it has read the same bytes 20 times, a
-second apart: a read that fails proves nothing and starts the count again. No clocks are compared.
+A job renews its lock every few seconds. A waiting job takes over only after it has read the same bytes 20 times, one
+second apart. A failed read proves nothing and restarts the count. No clocks are compared.
 
-A job renews the lock right before each file that says "complete". It creates that file only if there is none, or
-replaces the very one that it found before it renewed, so two jobs never both complete something. What remains: plain
-PUTs on S3 know no lock, so a job that is stopped between renewing and writing may still write other files after a
-takeover. Slices and shards get the same bytes under the same name, unless source or device changed in between, which
-their digests tell. A checkpoint gets a name of its own, and who reads goes by its step and digest; but Ray Train may
-then drop older checkpoints of the run, and some epochs are trained again.
+A job renews the lock right before it writes a file that marks work as complete. It creates that file only if there is
+none, or replaces exactly the file that it found before it renewed, so two jobs never complete the same work. One gap
+remains: plain PUTs on S3 do not check the lock, so a job that is suspended between renewing and writing may still write
+other files after a takeover. Slices and shards get the same bytes under the same name, unless the source or the device
+changed in between, which their digests show. Each checkpoint has its own name, and readers choose one by step and
+digest. But Ray Train may then delete older checkpoints of the run, and some epochs are trained again.
 """
 
 import json
@@ -34,25 +34,25 @@ from oasisgen.progress import say
 LOCK = "lock.json"
 BEAT_SECONDS = 4.0
 READ_SECONDS = 1.0
-READS_UNTIL_EXPIRY = 20  # unchanged, one after the other
-READS_AT_MOST = 10 * READS_UNTIL_EXPIRY  # of a storage that fails again and again
-TRUSTED_SECONDS = READS_UNTIL_EXPIRY * READ_SECONDS / 2  # that renewing may take from request to answer
-Commit = Callable[[str, bytes], None]  # Lock.commit or Lock.write: URI and data of a file that counts
+READS_UNTIL_EXPIRY = 20  # consecutive reads of the same bytes
+READS_AT_MOST = 10 * READS_UNTIL_EXPIRY  # if reads keep failing
+TRUSTED_SECONDS = READS_UNTIL_EXPIRY * READ_SECONDS / 2  # longest request for a renewal that is still trusted
+Commit = Callable[[str, bytes], None]  # Lock.commit or Lock.write, called with URI and data
 
 
 class LockLost(UserError):
-    """Another job took the folder over while this one gave no sign of life."""
+    """Another job took over the folder because this one did not renew its lock in time."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What `lock.json` says."""
+    """The content of `lock.json`: the job that holds the lock."""
 
-    token: str  # of one job's hold; never used again
-    generation: int  # one more with every hold
+    token: str  # unique to one acquisition
+    generation: int  # incremented by every acquisition
     host: str
     pid: int
-    beat: str  # new with every renewal, so that no two contents are equal
+    beat: str  # new at every renewal, so that the file's bytes always change
     released: bool = False
 
     def to_json(self) -> bytes:
@@ -62,20 +62,20 @@ class Holder:
 
 @dataclass(frozen=True)
 class LockProof:
-    """What a worker on another node needs to see whether its job still holds the lock."""
+    """What a worker on another node needs to check that its job still holds the lock."""
 
     uri: str
     token: str
 
     def require(self) -> None:
-        """Raise LockLost if another job holds the folder by now."""
+        """Raise LockLost if another job has taken the lock."""
         holder, _ = _read(self.uri)
         if not holder or holder.released or holder.token != self.token:
             raise LockLost(f"{_folder(self.uri)}: another job took it over while this one was silent")
 
 
 class Lock:
-    """A folder that this process holds. `lock` makes one."""
+    """The lock of a folder, held by this process. Created by `lock`."""
 
     def __init__(self, uri: str, holder: Holder, tag: str) -> None:
         self.uri, self.holder, self.tag = uri, holder, tag
@@ -87,36 +87,36 @@ class Lock:
         return LockProof(self.uri, self.holder.token)
 
     def renew(self) -> None:
-        """Prove to others, and to ourselves, that this job still holds the folder.
+        """Renew the lock, and so prove that this job still holds it.
 
-        Call it right before a write that counts. Raises LockLost if another job holds the folder by now, StorageError
-        if storage cannot tell.
+        Call it right before a write that must not happen without the lock. Raises LockLost if another job has taken the
+        lock, StorageError if storage fails.
         """
         while True:
             started = _now()
             self._write(replace(self.holder, beat=uuid.uuid4().hex))
-            if _now() - started < TRUSTED_SECONDS:  # a slower answer may be older than a takeover
+            if _now() - started < TRUSTED_SECONDS:  # a takeover may have followed a slower write
                 return
 
     def commit(self, uri: str, data: bytes) -> None:
-        """Write a file that says "complete", once and for all. Raises as `renew`, and LockLost if another job did."""
+        """Write a file that marks work as complete. Raises as `renew`, and LockLost if another job wrote it already."""
         self.renew()
         if not storage.create(uri, data) and storage.read_bytes(uri) != data:
             raise LockLost(f"{uri} was written by another job, with other content: use another --out")
 
     def write(self, uri: str, data: bytes) -> None:
-        """Write a file that counts and that an earlier attempt may have left.
+        """Write a file under the lock; an earlier attempt may have left one.
 
         Raises as `renew`, and LockLost if another job wrote it since this call began.
         """
         tag = storage.tag_of(uri)
         self.renew()
         if storage.replace(uri, data, tag) is None:
-            raise LockLost(f"{uri} was written by another job in this moment: run the command again")
+            raise LockLost(f"{uri} was written by another job at the same time: run the command again")
 
     def release(self) -> None:
-        """Let the next job have the folder at once."""
-        with suppress(UserError):  # lost, or storage is out: then it expires
+        """Release the lock, so that the next job need not wait until it expires."""
+        with suppress(UserError):  # the lock is lost, or storage is down and the lock will expire
             self._write(replace(self.holder, beat=uuid.uuid4().hex, released=True))
 
     def _write(self, holder: Holder) -> None:
@@ -125,15 +125,15 @@ class Lock:
                 seen, seen_tag = _read(self.uri)
                 if not seen or seen.released or seen.token != self.holder.token:
                     raise LockLost(f"{_folder(self.uri)}: another job took it over while this one was silent")
-                self.tag = seen_tag  # an earlier write of ours arrived after we had given it up
+                self.tag = seen_tag  # an earlier write of ours succeeded after we had given up on it
             self.holder, self.tag = holder, tag
 
 
 @contextmanager
 def lock(folder: str) -> Iterator[Lock]:
-    """Hold `folder` while the body runs.
+    """Hold the lock of `folder` while the body runs.
 
-    Raises UserError if a live job holds it. If another job takes it over, the body is interrupted and LockLost raised.
+    Raises UserError if a live job holds it. If another job takes it over, interrupts the body and raises LockLost.
     """
     held = acquire(folder)
     ended, lost = threading.Event(), threading.Event()
@@ -145,11 +145,11 @@ def lock(folder: str) -> Iterator[Lock]:
                 held.renew()
             except LockLost:
                 lost.set()
-                # Not SIGINT, which a shell's `&` makes processes ignore.
+                # Not SIGINT: a shell starts background processes (`&`) with SIGINT ignored.
                 if main and callable(signal.getsignal(signal.SIGTERM)):
-                    signal.pthread_kill(main, signal.SIGTERM)  # ends a sleep, too
+                    signal.pthread_kill(main, signal.SIGTERM)  # also interrupts a sleep
                 return
-            except UserError:  # storage is out for the moment: the next beat may get through
+            except UserError:  # storage is down: the next renewal may succeed
                 continue
 
     beats = threading.Thread(target=beat, daemon=True)
@@ -189,7 +189,7 @@ def require_unlocked(folder: str) -> None:
 
 @contextmanager
 def unless_locked(folder: str) -> Iterator[None]:
-    """If the body finds no room on the cluster because a live job works on `folder`, say that instead."""
+    """If the body raises UserError while a live job holds `folder`, report the lock instead: that job uses the CPUs."""
     try:
         yield
     except UserError:
@@ -198,11 +198,11 @@ def unless_locked(folder: str) -> Iterator[None]:
 
 
 def _expired(uri: str, holder: Holder, tag: str) -> bool:
-    """Watch a lock: True if its holder gives no sign of life, False if it let go.
+    """Watch a lock: True if its holder no longer renews it, False if it was released.
 
-    Raises UserError if the holder lives, StorageError if storage does not answer for long.
+    Raises UserError if the holder renews it, StorageError if storage keeps failing.
     """
-    say("lock", f"{holder.host}, process {holder.pid}, held {_folder(uri)}; seeing whether it is still alive")
+    say("lock", f"{holder.host}, process {holder.pid}, holds {_folder(uri)}; checking whether it is still alive")
     unchanged = 0
     for reads in range(READS_AT_MOST):
         _sleep(READ_SECONDS)
@@ -223,11 +223,11 @@ def _expired(uri: str, holder: Holder, tag: str) -> bool:
         unchanged += 1
         if unchanged == READS_UNTIL_EXPIRY:
             return True
-    raise UserError(f"{uri}: storage answers too rarely to tell whether another job works here: try again later")
+    raise UserError(f"{uri}: storage fails too often to tell whether another job works on this folder: try again later")
 
 
 def _read(uri: str) -> tuple[Holder | None, str]:
-    """The holder and the tag of the bytes that name it; None and "" if nobody ever held the folder."""
+    """The holder in a lock file, and the file's tag; None and "" if there is no lock file yet."""
     try:
         data, tag = storage.read_tagged(uri)
     except FileNotFoundError:
@@ -247,7 +247,7 @@ def _folder(uri: str) -> str:
 
 
 def _now() -> float:
-    """Seconds that go on while the machine is suspended, where the system has such a clock."""
+    """Seconds of a monotonic clock that includes suspension of the machine, where the system has one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

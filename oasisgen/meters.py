@@ -5,9 +5,9 @@ from functools import cache
 from ray.util.metrics import Counter, Gauge
 
 GAUGES = {
-    "slices_per_second": "Slices that a stage trains on or makes per second",
-    "epoch": "Epochs of a stage that are over",
-    "ssim": "Mean SSIM of reconstructed validate slices",
+    "slices_per_second": "Slices that a stage trains on or generates per second",
+    "epoch": "Finished epochs of a stage",
+    "ssim": "Mean SSIM of reconstructed validation slices",
 }
 
 
@@ -22,7 +22,7 @@ def _counter(verdict: str) -> Counter:
 
 
 def show(stage: str, **values: float) -> None:
-    """Set gauges (see GAUGES) of a stage."""
+    """Set the gauges of a stage (see GAUGES)."""
     for name, value in values.items():
         _gauge(name).set(value, {"stage": stage})
 

@@ -1,7 +1,7 @@
-"""What a job sets for its whole process, each in a context manager that puts it back.
+"""Context managers for process-wide state that a job changes; each restores it at the end.
 
-What else changes the process says so where it stands: `precision.repeatable` (PyTorch's switches), `actor.set_up` and
-`training.worker.Worker.start` (PyTorch's threads), `stderr.without_ray_lines` (file descriptor 2).
+Other functions that change process-wide state say so in their docstrings: `precision.repeatable` (PyTorch's switches),
+`actor.set_up` and `training.worker.Worker.start` (PyTorch's threads), `stderr.without_ray_lines` (file descriptor 2).
 """
 
 import logging
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set the variables among `defaults` that are not set, and unset them at the end."""
+    """Set those variables of `defaults` that are not set yet, and unset them at the end."""
     missing = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(missing)
     try:
@@ -27,7 +27,7 @@ def environment(defaults: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Let some loggers, by name, report critical errors only, and hide the warnings that Ray's modules raise."""
+    """Limit the named loggers to critical errors, and hide warnings from Ray's modules."""
     levels = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -42,7 +42,7 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 @contextmanager
 def sigterm_handler() -> Iterator[None]:
-    """Put back at the end the handler that SIGTERM has now, whatever replaces it inside: `ray.init` does, too."""
+    """Restore the SIGTERM handler at the end, whatever replaced it inside; `ray.init` replaces it, too."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -52,9 +52,9 @@ def sigterm_handler() -> Iterator[None]:
 
 
 def interrupt_on_sigterm() -> None:
-    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does: `ray job stop` and Kubernetes send it.
+    """Make SIGTERM, which `ray job stop` and Kubernetes send, raise KeyboardInterrupt, as Ctrl-C does.
 
-    Call it inside `sigterm_handler`. Only the main thread can set a handler; others leave it as it is.
+    Call it inside `sigterm_handler`. It does nothing outside the main thread, which alone can set a handler.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)

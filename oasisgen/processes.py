@@ -1,4 +1,4 @@
-"""Clean up after a Ray that this process started: end its processes and, unless something failed, remove its files."""
+"""Clean up a Ray that this process started: end its processes and, unless something failed, remove its files."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from typing import Any
 import psutil
 import ray
 
-SECONDS_TO_END = 5.0  # for processes, after Ray has told them to
+SECONDS_TO_END = 5.0  # for processes to exit after `ray.shutdown`
 
 
 def started() -> list[psutil.Process]:
-    """The processes of Ray that this one started with `ray.init`; none where it found a cluster.
+    """The Ray processes that this process started with `ray.init`; empty if it joined a cluster.
 
-    Workers are among them: they are the raylet's children.
+    They include the workers, which are children of the raylet.
     """
     node = ray._private.worker._global_node
     infos: list[Any] = [info for kind in node.all_processes.values() for info in kind] if node else []
@@ -28,15 +28,15 @@ def started() -> list[psutil.Process]:
 
 
 def session_folder() -> Path | None:
-    """Where the Ray that this process started keeps its logs and sockets; None where it found a cluster."""
+    """Folder of the logs and sockets of the Ray that this process started; None if it joined a cluster."""
     node = ray._private.worker._global_node
     return Path(node.get_session_dir_path()) if node and node.all_processes else None
 
 
 def end(processes: list[psutil.Process]) -> None:
-    """Wait some seconds for processes to end, and kill those that have not; at once upon Ctrl-C or SIGTERM.
+    """Wait a few seconds for processes to exit, then kill the rest; Ctrl-C or SIGTERM kills them at once.
 
-    A process is known by its number and the time it began: another one that has got the number is left alone.
+    A process is identified by PID and start time, so a new process that reuses a PID is never killed.
     """
     try:
         psutil.wait_procs(processes, timeout=SECONDS_TO_END)
@@ -49,9 +49,9 @@ def end(processes: list[psutil.Process]) -> None:
 
 @contextmanager
 def seen_out() -> Iterator[None]:
-    """Disconnect from Ray at the end; where this process started it, none of its processes outlives that.
+    """Disconnect from Ray at the end, and end all processes of a Ray that this process started.
 
-    Its session's folder goes, too, unless something failed: then Ray's logs in it may tell why.
+    Its session folder is removed, unless something failed: then its logs may say why.
     """
     failed = True
     try:
@@ -71,7 +71,7 @@ def seen_out() -> Iterator[None]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a session's folder, and Ray's link to the latest session where it is this one."""
+    """Remove a session folder, and Ray's `session_latest` link if it points there."""
     latest = folder.parent / "session_latest"
     if latest.is_symlink() and latest.resolve() == folder.resolve():
         latest.unlink(missing_ok=True)

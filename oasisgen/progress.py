@@ -1,4 +1,4 @@
-"""One line of progress every few seconds: reads well on a terminal and in a job log."""
+"""Progress in one line every few seconds, readable on a terminal and in a job log."""
 
 import time
 from types import TracebackType
@@ -7,12 +7,12 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def printable(text: str) -> str:
-    """`text` with what a terminal would obey, or cannot show, escaped: it may come from somebody's file."""
+    """`text` with control and other unprintable characters escaped: it may come from an untrusted file."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def say(stage: str, text: str) -> None:
-    """Print one line under a stage's name."""
+    """Print one line, prefixed with the name of a stage."""
     print(f"[{stage:>8}] {printable(text)}", flush=True)
 
 
@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 def human_bytes(count: float) -> str:
-    """Bytes in words: `707 MB`."""
+    """A number of bytes with a unit: `707 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             break
@@ -33,18 +33,18 @@ def human_bytes(count: float) -> str:
 
 
 def speed(per_second: float, unit: str) -> str:
-    """`61 slices/s`; below 10 with two digits that count: `0.35 subjects/s`."""
+    """`61 slices/s`; below 10 with two significant digits: `0.35 subjects/s`."""
     return f"{per_second:.0f} {unit}/s" if per_second >= 10 else f"{per_second:.2g} {unit}/s"
 
 
 class Progress:
-    """Counts units of work and tells how many are done, how fast, and how long the rest will take.
+    """Counts units of work done, and estimates the rate and the time left.
 
-    As a context manager it prints that, too: at the start, at the end, and by `advance` every few seconds.
+    Used as a context manager, it prints them at the start and at the end; `advance` prints them every few seconds.
     """
 
     def __init__(self, stage: str, total: int, unit: str, done: int = 0) -> None:
-        """`done` units were done earlier, by an interrupted job: they do not count for the rate."""
+        """`done`: units that an earlier, interrupted job did; the rate leaves them out."""
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self.earlier = done
         self.started = self.spoken = time.monotonic()
@@ -75,12 +75,12 @@ class Progress:
         return f"{speed(rate, self.unit)}, {left} left"
 
     def undo(self, units: int) -> None:
-        """Count `units` as yet to be done. The time they took was time at work: the rate stays."""
+        """Count `units` as not done, after a rollback. The rate keeps counting them: the time was spent on work."""
         self.done -= units
         self.earlier -= units
 
     def advance(self, units: int) -> None:
-        """Count `units` more, and print a line if the last one is some seconds old."""
+        """Count `units` more as done, and print a line if the last one is a few seconds old."""
         self.done += units
         now = time.monotonic()
         if now - self.spoken < SECONDS_BETWEEN_LINES or self.done >= self.total:

@@ -1,7 +1,7 @@
-"""S3, set up as AWS's own tools are: environment variables, profiles, roles, proxies, private authorities.
+"""S3, configured like AWS's own tools: environment variables, profiles, roles, proxies, private CAs.
 
-boto3 resolves all of these, once; pyarrow, which moves the data, is told the result. Left to themselves the two read
-different settings, and a job's check and its work would go to different servers.
+boto3 resolves all of these once, and pyarrow, which moves the data, gets the result. On their own, the two read
+different settings, so a job could check one server and work on another.
 """
 
 import functools
@@ -23,7 +23,7 @@ from oasisgen.address import Address
 from oasisgen.advice import one_line
 from oasisgen.errors import UserError
 
-# What a worker on another node must know to open what the driver opens. The values are secrets.
+# Variables that a worker on another node needs to reach the same S3 as the driver. The values are secrets.
 VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -48,15 +48,15 @@ CHECKSUMS = {  # servers other than AWS may not know the trailing checksums of n
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
 _building = threading.Lock()
-NOT_MET = ("PreconditionFailed", "412")  # what servers answer to a conditional write whose condition does not hold
-ATTEMPTS = 8  # at one request, with growing pauses: a server may be out for half a minute
-OF_AWS = re.compile(r"https://s3[\w.-]*\.amazonaws\.com(\.cn)?")  # what boto3 uses if nobody names an endpoint
-# Credentials that pyarrow finds and renews by itself. It knows no other kind: those it is told, as they are now.
+NOT_MET = ("PreconditionFailed", "412")  # error codes of a conditional write whose condition is false
+ATTEMPTS = 8  # per request, with growing pauses: rides out an outage of half a minute
+OF_AWS = re.compile(r"https://s3[\w.-]*\.amazonaws\.com(\.cn)?")  # boto3's endpoint if none is configured
+# Credentials that pyarrow finds and renews by itself. All other kinds are passed to it with their current values.
 RENEWED_BY_PYARROW = ("iam-role", "container-role", "assume-role-with-web-identity")
 
 
 def session() -> botocore.session.Session:
-    """AWS's settings of this process. Raises UserError for a variable or profile that cannot be used."""
+    """A botocore session with this process's AWS settings. Raises UserError for an unusable variable or profile."""
     for name in ("AWS_PROFILE", "AWS_CA_BUNDLE"):
         if os.environ.get(name, "set").strip() == "":
             raise UserError(f"{name} is blank: give it a value, or unset it")
@@ -65,7 +65,7 @@ def session() -> botocore.session.Session:
         bundle = found.get_config_variable("ca_bundle")
         found.get_scoped_config()
     except botocore.exceptions.BotoCoreError as error:
-        raise UserError(f"{error}: mend AWS_PROFILE, or the file that it stands in") from None
+        raise UserError(f"{error}: fix AWS_PROFILE, or AWS's configuration file") from None
     if bundle and not os.path.isfile(bundle):
         raise UserError(f"AWS_CA_BUNDLE (or ca_bundle of the profile) names {bundle}, where there is no file")
     _attempts()
@@ -87,20 +87,20 @@ def client(attempts: int = ATTEMPTS) -> Any:
     try:
         return boto3.Session(botocore_session=found).client("s3", region_name=_region(found), config=config)
     except botocore.exceptions.InvalidRegionError as error:
-        raise UserError(f"{error} Mend AWS_REGION") from None
+        raise UserError(f"{error} Fix AWS_REGION") from None
     except botocore.exceptions.BotoCoreError as error:
         raise UserError(f"S3 cannot be set up: {error}") from None
-    except ValueError as error:  # an address that is none
-        raise UserError(f"{error}: mend AWS_ENDPOINT_URL") from None
+    except ValueError as error:  # an invalid endpoint URL
+        raise UserError(f"{error}: fix AWS_ENDPOINT_URL") from None
 
 
 def file_system(bucket: str) -> fs.S3FileSystem:
-    """pyarrow's view of a bucket, with the settings that `client` has. Raises as `session`."""
+    """pyarrow's file system for a bucket, with the same settings as `client`. Raises as `session`."""
     return _file_system(bucket, _keys())
 
 
 class _S3(fs.S3FileSystem):  # type: ignore[misc]
-    """Travels between processes as "the one your own settings describe": without secrets, and with its retries."""
+    """Pickled as its bucket only and rebuilt from the receiver's settings, so that no secrets are sent."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return file_system, (self.bucket,)
@@ -110,8 +110,8 @@ class _S3(fs.S3FileSystem):  # type: ignore[misc]
 def _file_system(bucket: str, keys: tuple[tuple[str, str], ...]) -> _S3:
     found, endpoint = session(), endpoint_url()
     proxies = botocore.utils.get_environ_proxies(client().meta.endpoint_url)
-    # pyarrow has no argument for CHECKSUMS: it reads the variables here, once. One thread at a time: another one would
-    # unset them in between.
+    # pyarrow has no argument for CHECKSUMS: it reads the variables here, once. The mutex keeps another thread from
+    # unsetting them meanwhile.
     with _building, process_state.environment(CHECKSUMS):
         system = _S3(
             **dict(keys),
@@ -120,7 +120,7 @@ def _file_system(bucket: str, keys: tuple[tuple[str, str], ...]) -> _S3:
             tls_ca_file_path=found.get_config_variable("ca_bundle"),
             proxy_options=proxies.get(client().meta.endpoint_url.partition(":")[0]),
             allow_delayed_open=True,  # a small file is one request
-            check_directory_existence_before_creation=True,  # rights may begin below the bucket's root
+            check_directory_existence_before_creation=True,  # permissions may cover only a prefix
             connect_timeout=10,
             request_timeout=30,
             retry_strategy=fs.AwsStandardS3RetryStrategy(_attempts()),
@@ -130,21 +130,21 @@ def _file_system(bucket: str, keys: tuple[tuple[str, str], ...]) -> _S3:
 
 
 def endpoint_url() -> str | None:
-    """The server in the place of AWS, if there is one."""
+    """The URL of an S3 server other than AWS; None for AWS."""
     url = client().meta.endpoint_url
     return None if OF_AWS.fullmatch(url) else url
 
 
 def environment() -> dict[str, str]:
-    """Variables with which a process on another node finds the same S3. They hold secrets: not for logs or `ps`.
+    """Variables that give a process on another node access to the same S3. They hold secrets: keep them out of logs.
 
-    Settings of a profile, which is a file of this machine, are among them. Keys that such a profile gets for a while
-    (SSO, an assumed role) are not renewed there: give the nodes a role of their own.
+    They include the settings of a profile, whose file exists only on this machine. Temporary keys of a profile (SSO, an
+    assumed role) are not renewed there: give the nodes their own role.
     """
     variables = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     try:
         found = session()
-        if not found.full_config["profiles"]:  # nothing but variables, or a role that every node asks for itself
+        if not found.full_config["profiles"]:  # variables only, or a role that every node has
             return variables
         resolved = {
             "AWS_ENDPOINT_URL_S3": endpoint_url(),
@@ -152,17 +152,17 @@ def environment() -> dict[str, str]:
             "AWS_CA_BUNDLE": found.get_config_variable("ca_bundle"),
         }
         resolved |= {KEY_VARIABLES[name]: value for name, value in _keys()}
-    except UserError:  # a job that uses S3 says so when it checks its storage; others do not need a working profile
+    except UserError:  # `check` reports it if the job uses S3; other jobs need no working profile
         return variables
     return variables | {name: value for name, value in resolved.items() if value}
 
 
 def check(uri: str, address: Address, write: bool) -> None:
-    """Raise UserError unless the server answers and this process may list there; `write`: and write, read, delete.
+    """Raise UserError unless the server answers and this process may list (with `write`: also write, read and delete).
 
-    The server must also keep the conditions of a write, or two jobs could hold one folder.
+    The server must also support conditional writes, or two jobs could lock the same folder.
     """
-    asking = client(attempts=2)  # a wrong address should not take half a minute to be told
+    asking = client(attempts=2)  # report a wrong address sooner than after half a minute
     with one_line(uri, "list"):
         asking.list_objects_v2(Bucket=address.bucket, Prefix=address.key, MaxKeys=1)
     if not write:
@@ -176,7 +176,7 @@ def check(uri: str, address: Address, write: bool) -> None:
         with one_line(uri, "write"):
             for condition in ({"IfNoneMatch": "*"}, {"IfMatch": "another"}):
                 if not _refuses(asking, probe, condition):
-                    raise UserError(f"{uri}: the server ignores If-None-Match and If-Match: use one that keeps them")
+                    raise UserError(f"{uri}: the server ignores If-None-Match and If-Match: use one that supports them")
     finally:
         with one_line(uri, "delete"):
             asking.delete_object(**probe)
@@ -193,7 +193,7 @@ def _refuses(asking: Any, probe: dict[str, str], condition: dict[str, str]) -> b
 
 
 def _keys() -> tuple[tuple[str, str], ...]:
-    """Credentials for pyarrow, as they are now; none where it finds and renews them itself."""
+    """Current credentials for pyarrow; none if it finds and renews them itself."""
     try:
         credentials = _credentials()
         if credentials is None or credentials.method in RENEWED_BY_PYARROW:
@@ -207,7 +207,7 @@ def _keys() -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def _credentials() -> Any:
-    """botocore's, which renews them."""
+    """botocore's credentials, which it renews."""
     return session().get_credentials()
 
 

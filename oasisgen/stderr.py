@@ -1,7 +1,7 @@
 """Keep the lines of Ray's C++ core out of a job's output.
 
-The core writes them to the process's standard error, past Python and past its log level: one for every pool of actors
-of Ray Data, whose arguments are always in the object store. They tell a user nothing that could be mended.
+The core writes them straight to the process's standard error, bypassing Python and its log level: one for every actor
+pool of Ray Data, whose arguments are always in the object store. A user can do nothing about them.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# A process of its own passes the other lines on: what this one says while it crashes still arrives.
+# The filter runs in its own process, so that lines that this process writes while it crashes still arrive.
 FILTER = r"""
 import re, sys
 ray_line = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+ [DIWE] \d+ \d+\] \(?.*\.(cc|h):\d+: ")
@@ -19,17 +19,17 @@ for line in sys.stdin.buffer:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
 """
-SECONDS_TO_END = 2.0  # for the last lines; a process that we started may hold the pipe for longer
+SECONDS_TO_END = 2.0  # for the last lines; a child process may keep the pipe open for longer
 
 
 @contextmanager
 def without_ray_lines() -> Iterator[None]:
-    """Everything that is written to standard error while the body runs still arrives, but for the lines of Ray's core.
+    """Drop the lines of Ray's core from standard error while the body runs; everything else passes.
 
-    Replaces the process's file descriptor 2, and puts it back at the end.
+    Replaces the process's file descriptor 2, and restores it at the end.
     """
     original = os.dup(2)
-    # In a session of its own, it does not get the Ctrl-C of a terminal: it ends when nobody writes any more.
+    # In its own session, the filter does not receive the terminal's Ctrl-C; it exits when the pipe is closed.
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", FILTER], stdin=subprocess.PIPE, stdout=original, start_new_session=True
     ) as passing_on:
@@ -44,4 +44,4 @@ def without_ray_lines() -> Iterator[None]:
             os.close(original)
             with suppress(subprocess.TimeoutExpired):
                 passing_on.wait(SECONDS_TO_END)
-            passing_on.returncode = passing_on.returncode or 0  # it ends with the last process that holds the pipe
+            passing_on.returncode = passing_on.returncode or 0  # it exits with the last process that has the pipe open

@@ -1,9 +1,9 @@
-"""URI -> file system, and the few verbs the project needs. The only module that knows where files live.
+"""Read, write and list files by URI, on disk and on S3. No other module depends on where files are.
 
-A URI is a plain path, `file:///…` or `s3://bucket/…` (see `address`). A file is written whole or not at all. Bulk data
-goes through pyarrow; `disk` and `s3` do what each alone can do.
+A URI is a plain path, `file:///…` or `s3://bucket/…` (see `address`). A file is written completely or not at all. Bulk
+data goes through pyarrow; `disk` and `s3` hold what is specific to each.
 
-What storage answers is raised as StorageError, in one line that names the URI and the fix; a missing file is
+Errors of storage are raised as StorageError, in one line that names the URI and the fix; a missing file raises
 FileNotFoundError.
 """
 
@@ -27,18 +27,18 @@ from oasisgen.errors import InvalidFile, UserError
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of `uri` and the path in it. Raises UserError for what is no address of ours."""
+    """The file system of `uri` and the path in it. Raises UserError if `uri` is not a valid address."""
     address = parse(uri)
     return (s3.file_system(address.bucket) if address.bucket else fs.LocalFileSystem()), address.path
 
 
 def absolute(uri: str) -> str:
-    """`uri` as any process on any node would name it, without a trailing slash."""
+    """`uri` as an absolute path or s3:// address, valid in any process, without a trailing slash."""
     return str(parse(uri))
 
 
 def real(uri: str) -> str:
-    """The one name of the place that `uri` names, links followed: two URIs of one place have the same."""
+    """`uri` with symbolic links resolved: two URIs of one place give the same name."""
     system, path = resolve(uri)
     return os.path.realpath(path) if isinstance(system, fs.LocalFileSystem) else f"{system.type_name}:{path}"
 
@@ -49,42 +49,42 @@ def join(uri: str, *names: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder lies at `uri`."""
+    """Whether there is a file or folder at `uri`."""
     with one_line(uri, "read"):
         system, path = resolve(uri)
         return system.get_file_info(path).type != fs.FileType.NotFound
 
 
 class Listed(NamedTuple):
-    """A file as its folder lists it."""
+    """A file in a listing of a folder."""
 
-    name: str  # below the folder
+    name: str  # path relative to the folder
     size: int  # bytes
     modified: int  # nanoseconds since 1970
 
 
 def list_files(uri: str) -> Iterator[tuple[str, int]]:
-    """(path below `uri`, bytes) of every file under a folder, in the order of their names.
+    """(path below `uri`, bytes) of every file under a folder, sorted by name.
 
-    Raises FileNotFoundError where there is no such folder.
+    Raises FileNotFoundError if there is no such folder.
     """
     yield from (file[:2] for file in list_details(uri))
 
 
 def list_details(uri: str) -> list[Listed]:
-    """Every file under a folder, in the order of their names. Raises as `list_files`."""
+    """Every file under a folder, sorted by name. Raises as `list_files`."""
     with one_line(uri, "list"):
         system, path = resolve(uri)
         infos = system.get_file_info(fs.FileSelector(path, recursive=True))
     return [
         Listed(info.path[len(path) :].lstrip("/"), info.size, info.mtime_ns or 0)
         for info in sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path)
-        if not info.base_name.endswith(disk.TEMPORARY)  # one in the making is not there yet
+        if not info.base_name.endswith(disk.TEMPORARY)  # skip files that are still being written
     ]
 
 
 def list_dangling(uri: str) -> list[str]:
-    """Links under a folder that lead nowhere, and what else is neither file nor folder; listings leave them out."""
+    """Broken links and special files under a folder, which the other listings leave out."""
     system, path = resolve(uri)
     if not isinstance(system, fs.LocalFileSystem):
         return []
@@ -93,7 +93,7 @@ def list_dangling(uri: str) -> list[str]:
 
 
 def list_folders(uri: str) -> list[str]:
-    """Names of the folders in a folder, in order; none where it is not there."""
+    """Sorted names of the folders directly in a folder; empty if there is no such folder."""
     with one_line(uri, "list"):
         system, path = resolve(uri)
         infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
@@ -101,7 +101,7 @@ def list_folders(uri: str) -> list[str]:
 
 
 def list_names(uri: str) -> list[str]:
-    """Names of what lies directly in a folder, files and folders, in order; none if there is no such folder."""
+    """Sorted names of the files and folders directly in a folder; empty if there is no such folder."""
     with one_line(uri, "list"):
         system, path = resolve(uri)
         return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
@@ -116,17 +116,17 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """The JSON file at `uri`. Raises FileNotFoundError, and InvalidFile where it is not JSON."""
+    """The JSON file at `uri`. Raises FileNotFoundError, and InvalidFile if it is not JSON."""
     with suppress(ValueError, RecursionError):
         return json.loads(read_bytes(uri))
     try:
-        return json.loads(read_bytes(uri))  # one that was replaced while it was read is whole now
+        return json.loads(read_bytes(uri))  # it may have been replaced during the first read
     except (ValueError, RecursionError):
         raise InvalidFile(f"{uri} is not valid JSON: it is damaged; remove it and run the command again") from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write the whole file or nothing: a reader sees the old file, the new one, or none."""
+    """Write a file atomically: a reader sees the old file, the new one, or none."""
     with one_line(uri, "write"):
         system, path = resolve(uri)
         if isinstance(system, fs.LocalFileSystem):
@@ -138,17 +138,17 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def write_text(uri: str, text: str) -> None:
-    """UTF-8, whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     write_bytes(uri, text.encode())
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Write the file unless there is one. Of many callers at once, one is told True, also on S3."""
+    """Write the file unless it exists. Of concurrent callers, exactly one gets True, also on S3."""
     return replace(uri, data, None) is not None
 
 
 def read_tagged(uri: str) -> tuple[bytes, str]:
-    """A file and a tag of its bytes, for `replace`. Raises FileNotFoundError."""
+    """The bytes of a file and their tag, for `replace`. Raises FileNotFoundError."""
     if not is_s3(uri):
         data = read_bytes(uri)
         return data, hashlib.sha256(data).hexdigest()
@@ -164,16 +164,16 @@ def read_tagged(uri: str) -> tuple[bytes, str]:
 
 
 def replace(uri: str, data: bytes, tag: str | None) -> str | None:
-    """Write the file if it still is what `tag` names, or, with None, if there is none; returns the new tag.
+    """Write the file if its tag is still `tag` (None: if there is no file); returns the new tag.
 
-    Returns None, and writes nothing, if the file is another one by now. Of many callers at once with the same tag, one
-    is told that it wrote, also on S3. `data` must differ from whatever was written there before.
+    Returns None, and writes nothing, if the file has changed. Of concurrent callers with the same tag, exactly one
+    succeeds, also on S3. `data` must differ from everything that was written there before.
     """
     with one_line(uri, "write"):
         if not is_s3(uri):
             return disk.replace(Path(resolve(uri)[1]), data, tag)
         address = parse(uri)
-        # Ceph and others know tags without their quotation marks only.
+        # Ceph and others accept only tags without quotation marks.
         conditions = [{"IfMatch": tag}, {"IfMatch": tag.strip('"')}] if tag else [{"IfNoneMatch": "*"}]
         for _ in range(s3.ATTEMPTS):
             try:
@@ -184,9 +184,9 @@ def replace(uri: str, data: bytes, tag: str | None) -> str | None:
                 if code not in (*s3.NOT_MET, "ConditionalRequestConflict", "NoSuchKey"):
                     raise
             there, its_tag = _read_tagged_if_any(uri)
-            if there == data:  # written by an attempt whose answer was lost
+            if there == data:  # an earlier attempt wrote it, but its response was lost
                 return its_tag
-            if code == "ConditionalRequestConflict":  # at the same time as another write: try again
+            if code == "ConditionalRequestConflict":  # a concurrent write: try again
                 continue
             if its_tag != tag or len(conditions) == 1:
                 return None
@@ -207,27 +207,27 @@ def _read_tagged_if_any(uri: str) -> tuple[bytes | None, str | None]:
 
 
 def remove(uri: str) -> None:
-    """Remove one file. Raises FileNotFoundError where the file system can tell."""
+    """Remove one file. Raises FileNotFoundError if the file system reports a missing file."""
     with one_line(uri, "delete"):
         system, path = resolve(uri)
         system.delete_file(path)
 
 
 def link(uri: str, hours: float) -> str:
-    """An address that opens a file on S3 for some hours without credentials. Raises UserError for other storage."""
+    """A presigned URL of a file on S3, valid for `hours` without credentials. Raises UserError for other storage."""
     if not is_s3(uri):
-        raise UserError(f"{uri} is not on S3: only there can a file be shared by a link")
+        raise UserError(f"{uri} is not on S3: only files on S3 can be shared by a link")
     address = parse(uri)
     with one_line(uri, "share"):
-        kind = mimetypes.guess_type(address.key)[0] or "application/octet-stream"  # else a browser saves it
+        kind = mimetypes.guess_type(address.key)[0] or "application/octet-stream"  # else a browser downloads it
         parameters = {"Bucket": address.bucket, "Key": address.key, "ResponseContentType": kind}
         return s3.client().generate_presigned_url("get_object", parameters, ExpiresIn=round(hours * 3600))
 
 
 def check(uri: str, write: bool) -> None:
-    """Raise UserError unless storage answers and this process may list and read there; `write`: and write, delete.
+    """Raise UserError unless storage answers and this process may list (with `write`: also write, read and delete).
 
-    `uri` is a folder and need not exist. What is written to see is removed again.
+    `uri` is a folder and need not exist. The file that is written for the check is removed again.
     """
     address = parse(uri)
     if address.bucket:
@@ -237,5 +237,5 @@ def check(uri: str, write: bool) -> None:
 
 
 def is_s3(uri: str) -> bool:
-    """Whether `uri` is on S3, or on a server that speaks its protocol."""
+    """Whether `uri` is on S3 or an S3-compatible server."""
     return uri.startswith("s3://")

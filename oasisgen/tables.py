@@ -1,8 +1,8 @@
-"""Parquet from storage, read without running what somebody may have put into it.
+"""Read Parquet from storage without running code that a file may contain.
 
-A Parquet file may carry an Arrow schema, and that schema extension types. Ray registers one whose values are pickles:
-once `ray.data` is imported, pyarrow alone would unpickle them while it reads a file. Everything here is read by
-`parse`, which compares the file's physical columns with those expected before it touches a value.
+A Parquet file may contain an Arrow schema with extension types. Ray registers one whose values are pickles: once
+`ray.data` is imported, pyarrow unpickles them while it reads a file. All reads here go through `parse`, which compares
+the file's physical columns with the expected ones before it reads a value.
 """
 
 import base64
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from oasisgen import storage
 from oasisgen.errors import InvalidFile
 
-EXTENSION = b"ARROW:extension:name"  # names the extension type of a column, in Arrow's columnar format
+EXTENSION = b"ARROW:extension:name"  # key of a column's extension type in an Arrow schema
 
 
 def to_bytes(table: pa.Table, rows_per_group: int) -> bytes:
@@ -28,17 +28,17 @@ def to_bytes(table: pa.Table, rows_per_group: int) -> bytes:
 def parse(data: bytes, schema: pa.Schema, name: str, columns: list[str] | None = None) -> pa.Table:
     """The table in the bytes of the Parquet file `name`: all columns of `schema`, or some of them.
 
-    Raises InvalidFile if it is no Parquet file, or has other columns than `schema`.
+    Raises InvalidFile if it is not a Parquet file, or its columns differ from `schema`.
     """
     try:
         metadata = pq.read_metadata(pa.BufferReader(data))
         if found := _stranger(metadata, schema):
-            raise InvalidFile(f"{name} is not a file that this program wrote ({found}): remove it and make it again")
+            raise InvalidFile(f"{name} is not a file that this program wrote ({found}): remove it and create it again")
         table = pq.read_table(pa.BufferReader(data), columns=columns or schema.names, use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise InvalidFile(f"{name} is damaged ({reason[:200]}): remove it and make it again") from None
+        raise InvalidFile(f"{name} is damaged ({reason[:200]}): remove it and create it again") from None
     return table
 
 
@@ -48,21 +48,21 @@ def read(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Ta
 
 
 def read_folder(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """The Parquet files of a folder, in the order of their names. Raises as `read`."""
+    """The Parquet files of a folder as one table, sorted by file name. Raises as `read`."""
     names = [name for name, _ in storage.list_files(uri) if name.endswith(".parquet")]
     empty = schema.empty_table().select(columns or schema.names)
     return pa.concat_tables([empty, *(read(storage.join(uri, name), schema, columns) for name in names)])
 
 
 def write(uri: str, table: pa.Table, rows_per_group: int) -> bytes:
-    """Write one Parquet file, whole or not at all; returns its bytes, for a digest."""
+    """Write one Parquet file atomically; returns its bytes, for a digest."""
     data = to_bytes(table, rows_per_group)
     storage.write_bytes(uri, data)
     return data
 
 
 def _stranger(metadata: pq.FileMetaData, schema: pa.Schema) -> str:
-    """In words, what of a file's columns is not as in `schema`; empty if nothing."""
+    """The first difference between a file's columns and `schema`, in words; empty if there is none."""
     there, expected = _columns(metadata.schema), _expected(schema)
     if there != expected:
         pairs = [f"{a[0]} {a[1]}" for a in there if a not in expected] or ["a column is missing"]

@@ -14,22 +14,22 @@ from tests.conftest import ROOT, one_line
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("", "is no address"),
-        ("s3://bucket/a\nb", "is no address"),
+        ("", "is not a valid address"),
+        ("s3://bucket/a\nb", "is not a valid address"),
         ("s3:/bucket/x", "// is missing after the first colon"),
         ("file:/tmp/x", "// is missing after the first colon"),
-        ("gs://bucket/x", "gs:// is not storage that this program knows"),
-        ("https://host/x", "https:// is not storage"),
-        ("hdfs://x", "hdfs:// is not storage"),
+        ("gs://bucket/x", "gs:// is not supported"),
+        ("https://host/x", "https:// is not supported"),
+        ("hdfs://x", "hdfs:// is not supported"),
         ("s3:///x", "names no bucket"),
-        ("s3://key:secret@bucket/x", "is no bucket's name"),
-        ("s3://bucket:9000/x", "is no bucket's name"),
+        ("s3://key:secret@bucket/x", "is not a valid bucket name"),
+        ("s3://bucket:9000/x", "is not a valid bucket name"),
         ("s3://bucket/a//b", "names between slashes cannot be empty"),
         ("s3://bucket//a", "names between slashes cannot be empty"),
         ("s3://bucket/a/../b", "names between slashes cannot be empty, . or .."),
-        ("s3://bucket/x?region=eu-west-1", "options after \\? are not read: set AWS_REGION"),
-        ("file:///tmp/a#b", "\\? and # cannot stand in a file:// address"),
-        ("file:///tmp/a?b=1", "\\? and # cannot stand in a file:// address"),
+        ("s3://bucket/x?region=eu-west-1", "options after \\? are not supported: set AWS_REGION"),
+        ("file:///tmp/a#b", "a file:// address cannot contain \\? or #"),
+        ("file:///tmp/a?b=1", "a file:// address cannot contain \\? or #"),
         ("file://host/x", "names another machine"),
     ],
 )
@@ -78,7 +78,7 @@ def test_every_job_refuses_an_address_that_it_cannot_use_before_it_touches_anyth
         runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
     assert ended.value.code == 2
     said = one_line(capsys.readouterr().err)
-    assert said.startswith(f"{job}.py: {name} is gs://bucket/x: gs:// is not storage that this program knows: give a")
+    assert said.startswith(f"{job}.py: {name} is gs://bucket/x: gs:// is not supported: give a")
     assert not list(tmp_path.iterdir())
 
 

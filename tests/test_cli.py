@@ -41,4 +41,4 @@ def test_help_whose_reader_has_read_enough_ends_quietly(flags: tuple[str, ...]) 
 def test_a_job_whose_reader_has_gone_ends_with_one_line() -> None:
     status, said = with_closed_output("-c", JOB)
     assert status == 1
-    assert one_line(said) == "job.py: nobody reads its output; the same command continues where it was"
+    assert one_line(said) == "job.py: its output pipe was closed; run the same command again to continue"

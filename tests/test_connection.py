@@ -48,8 +48,8 @@ def silent() -> Iterator[int]:
     ("address", "said"),
     [
         ("http://head:8265", "RAY_ADDRESS=http://head:8265 is for `ray job submit`"),
-        ("ray://127.0.0.1:10001", "RAY_ADDRESS=ray://127.0.0.1:10001 is for Ray's client, which these jobs cannot use"),
-        ("127.0.0.1:1", r"no Ray at RAY_ADDRESS=127\.0\.0\.1:1 \(nothing answers there\): start it, or unset"),
+        ("ray://127.0.0.1:10001", "RAY_ADDRESS=ray://127.0.0.1:10001 is for Ray Client, which these jobs do not"),
+        ("127.0.0.1:1", r"no Ray at RAY_ADDRESS=127\.0\.0\.1:1 \(nothing answers there\): start Ray there, or"),
         ("[::1]:1", r"no Ray at RAY_ADDRESS=\[::1\]:1 \(nothing answers there\)"),
         ("127.0.0.1:{silent}", "(nothing answers there|something else answers there)"),
         ("nowhere", "no Ray at RAY_ADDRESS=nowhere"),
@@ -91,7 +91,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
 
     monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setattr(ray, "init", time_out)
-    with pytest.raises(UserError, match=r"^Ray did not start on this machine.*timed out during startup.*: try again$"):
+    with pytest.raises(UserError, match=r"^Ray did not start on this machine.*timed out during startup.*, try again$"):
         cluster._connect()
 
 
@@ -140,7 +140,7 @@ def test_a_submitted_job_refuses_paths_that_lie_in_rays_folder(flags: str, tmp_p
     submitted = json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}})
     done = run_job("pack", *flags.split(), RAY_JOB_CONFIG_JSON_ENV_VAR=submitted)
     assert done.returncode == 2
-    assert "a submitted job runs in a folder of Ray's" in one_line(done.stderr)
+    assert "a submitted job runs in Ray's own folder" in one_line(done.stderr)
 
 
 class Web(BaseHTTPRequestHandler):
@@ -163,7 +163,7 @@ def web() -> Iterator[int]:
     ("address", "said"),
     [
         ("127.0.0.1:{web}", "no Ray at RAY_ADDRESS=127.0.0.1:"),
-        ("[::1]:6379", "no Ray at RAY_ADDRESS=[::1]:6379 (nothing answers there): start it, or unset"),
+        ("[::1]:6379", "no Ray at RAY_ADDRESS=[::1]:6379 (nothing answers there): start Ray there, or"),
         ("", "which {note} names (nothing answers there): remove that file, or set RAY_ADDRESS=local"),
     ],
 )

@@ -138,12 +138,12 @@ def test_opening_a_bucket_leaves_the_environment_as_it_was_and_sends_no_trailing
     [
         ({"AWS_PROFILE": ""}, "AWS_PROFILE is blank: give it a value, or unset it"),
         ({"AWS_CA_BUNDLE": " "}, "AWS_CA_BUNDLE is blank: give it a value, or unset it"),
-        ({"AWS_PROFILE": "nobody"}, "(nobody) could not be found: mend AWS_PROFILE"),
+        ({"AWS_PROFILE": "nobody"}, "(nobody) could not be found: fix AWS_PROFILE"),
         ({"AWS_MAX_ATTEMPTS": "many"}, "AWS_MAX_ATTEMPTS is many: must be a number, at least 1"),
         ({"AWS_MAX_ATTEMPTS": "0"}, "AWS_MAX_ATTEMPTS is 0: must be a number, at least 1"),
         ({"AWS_CA_BUNDLE": "/nowhere.pem"}, "names /nowhere.pem, where there is no file"),
         ({"AWS_REGION": "no region!"}, "Mend AWS_REGION"),
-        ({"AWS_ENDPOINT_URL_S3": "no address"}, "mend AWS_ENDPOINT_URL"),
+        ({"AWS_ENDPOINT_URL_S3": "no address"}, "fix AWS_ENDPOINT_URL"),
     ],
 )
 def test_a_variable_that_is_wrong_is_one_line(variables: dict[str, str], reason: str, uri: str) -> None:

@@ -79,7 +79,7 @@ def test_a_folder_is_made_without_touching_those_above_it(s3: str) -> None:
 
 def test_a_bucket_that_is_not_there_is_named_whatever_is_looked_for_in_it(s3: str) -> None:
     for read in (open_data_set, find_bundle):
-        with pytest.raises(UserError, match="there is no such bucket; create it or mend the URI"):
+        with pytest.raises(UserError, match="there is no such bucket; create it or fix the URI"):
             read("s3://no-such-bucket-here/runs/first")
 
 
@@ -121,11 +121,11 @@ def test_what_is_wrong_with_access_is_one_line(real: str) -> None:
     keyless = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
     for uri, variables, reason in (
         (real, {}, ""),
-        (real, {"AWS_ACCESS_KEY_ID": "AKIAWRONG"}, "the server does not know the access key; mend AWS_ACCESS_KEY_ID"),
-        (real, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "the secret key does not fit the access key; mend AWS_SECRET_"),
+        (real, {"AWS_ACCESS_KEY_ID": "AKIAWRONG"}, "the server does not know the access key; fix AWS_ACCESS_KEY_ID"),
+        (real, {"AWS_SECRET_ACCESS_KEY": "wrong"}, "the secret key does not match the access key; fix AWS_SECRET_"),
         (real, keyless, "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        (real, nowhere, "the server does not answer; mend AWS_ENDPOINT_URL or the network"),
-        ("s3://no-such-bucket-here/run", {}, "there is no such bucket; create it or mend the URI"),
+        (real, nowhere, "the server does not answer; check AWS_ENDPOINT_URL and the network"),
+        ("s3://no-such-bucket-here/run", {}, "there is no such bucket; create it or fix the URI"),
         ("s3:///run", {}, "names no bucket"),
     ):
         said = said_of(uri, **variables)
@@ -141,7 +141,8 @@ def test_a_bucket_that_may_only_be_read_is_told_before_anything_is_written(real:
     client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [rule]}))
     try:
         assert (
-            said_of(f"s3://{bucket}/run") == f"s3://{bucket}/run: these credentials may not write it; grant them that"
+            said_of(f"s3://{bucket}/run")
+            == f"s3://{bucket}/run: these credentials may not write it; grant them the permission"
         )
     finally:
         client.delete_bucket_policy(Bucket=bucket)
@@ -213,7 +214,7 @@ def test_a_server_of_a_private_authority_is_trusted_where_its_certificate_is_nam
         script = f"from oasisgen import storage; storage.write_bytes({uri!r}, b'x'); print(storage.read_bytes({uri!r}))"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | trusting)
         assert done.stdout == "b'x'\n", done.stderr
-        said = "the server's certificate is not trusted; name its authority's in AWS_CA_BUNDLE"
+        said = "the server's certificate is not trusted; set AWS_CA_BUNDLE to the file of its CA certificate"
         assert said_of(uri, **server.variables) == f"{uri}: {said}"
 
 
@@ -281,7 +282,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_a_disk_that_cannot_be_read_says_nothing_about_a_file(tmp_path: Path) -> None:
     (tmp_path / "x.json").symlink_to("x.json")  # for ever
     for read in (storage.read_json, partial(documents.read, kind=dict)):
-        with pytest.raises(StorageError, match=r"x\.json: cannot read: .*; its links lead in a circle"):
+        with pytest.raises(StorageError, match=r"x\.json: cannot read: .*; its symbolic links form a loop"):
             read(str(tmp_path / "x.json"))
 
 

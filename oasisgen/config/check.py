@@ -1,4 +1,4 @@
-"""Checks of settings: a value outside its range is one clear line."""
+"""Checks of settings: a value outside its range raises ValueError with one clear line."""
 
 import math
 from typing import Any

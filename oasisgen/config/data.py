@@ -1,9 +1,9 @@
-"""The shape of the data: what an OASIS slice and its code map look like."""
+"""The shape of the data: levels of a case, pixels of a slice, codes of a code map."""
 
 LEVELS = 32  # slices of one case, from the mid-brain (0) to above the ventricles (31)
 
 
-IMAGE_SIZE = 256  # pixels, both ways
+IMAGE_SIZE = 256  # pixels, height and width
 
 
-CODE_SIZE = 64  # both ways; the encoder halves the slice twice
+CODE_SIZE = 64  # codes, height and width; the encoder halves the slice twice

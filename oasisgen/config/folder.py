@@ -1,4 +1,4 @@
-"""A folder in storage is ours, and its name stands for one configuration."""
+"""Checks of an output folder: oasisgen wrote it, and it holds the work of one configuration only."""
 
 import importlib.metadata
 import json
@@ -8,36 +8,36 @@ from oasisgen import __version__, documents, storage
 from oasisgen.config import renamed
 from oasisgen.errors import UserError
 
-# What a slice depends on beside the request it is made for.
+# The versions that a generated slice depends on, besides its request.
 SOFTWARE = {"oasisgen": __version__, "torch": importlib.metadata.version("torch")}
 
 
-MARK = "config.json"  # what makes a folder ours: it is written before anything else
+MARK = "config.json"  # shows that oasisgen wrote the folder; written before anything else
 
 
 def require_ours(folder: str, *marks: str) -> None:
-    """Raise UserError if `folder` holds something and none of `marks`: then its files are somebody else's.
+    """Raise UserError if `folder` is not empty and has none of `marks`: then oasisgen did not write it.
 
-    Names that begin with a dot do not count: operating systems and interrupted writes leave them.
+    Names that start with a dot are ignored: operating systems and interrupted writes leave such files.
     """
     names = [name for name in storage.list_names(folder) if not name.startswith(".")]
     if names and not set(names) & set(marks):
-        raise UserError(f"{folder} holds files that are not ours ({names[0]}): use another --out, or an empty folder")
+        raise UserError(
+            f"{folder} holds files that oasisgen did not write ({names[0]}): use another --out, or an empty folder"
+        )
 
 
 def write_settings(folder: str, settings: dict[str, Any]) -> None:
-    """Write `settings` to the folder's `config.json`, or find the same there. Raises as
-    `require_same_settings` does.
-    """
+    """Write `settings` to the folder's `config.json`, unless they are there. Raises as `require_same_settings`."""
     require_same_settings(folder, settings)
     if not storage.create(storage.join(folder, "config.json"), (json.dumps(settings, indent=2) + "\n").encode()):
         require_same_settings(folder, settings)
 
 
 def require_same_settings(folder: str, settings: dict[str, Any]) -> None:
-    """Raise UserError, with both values of each setting, where the folder's name stands for another configuration.
+    """Raise UserError, with both values of each changed setting, if the folder was written with other settings.
 
-    Also raised for a folder that holds somebody else's files: we write into empty folders and into our own.
+    Also raises UserError if the folder is not empty and oasisgen did not write it.
     """
     try:
         old = documents.read(storage.join(folder, "config.json"), dict)
@@ -46,7 +46,7 @@ def require_same_settings(folder: str, settings: dict[str, Any]) -> None:
         return
     if name := renamed.find(old):
         raise UserError(
-            f"{folder} was begun by an older version of oasisgen ({name}): finish it with that version, or use "
+            f"{folder} was started by an older version of oasisgen ({name}): finish it with that version, or use "
             "another --out"
         )
     if changed := differences(old, settings):
@@ -54,18 +54,18 @@ def require_same_settings(folder: str, settings: dict[str, Any]) -> None:
 
 
 def require_same_software(folder: str) -> None:
-    """Raise UserError where the work in `folder` was begun with other versions: a part of it would be of another kind.
+    """Raise UserError if the work in `folder` was started with other versions, whose results may differ.
 
-    For work that is unfinished, and whose settings hold SOFTWARE as `software`.
+    Call it for unfinished work whose settings hold SOFTWARE as `software`.
     """
     try:
         begun = documents.read(storage.join(folder, MARK), dict).get("software")
     except FileNotFoundError:
         return
     if begun != SOFTWARE:
-        was = _in_words(begun) if isinstance(begun, dict) else "a version that did not write down which"
+        was = _in_words(begun) if isinstance(begun, dict) else "a version that did not record its number"
         raise UserError(
-            f"{folder} was begun with {was}, this is {_in_words(SOFTWARE)}: go on with the same versions, or use "
+            f"{folder} was started with {was}, this is {_in_words(SOFTWARE)}: continue with the same versions, or use "
             "another --out"
         )
 
@@ -74,10 +74,10 @@ def _in_words(software: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in software.items())
 
 
-# How a run computes is not what it computes: these may change between two calls of the same run. (Versions may not
-# while a batch is unfinished: `require_same_software`.)
+# Settings that may change between two calls of the same run, because they do not change its results. (Versions may not
+# change while a batch is unfinished: `require_same_software`.)
 _PLACEMENT = (
-    "data",  # its fingerprint says whether it is the same
+    "data",  # the fingerprint, not the URI, identifies a data set
     "software",
     "software.oasisgen",
     "software.torch",
@@ -101,7 +101,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`name: old -> new` for each setting in which two stored configurations compute different things."""
+    """`name old -> new` for each setting that differs between two stored configurations and changes the results."""
     a, b = flatten(old), flatten(new)
     names = [name for name in sorted(a.keys() | b.keys()) if name not in _PLACEMENT]
     return [f"{name} {a.get(name)} -> {b.get(name)}" for name in names if a.get(name) != b.get(name)]

@@ -2,11 +2,11 @@
 
 import re
 
-MOST_AT_ONCE = 10**6  # ids in a range of a list
+MOST_AT_ONCE = 10**6  # numbers in one range
 
 
 def number_ranges(name: str, text: str, end: int) -> list[int]:
-    """`10-20,25` -> [10, …, 20, 25], ascending. Raises ValueError for what is not a list of numbers below `end`."""
+    """`10-20,25` -> [10, …, 20, 25], ascending. Raises ValueError unless it is a list of numbers below `end`."""
     numbers: set[int] = set()
     for piece in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
@@ -18,7 +18,7 @@ def number_ranges(name: str, text: str, end: int) -> list[int]:
 
 
 def in_ranges(numbers: list[int]) -> str:
-    """[10, 11, 12, 25] -> `10-12,25`: what `number_ranges` reads. `numbers` ascend."""
+    """[10, 11, 12, 25] -> `10-12,25`, the inverse of `number_ranges`. `numbers` must be ascending."""
     starts = [number for number in numbers if number - 1 not in numbers]
     ends = [number for number in numbers if number + 1 not in numbers]
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

@@ -1,4 +1,4 @@
-"""Settings that had other names in older versions: flags that are still typed, runs and bundles that still exist."""
+"""Settings that were renamed: refuse old flags, and recognise old names in stored runs and bundles."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ PRESETS = {"seed": "baseline"}
 
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the names of today."""
+    """A stored configuration with old setting names replaced by the current ones."""
     renamed = {
         group: {new.get(name, name): value for name, value in config[group].items()}
         for group, new in SETTINGS.items()
@@ -38,7 +38,7 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def find(config: dict[str, Any]) -> str:
-    """In words, the first old name in a stored configuration; empty if there is none."""
+    """A message about the first old name in a stored configuration; empty if there is none."""
     for group, new in SETTINGS.items():
         names = config.get(group)
         for name in new.keys() & names.keys() if isinstance(names, dict) else ():
@@ -47,7 +47,7 @@ def find(config: dict[str, Any]) -> str:
 
 
 def require_new_names(arguments: list[str]) -> None:
-    """Raise ValueError for a preset or a flag on the command line that has another name now."""
+    """Raise ValueError for a preset or a flag on the command line that was renamed."""
     if arguments and arguments[0] in PRESETS:
         raise ValueError(f"preset {arguments[0]} is called {PRESETS[arguments[0]]} now")
     for argument in arguments:

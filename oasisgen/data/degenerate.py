@@ -1,4 +1,4 @@
-"""Slices that say nothing about a person of their own: blank ones, and those with the pixels of another slice."""
+"""Find degenerate slices: blank ones, and those with the same pixels as another slice."""
 
 import hashlib
 from collections import defaultdict
@@ -9,11 +9,11 @@ import numpy as np
 from oasisgen.data.description import DataSetDescription, SliceName
 
 BLANK = "blank"
-SHOWN = 3  # slices, or groups of them, that a line names
+SHOWN = 3  # slices, or groups of slices, listed in one line
 
 
 def pixel_digest(image: np.ndarray) -> str:
-    """The same for equal pixels: the sha256 of (H, W) uint8, or BLANK if all of them have one value."""
+    """The sha256 of the pixels of an image (H, W) uint8, or BLANK if all pixels have one value."""
     return BLANK if image.min() == image.max() else hashlib.sha256(image.tobytes()).hexdigest()
 
 
@@ -27,13 +27,13 @@ def find(digests: Iterable[tuple[SliceName, str]]) -> tuple[list[SliceName], lis
 
 
 def lines(description: DataSetDescription) -> list[str]:
-    """What a user is told of a data set's blank slices and of those with the same pixels: a line each, if any."""
+    """Lines for the user about blank slices and about slices with equal pixels: one for each kind that occurs."""
     found = []
     if blank := description.blank:
         found.append(f"blank slices: {len(blank)} ({_first(list(map(str, blank)))})")
     if groups := description.equal:
         equal = [" = ".join(map(str, group[:SHOWN])) + (" = ..." if len(group) > SHOWN else "") for group in groups]
-        found.append(f"slices with the pixels of another one: {sum(map(len, groups))} ({_first(equal)})")
+        found.append(f"slices with the same pixels as another one: {sum(map(len, groups))} ({_first(equal)})")
     return found
 
 

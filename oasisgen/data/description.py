@@ -1,4 +1,4 @@
-"""What `dataset.json` says: the record that packing writes and every other job reads."""
+"""`dataset.json`, the record of a data set that packing writes and every other job reads."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,7 +28,7 @@ class Split:
 
     slices: Count
     cases: dict[str, Count]  # case -> slices
-    levels: tuple[Count, ...] | None = None  # None in data sets of older versions, which do not name them
+    levels: tuple[Count, ...] | None = None  # None in data sets of older versions, which do not list them
     parts: tuple[PackedPart, ...] = ()
 
 
@@ -54,7 +54,7 @@ class SliceName:
 
 @dataclass(frozen=True)
 class _Versioned:
-    """What every version of `dataset.json` has."""
+    """The field that every version of `dataset.json` has."""
 
     schema_version: int
 
@@ -65,9 +65,9 @@ class DataSetDescription:
 
     schema_version: int = SCHEMA_VERSION
     source: str
-    source_fingerprint: str  # of the names and sizes of the raw files: what a second call of packing compares
-    source_times: str | None = None  # of their modification times: whether one was changed in place
-    fingerprint: str  # of the shards: what a training run compares
+    source_fingerprint: str  # digest of the raw files' names and sizes; compared by a second call of packing
+    source_times: str | None = None  # digest of their modification times, to notice one that was changed in place
+    fingerprint: str  # digest of the shards; compared by a training run
     image_size: tuple[Count, Count]  # height, width
     splits: dict[Name, Split]
     label_maps_left_out: Count = 0
@@ -82,8 +82,8 @@ class DataSetDescription:
 def read_description(uri: str) -> DataSetDescription:
     """`dataset.json` of the data set at `uri`.
 
-    Raises FileNotFoundError, InvalidFile where it is damaged, and UserError where it is of another schema version or
-    image size than this program works with.
+    Raises FileNotFoundError, InvalidFile if it is damaged, and UserError if this program does not support its schema
+    version or image size.
     """
     file = storage.join(uri, FILE)
     version = documents.read(file, _Versioned).schema_version

@@ -1,8 +1,8 @@
-"""A split in Ray's object store, and the order in which an epoch visits it.
+"""A split in Ray's object store, and the order of its rows in each epoch.
 
-Ray Data reads and decodes the shards once; every worker of a node then maps the same memory, without a copy. The order
-is a pure function of (seed, epoch): it does not depend on how many workers there are, and a resumed run meets the
-same batches as one that was never interrupted. (`streaming_split` promises neither.)
+Ray Data reads and decodes the shards once; all workers of a node then map the same memory, without a copy. The order is
+a pure function of (seed, epoch): it does not depend on the number of workers, and a resumed run gets the same batches
+as an uninterrupted one. (Ray's `streaming_split` guarantees neither.)
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,16 +29,16 @@ class Stored:
 
 
 def store(data: ray.data.Dataset) -> Stored:
-    """Run a Ray data set to its end, its rows kept in the object store.
+    """Execute a Ray data set and keep its rows in the object store.
 
-    They are the driver's own: no node that goes takes any along. Ray could make lost ones again, but only when a whole
-    CPU is free to do so, and trainers may hold them all.
+    The driver owns the blocks, so the loss of another node loses none. Ray could recompute lost blocks, but only on a
+    free CPU, and the training workers may have reserved all of them.
     """
     return Stored(tuple(ray.put(block) for block in data.iter_batches(batch_size=None)))
 
 
 class Feed:
-    """Rows of a data set by number, and the batches of an epoch."""
+    """Random access to the rows of a data set by number."""
 
     def __init__(self, blocks: Sequence[dict[str, np.ndarray]]) -> None:
         self.blocks = [block for block in blocks if len(next(iter(block.values())))]
@@ -49,11 +49,11 @@ class Feed:
         return int(self.ends[-1])
 
     def rows(self, numbers: np.ndarray, column: str) -> np.ndarray:
-        """Rows of one column, (len(numbers), …), copied out of the shared memory."""
+        """Rows of one column, (len(numbers), …), copied from shared memory."""
         return np.stack([block[column][row] for block, row in self._find(numbers)])
 
     def crops(self, numbers: np.ndarray, corners: np.ndarray, side: int) -> np.ndarray:
-        """The square of `side` pixels at corners (N, 2) of each image: (N, side, side) uint8."""
+        """A square crop of `side` pixels of each image, at top-left corners (N, 2): (N, side, side) uint8."""
         found = zip(self._find(numbers), corners, strict=True)
         return np.stack([block["image"][row, y : y + side, x : x + side] for (block, row), (y, x) in found])
 
@@ -65,16 +65,16 @@ class Feed:
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Whole batches in an epoch; the remainder of the shuffled rows waits for the next one."""
+    """Full batches in an epoch; the rows left over after shuffling are skipped in that epoch."""
     return rows // batch_size
 
 
 def epoch_batches(
     rows: int, batch_size: int, seed: int, epoch: int, rank: int, world: int, first: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For every step of an epoch from `first` on, this rank's row numbers (B,) and as many points in [0, 1)^2 (B, 2).
+    """For each step of an epoch from `first` on: this rank's row numbers (B,) and random points in [0, 1)^2 (B, 2).
 
-    The ranks' batches of one step are together the batch that a single worker would see.
+    The batches of all ranks in one step together are the batch that a single worker would get.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(rows)
@@ -85,7 +85,7 @@ def epoch_batches(
 
 
 def read_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items; while the caller works on one, a thread gets the next one ready."""
+    """The same items, prefetched: a thread prepares the next one while the caller works on the current one."""
     source = iter(items)
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(next, source, None)
@@ -95,13 +95,13 @@ def read_ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 def evenly_spaced(rows: int, count: int) -> np.ndarray:
-    """`count` row numbers spread over all; every row where `count` is 0 or too many."""
+    """`count` evenly spaced row numbers; all rows if `count` is 0 or at least `rows`."""
     if not 0 < count < rows:
         return np.arange(rows)
     return np.linspace(0, rows - 1, count).round().astype(np.int64)
 
 
 def chunks(rows: Any, size: int) -> Iterator[Any]:
-    """Consecutive pieces of at most `size`."""
+    """Consecutive slices of `rows`, each of at most `size`."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

@@ -1,4 +1,4 @@
-"""Raw PNG folders -> packed Parquet shards; what cannot be used is set aside and named."""
+"""Pack folders of raw PNGs into Parquet shards; unusable files are rejected and listed."""
 
 import hashlib
 import json
@@ -27,16 +27,16 @@ from oasisgen.progress import Progress, say
 
 SLICES_PER_PART = 1024
 ROWS_PER_GROUP = 128
-OPEN_FILES = 16  # reads in flight per task: what hides an object store's latency
-PAUSE_SECONDS = 5  # after a read that storage failed, for all that its client tried, and before the last one
-MARKS = FILE, "lock.json"  # a data set is ours from the moment that its lock is taken
+OPEN_FILES = 16  # concurrent reads per task, to hide an object store's latency
+PAUSE_SECONDS = 5  # before the last attempt to read a file, after the client's own retries have failed
+MARKS = FILE, "lock.json"  # either file shows that oasisgen wrote the folder; the lock comes first
 PART = re.compile(r"part-\d{5}\.parquet")
 
 
 def read_patiently(uri: str) -> bytes:
-    """The whole file, of a storage that may be out for a while. Raises FileNotFoundError and StorageError.
+    """Read a file, with one retry after a pause in case storage is down. Raises FileNotFoundError and StorageError.
 
-    Not by `retry_exceptions`: Ray Data takes it no more from 2.64 on, and Ray would retry without a pause.
+    Ray's `retry_exceptions` is no alternative: Ray Data rejects it since 2.64, and Ray retries without a pause.
     """
     try:
         return storage.read_bytes(uri)
@@ -51,10 +51,10 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
     def load(path: str) -> np.ndarray | str:
         try:
             return read_png(read_patiently(storage.join(row["source"], path)))
-        except ValueError as reason:  # the decoder's; what storage raises ends the job, which loses nothing
+        except ValueError as reason:  # from the decoder; an error of storage ends the job, which can be run again
             return str(reason)
         except FileNotFoundError:
-            raise StorageError(f"{row['source']}/{path} went away while it was being packed: pack again") from None
+            raise StorageError(f"{row['source']}/{path} was removed while it was being packed: pack again") from None
 
     entries = json.loads(row["entries"])
     with ThreadPoolExecutor(OPEN_FILES) as pool:
@@ -65,7 +65,7 @@ def pack_part(row: dict[str, Any]) -> dict[str, Any]:
         if isinstance(image, np.ndarray)
     ]
     data = tables.to_bytes(pa.Table.from_pylist(good, SCHEMA), ROWS_PER_GROUP)
-    if row["lock"]:  # else it is only compared
+    if row["lock"]:  # without a lock, the shard is only compared
         LockProof(**json.loads(row["lock"])).require()
         storage.write_bytes(storage.join(row["out"], row["split"], row["name"]), data)
     entry = {
@@ -108,18 +108,18 @@ def _plan(
 
 
 def _pack_parts(found: Survey, source: str, out: str, lock: LockProof | None) -> Iterator[dict[str, Any]]:
-    """Pack every part, with Ray; the entry of each as it is done. Without a lock nothing is written."""
+    """Pack all parts with Ray; yields the entry of each finished part. Without a lock, nothing is written."""
     plan = list(_plan(found.slices, source, out, lock))
     for row in ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part).iter_rows():
         yield json.loads(row["entry"])
 
 
 def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> DataSetDescription | None:
-    """Pack `source` into a data set at `out`; returns what `dataset.json` says.
+    """Pack `source` into a data set at `out`; returns its description.
 
-    A finished data set of the same source is left as it is. A dry run says what it would do and returns None. Needs a
-    connected Ray. Raises UserError for storage that may not be used, an unusable source, another data set under that
-    name, one being packed and, if `strict`, any rejected file.
+    A finished data set of the same source is left unchanged. A dry run prints what it would do and returns None. Needs
+    a connection to Ray. Raises UserError if storage cannot be used, the source is unusable, `out` holds another data
+    set or is being packed by another job, or, with `strict`, if any file is rejected.
     """
     source, out = storage.absolute(source), storage.absolute(out)
     storage.check(source, write=False)
@@ -127,7 +127,7 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
     refuse_overlap(source, out)
     found = survey(source)
     for folder in sorted({path.rpartition("/")[0] for entries in found.slices.values() for path, _, _ in entries}):
-        refuse_overlap(storage.join(source, folder), out)  # which may be a link
+        refuse_overlap(storage.join(source, folder), out)  # the folder may be a link
     require_ours(out, *MARKS)
     if storage.exists(storage.join(out, "config.json")):
         raise UserError(f"{out} is the folder of a run or a batch: use another --out")
@@ -136,7 +136,7 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
     if finished:
         old = documents.read(marker, DataSetDescription)
         if old.source_fingerprint != found.fingerprint:
-            raise UserError(f"{out} was packed from {old.source} with other files than {source} has: use another --out")
+            raise UserError(f"{out} was packed from other files ({old.source}) than {source} has: use another --out")
         touched = old.source_times not in (None, found.times)  # None: an older version did not write it
         if touched and not dry_run and not same_content(found, source, old):
             raise UserError(f"files in {source} were changed after they were packed into {out}: use another --out")
@@ -149,8 +149,8 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
             say("plan", f"{split}: {len(entries)} slices of {len({case for _, case, _ in entries})} cases")
         for file in found.rejected:
             say("plan", f"rejected {file.file}: {file.reason}")
-        say("plan", f"{found.label_maps} label maps are left out; files are opened when packing")
-        for line in degenerate.lines(old) if finished else ["blank slices and equal pixels are found when packing"]:
+        say("plan", f"{found.label_maps} label maps are skipped; a dry run opens no files")
+        for line in degenerate.lines(old) if finished else ["packing will look for blank slices and equal pixels"]:
             say("plan", line)
         say("plan", f"the data set {'is finished' if finished else f'would be written to {out}'}")
         return None
@@ -159,8 +159,8 @@ def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> 
 
 
 def same_content(found: Survey, source: str, old: DataSetDescription) -> bool:
-    """Whether the files of a source give the very shards that `old` names; nothing is written."""
-    say("pack", "files were written again since they were packed: comparing what they hold")
+    """Whether packing the files of a source again gives the shards listed in `old`; nothing is written."""
+    say("pack", "the source's modification times have changed since it was packed: comparing its content")
     entries = _pack_parts(found, source, "", None)
     now = {(entry["split"], entry["part"]["name"], entry["part"]["sha256"]) for entry in entries}
     then = {(name, part.name, part.sha256) for name, split in old.splits.items() for part in split.parts}
@@ -168,7 +168,7 @@ def same_content(found: Survey, source: str, old: DataSetDescription) -> bool:
 
 
 def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Lock) -> DataSetDescription:
-    """Write the shards of all splits and, last, `dataset.json`."""
+    """Write the shards of all splits, then `dataset.json`."""
     with Progress("pack", sum(map(len, found.slices.values())), "slices") as progress:
         entries = []
         for entry in _pack_parts(found, source, out, held.proof):
@@ -204,7 +204,7 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Loc
 
 
 def _split_of(entries: list[dict[str, Any]]) -> Split:
-    """A split, given what `pack_part` says of each of its parts."""
+    """A split, from the entries that `pack_part` returned for its parts."""
     parts = sorted((PackedPart(**entry["part"]) for entry in entries), key=lambda part: part.name)
     cases = sum((Counter(entry["cases"]) for entry in entries), Counter())
     levels = sorted({level for entry in entries for level in entry["levels"]})
@@ -212,23 +212,23 @@ def _split_of(entries: list[dict[str, Any]]) -> Split:
 
 
 def refuse_overlap(source: str, out: str) -> None:
-    """Raise UserError if one of two folders lies in the other, or is the other: packing must not touch its source."""
+    """Raise UserError if the folders are the same, or one is inside the other: packing must not change its source."""
     a, b = (f"{storage.real(uri)}/" for uri in (source, out))
     if a.startswith(b) or b.startswith(a):
         raise UserError(f"--out {out} and --source {source} overlap: packing would mix its shards with the raw files")
 
 
 def refuse_rejected(rejected: Sequence[RejectedFile], strict: bool) -> None:
-    """Raise UserError where files were rejected and `strict` forbids it."""
+    """Raise UserError if files were rejected and `strict` is set."""
     if strict and rejected:
         first = rejected[0]
         raise UserError(
-            f"{len(rejected)} files rejected, {first.file} first: {first.reason}; mend them or drop --strict"
+            f"{len(rejected)} files rejected, {first.file} first: {first.reason}; fix them or drop --strict"
         )
 
 
 def remove_stale_parts(folder: str, names: set[str]) -> None:
-    """Remove the parts that an interrupted call with other files left; nothing else."""
+    """Remove parts left by an interrupted call that packed other files; nothing else."""
     for name, _ in list(storage.list_files(folder)):
         if PART.fullmatch(name) and name not in names:
             storage.remove(storage.join(folder, name))

@@ -1,4 +1,4 @@
-"""Virtual subjects, the embedded data set: one real brain bent into many.
+"""Virtual subjects, the embedded data set: random deformations of one real brain template.
 
 The MNI152 template (ICBM 152 nonlinear symmetric 2009a at 1 mm with its grey- and white-matter maps, Fonov et al. 2011,
 NeuroImage 54:313-327), as the nilearn wheel carries it, is deformed, recolored and sliced in the layout of OASIS.
@@ -25,10 +25,10 @@ from oasisgen.data.slices import file_name
 from oasisgen.lock import lock
 from oasisgen.progress import Progress, say
 
-COMPLETE = "complete.json"  # is written last
+COMPLETE = "complete.json"  # written last
 LOWEST = 71  # mm in the template's grid: the mid-brain, level 0
 VENTRICLES = np.array([98.0, 118.0, 88.0])  # mm: between the two lateral ventricles
-VENTRICLE_REACH = np.array([18.0, 34.0, 16.0])  # mm: how far bending them is felt
+VENTRICLE_REACH = np.array([18.0, 34.0, 16.0])  # mm: standard deviations of the ventricles' deformation field
 
 
 @cache
@@ -39,20 +39,20 @@ def _template() -> np.ndarray:
 
 
 def _smooth_noise(random: np.random.Generator, knots: tuple[int, int, int], shape: tuple[int, ...]) -> np.ndarray:
-    """Normal noise on a few knots, splined to `shape`; a smooth field of standard deviation near 1."""
+    """Normal noise on a few knots, interpolated to `shape` by splines; its standard deviation is near 1."""
     field = random.standard_normal(knots)
-    for n in shape:  # along one axis after the other, each of which then moves to the end
+    for n in shape:  # interpolate along the first axis, which then becomes the last one
         spline = make_interp_spline(np.arange(field.shape[0]), np.eye(field.shape[0]))
         field = np.tensordot(field, spline(np.linspace(0, field.shape[0] - 1, n)), axes=(0, 1))
     return field.astype(np.float32)
 
 
 def subject(seed: int, number: int) -> np.ndarray:
-    """Virtual subject `number` of the family `seed`: (32, 256, 256) uint8, level by level from the mid-brain up."""
+    """Virtual subject `number` for a seed: (32, 256, 256) uint8, levels from the mid-brain up."""
     random = np.random.default_rng([seed, number])
     shape = (LEVELS, IMAGE_SIZE, IMAGE_SIZE)
 
-    # Where each voxel of the subject lies in the template, in mm: head size and pose, ventricles, local bends.
+    # The position of each voxel in the template, in mm: head size and pose, ventricles, local deformations.
     level, row, column = np.indices(shape, np.float32)
     place = np.stack([row - 127.5, column - 127.5, level - 15.5])  # (3, 32, 256, 256), from the middle of the stack
     scale = random.normal([1.1, 1.1, 1.0], 0.04)
@@ -62,20 +62,20 @@ def subject(seed: int, number: int) -> np.ndarray:
     place += middle[:, None, None, None].astype(np.float32)
     offset = place - VENTRICLES[:, None, None, None].astype(np.float32)
     near = np.exp(-0.5 * ((offset / VENTRICLE_REACH[:, None, None, None].astype(np.float32)) ** 2).sum(0))
-    place -= random.uniform(-0.35, 0.5) * near * offset  # above 0 the ventricles are wide
+    place -= random.uniform(-0.35, 0.5) * near * offset  # above 0, the ventricles are enlarged
     for axis in range(3):
         place[axis] += 2.2 * _smooth_noise(random, (4, 6, 6), shape) + 1.3 * _smooth_noise(random, (6, 14, 14), shape)
 
     t1, grey, white = (ndimage.map_coordinates(volume, place, order=1) for volume in _template())
 
-    # Contrast, bias field and Rician noise of a scanner.
+    # Contrast, bias field and Rician noise, as of a scanner.
     contrast = 1.0 + random.normal(-0.28, 0.05) * grey + random.normal(0.0, 0.03) * white
     fluid = np.clip(1.0 - grey - white, 0.0, 1.0)
     image = t1 * contrast * (1.0 - random.uniform(0.35, 0.6) * fluid)
     image *= np.exp(0.08 * _smooth_noise(random, (4, 4, 4), shape))
     noise = random.normal(0.0, random.uniform(0.008, 0.02), (2, *shape)).astype(np.float32)
     image = np.where(t1 > 0.05, np.hypot(image + noise[0], noise[1]), 0.0)  # the background is masked, as in OASIS
-    brightest = np.percentile(image, 99.9, axis=(1, 2), keepdims=True)  # slice by slice, as in OASIS
+    brightest = np.percentile(image, 99.9, axis=(1, 2), keepdims=True)  # per slice, as in OASIS
     return (np.clip(image / brightest, 0.0, 1.0) * 255.0).round().astype(np.uint8)
 
 
@@ -90,17 +90,17 @@ def write_subject(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_phantoms(out: str, splits: dict[str, int], seed: int) -> None:
-    """Write {split: subjects}, those of one split after those of another. Needs a connected Ray.
+    """Write the virtual subjects of all splits, {split: number of subjects}. Needs a connection to Ray.
 
-    A finished folder, which holds `complete.json`, is left as it is. Raises UserError if `out` holds anything but the
-    same virtual subjects, whose names are those of real slices, or if another job writes them.
+    A finished folder, one with `complete.json`, is left unchanged. Raises UserError if `out` holds other files than
+    these virtual subjects (real slices have the same file names), or if another job is writing to it.
     """
     out = storage.absolute(out)
     settings = {"virtual_subjects": splits, "seed": seed}
     write_settings(out, settings)
     marker = storage.join(out, COMPLETE)
     if storage.exists(marker):
-        say("phantom", f"{sum(splits.values())} subjects are there already")
+        say("phantom", f"{sum(splits.values())} subjects exist already")
         return
     homes = [split for split, subjects in splits.items() for _ in range(subjects)]
     rows = [

@@ -1,4 +1,4 @@
-"""uint8 <-> [-1, 1]. Apart from `slices`: processes that only read and write start sooner without torch."""
+"""uint8 <-> [-1, 1]. Separate from `slices`, so that processes that need no torch start faster."""
 
 import torch
 
@@ -9,5 +9,5 @@ def to_unit(image: torch.Tensor) -> torch.Tensor:
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """float in [-1, 1] (clipped) -> uint8 in [0, 255], any shape; undoes `to_unit` exactly."""
+    """float in [-1, 1] (clipped) -> uint8 in [0, 255], any shape; the exact inverse of `to_unit`."""
     return ((x.float() + 1.0) * 127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Parquet files whose digests are known, as a Ray data set: each is read once, and refused if it is another file."""
+"""Parquet files with known digests as a Ray data set: each is read once, and refused if its digest differs."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -18,15 +18,15 @@ from oasisgen.errors import InvalidFile
 
 @dataclass(frozen=True)
 class Shard:
-    """A Parquet file as it was when it was written, and what to tell a user who has another file now."""
+    """A Parquet file with its digest, and the error message for a file with another digest."""
 
     uri: str
     sha256: str
     rows: int
-    otherwise: str  # ends the line that begins with the URI
+    otherwise: str  # the error message after the URI
 
     def read(self, schema: pa.Schema) -> Iterable[pa.Table]:
-        """Its rows, as one table. Raises InvalidFile if its bytes do not have the digest, or are no such table."""
+        """Its rows as one table. Raises InvalidFile if the digest or the columns differ."""
         try:
             data = storage.read_bytes(self.uri)
         except FileNotFoundError:
@@ -37,7 +37,7 @@ class Shard:
 
 
 class _Shards(Datasource):
-    """One read task for each shard; Ray cuts what it yields in as many blocks as are asked for."""
+    """One read task per shard; Ray splits its output into the requested number of blocks."""
 
     def __init__(self, shards: Sequence[Shard], schema: pa.Schema, row_bytes: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _Shards(Datasource):
 
 
 def arrays(table: pa.Table, binary: str, dtype: type, side: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """`binary` as arrays (N, side, side), and other columns, integers among them as int64."""
+    """The column `binary` as an array (N, side, side), and other columns, with integers as int64."""
     values: np.ndarray = np.frombuffer(b"".join(table[binary].to_pylist()), dtype)
     others = {name: table[name].to_numpy() for name in columns}
     others = {name: other.astype(np.int64) if other.dtype.kind == "i" else other for name, other in others.items()}
@@ -74,8 +74,8 @@ def read_shards(
     columns: Sequence[str],
     pieces: int = 1,
 ) -> ray.data.Dataset:
-    """The rows of all shards in their order, `pieces` blocks for each shard: some columns, and `binary`, whose bytes
-    become arrays (side, side) of `dtype`.
+    """The rows of all shards in order, in `pieces` blocks per shard: `columns`, and `binary` decoded to arrays
+    (side, side) of `dtype`.
     """
     source = _Shards(shards, schema, np.dtype(dtype).itemsize * side**2)
     rows = ray.data.read_datasource(source, override_num_blocks=pieces * len(shards), **cluster.tasks())

@@ -1,4 +1,4 @@
-"""The packed data set: its file names, its schema, and how its slices are read."""
+"""The packed data set: its file names, its schema, and reading its slices."""
 
 import re
 from contextlib import suppress
@@ -15,7 +15,7 @@ from oasisgen.data.shards import Shard, read_shards
 from oasisgen.errors import UserError
 
 SPLITS = ("train", "validate", "test")
-PIECES = 16  # blocks of a shard where model actors share its slices: 64 each
+PIECES = 16  # blocks per shard when model actors share its slices: 64 slices each
 SCHEMA = pa.schema(
     [
         ("case", pa.string()),
@@ -35,7 +35,7 @@ def file_name(case: str, level: int) -> str:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A packed data set: where it lies, and what its `dataset.json` says."""
+    """A packed data set: its URI and its `dataset.json`."""
 
     uri: str
     description: DataSetDescription
@@ -51,7 +51,7 @@ class DataSet:
         return self.description.splits
 
     def split(self, name: str) -> Split:
-        """A split. Raises UserError where the data set lacks it."""
+        """A split. Raises UserError if the data set lacks it."""
         if name not in self.splits:
             has = ", ".join(self.splits)
             raise UserError(f"data set {self.uri} has no {name} split (it has {has}): pack a source folder with one")
@@ -62,26 +62,26 @@ class DataSet:
         return [storage.join(self.uri, split, part.name) for part in self.split(split).parts]
 
     def count(self, split: str) -> int:
-        """Slices in a split. Raises as `split`."""
+        """Number of slices in a split. Raises as `split`."""
         return self.split(split).slices
 
     def pixels(self, *splits: str) -> int:
-        """Bytes of the slices of some splits in memory. Raises as `split`."""
+        """Size in memory, in bytes, of the slices of some splits. Raises as `split`."""
         return sum(map(self.count, splits)) * IMAGE_SIZE**2
 
     def degenerate_in(self, split: str) -> frozenset[tuple[str, int]]:
-        """Case and level of a split's slices that are blank or have the same pixels as another, of any split."""
+        """Case and level of a split's slices that are blank or have the same pixels as a slice of any split."""
         groups = (self.description.blank, *self.description.equal)
         return frozenset((name.case, name.level) for group in groups for name in group if name.split == split)
 
     def file_bytes(self, split: str) -> int:
-        """Bytes of a split's files. Raises as `split`."""
+        """Size of a split's files in bytes. Raises as `split`."""
         return sum(part.bytes for part in self.split(split).parts)
 
     def require_whole(self, split: str) -> None:
-        """Raise UserError if a shard of a split is missing or has another size than when it was packed.
+        """Raise UserError if a shard of a split is missing or its size has changed since it was packed.
 
-        This costs one listing, before anything long starts; `read_slices` checks the digest of what it reads.
+        This takes one listing, so it runs before any long work starts; `read_slices` also checks the digests.
         """
         there: dict[str, int] = {}
         with suppress(FileNotFoundError):
@@ -94,12 +94,12 @@ class DataSet:
 
 
 def open_data_set(uri: str) -> DataSet:
-    """Read `dataset.json`. Raises UserError where the data set is missing, damaged or of another schema or size."""
+    """Open a data set. Raises UserError if it is missing, damaged, or has an unsupported schema or image size."""
     storage.check(uri, write=False)
     try:
         return DataSet(storage.absolute(uri), read_description(uri))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"no packed data set at {uri} (dataset.json is missing): make it with jobs/pack.py") from None
+        raise UserError(f"no packed data set at {uri} (dataset.json is missing): create it with jobs/pack.py") from None
 
 
 def shards_of(data: DataSet, split: str) -> list[Shard]:
@@ -119,9 +119,9 @@ def shards_of(data: DataSet, split: str) -> list[Shard]:
 def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
     """A split as a Ray data set of `case` str, `level` int64 and `image` (256, 256) uint8, ordered by case and level.
 
-    Each shard makes as many blocks as `pieces`: one to read them fast, several to share them among actors. Raises
-    UserError if a shard is missing or has another size; reading one ends with an InvalidFile if its bytes are not those
-    that were packed: they are damaged, or the data set was packed anew since `data` was opened.
+    Each shard becomes `pieces` blocks: one is fastest to read, several can be shared among actors. Raises UserError if
+    a shard is missing or has another size. Reading a shard raises InvalidFile if its digest differs: the file is
+    damaged, or the data set was packed again after `data` was opened.
     """
     data.require_whole(split)
     shards = shards_of(data, split)

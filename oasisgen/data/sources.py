@@ -1,4 +1,4 @@
-"""A folder of raw PNG files -> its slices by split, case and level; and one such file -> pixels."""
+"""Sort a folder of raw PNG files by split, case and level, and decode one such file."""
 
 import hashlib
 import io
@@ -16,27 +16,27 @@ from oasisgen.data.description import RejectedFile
 from oasisgen.data.slices import FILE_NAME, SPLITS
 from oasisgen.errors import UserError
 
-MOST_BYTES = 4_000_000  # of a file that is opened: 20 times an uncompressed slice in RGB
+MOST_BYTES = 4_000_000  # larger files are not opened: 20 times an uncompressed slice in RGB
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SPLIT_FOLDER = re.compile(r"(keras_png_slices_)?(?P<split>train|validate|test)", re.IGNORECASE)
 LABEL_FOLDER = re.compile(r"keras_png_slices_seg_.*|seg", re.IGNORECASE)
-Found = dict[tuple[int, int], list[tuple[str, str]]]  # (case as a number, level) -> (path, case) of each of its files
+Found = dict[tuple[int, int], list[tuple[str, str]]]  # (case as a number, level) -> (path, case) of each file
 
 
 class Survey(NamedTuple):
-    """What lies in a source folder, before any file is opened."""
+    """The files of a source folder, before any is opened."""
 
     slices: dict[str, list[tuple[str, str, int]]]  # split -> (path, case, level), by case and level
     rejected: list[RejectedFile]
     label_maps: int
-    fingerprint: str  # of names and sizes
-    times: str  # digest of when each file was modified
+    fingerprint: str  # digest of names and sizes
+    times: str  # digest of modification times
 
 
 def survey(source: str) -> Survey:
     """Sort the files of a source folder by split, case and level.
 
-    Raises UserError where the folder is missing, holds no slice, or has one case in two splits.
+    Raises UserError if the folder is missing, holds no slice, or has a case in two splits.
     """
     try:
         files = storage.list_details(source)
@@ -55,7 +55,7 @@ def survey(source: str) -> Survey:
             label_maps += 1
             continue
         if not splits:
-            continue  # beside the data: a README, an archive
+            continue  # not in a split's folder: a README, an archive
         digest.update(f"{path} {size}\n".encode())
         times.update(f"{modified}\n".encode())
         match = FILE_NAME.fullmatch(name)
@@ -66,7 +66,7 @@ def survey(source: str) -> Survey:
         elif size > MOST_BYTES:
             rejected.append(RejectedFile(path, f"{size} bytes: no slice takes more than {MOST_BYTES}"))
         else:
-            found[splits[0]][int(match["case"]), level].append((path, match["case"]))  # cases 1 and 001 are one
+            found[splits[0]][int(match["case"]), level].append((path, match["case"]))  # cases 1 and 001 are the same
     slices = {split: _unique(found[split]) for split in filter(found.get, SPLITS)}
     rejected += [file for split in slices for file in _doubled(found[split])]
     if not any(slices.values()):
@@ -79,14 +79,14 @@ def survey(source: str) -> Survey:
 
 
 def _unique(found: Found) -> list[tuple[str, str, int]]:
-    """The slices of a split that only one file claims to be, as `Survey.slices` has them."""
+    """The slices of a split that have exactly one file, in the form of `Survey.slices`."""
     names = {number: paths[0][1] for (number, _), paths in sorted(found.items(), reverse=True)}
     chosen = [(paths[0][0], names[number], level) for (number, level), paths in found.items() if len(paths) == 1]
     return sorted(chosen, key=lambda entry: entry[1:])
 
 
 def _doubled(found: Found) -> list[RejectedFile]:
-    """The files of a split that are of the same case and level as another one."""
+    """The files of a split with the same case and level as another file."""
     rejected = []
     for (_, level), paths in found.items():
         for path, case in paths if len(paths) > 1 else []:
@@ -108,9 +108,9 @@ def _require_separate(splits: dict[str, Found]) -> None:
 
 
 def read_png(data: bytes) -> np.ndarray:
-    """One PNG file -> (256, 256) uint8. Raises ValueError with the reason where it is no usable slice.
+    """Decode a PNG file to (256, 256) uint8. Raises ValueError with the reason if it is not a usable slice.
 
-    What the header says is checked before a pixel is decoded, and only the PNG decoder ever sees the file.
+    The header is checked before any pixel is decoded, and only Pillow's PNG decoder is ever tried.
     """
     if data[:8] != PNG_SIGNATURE or len(data) < 24:
         raise ValueError("not a PNG")
@@ -123,7 +123,7 @@ def read_png(data: bytes) -> np.ndarray:
             image.load()
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises all kinds: OSError, SyntaxError, IndexError, zlib.error, …
+    except Exception as error:  # Pillow raises many types: OSError, SyntaxError, IndexError, zlib.error, …
         raise ValueError(f"truncated or damaged ({' '.join(str(error).split())})") from None
     if image.mode == "RGB":
         red, green, blue = (np.asarray(channel) for channel in image.split())

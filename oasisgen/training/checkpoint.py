@@ -1,7 +1,7 @@
-"""What a checkpoint holds, when it is written, and how it is read.
+"""Write and read the checkpoints of a stage.
 
-`state.pt`: tensors, numbers and lists only, so that it is read with `weights_only=True`. Beside it `state.json`: how
-far the stage had come, and the digest of `state.pt`.
+A checkpoint is two files. `state.pt` holds only tensors, numbers and lists, so that `weights_only=True` can read it.
+`state.json` holds the progress of the stage, and the digest of `state.pt`.
 """
 
 import hashlib
@@ -25,22 +25,22 @@ from oasisgen.models.vqvae import VQVAE
 STATE, MARK = "state.pt", "state.json"
 
 
-# What zipfile and torch.load raise where bytes are not what was written.
+# What zipfile and torch.load raise for damaged files.
 DAMAGED = (EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, order=True)
 class Saved:
-    """A checkpoint in storage. Of two, the greater one is the newer: no clock is asked."""
+    """A checkpoint in storage. The greater of two is the newer, by rollbacks and step, so no clocks are compared."""
 
-    rollbacks: int  # epochs; each time the steps go back
+    rollbacks: int  # epochs rolled back so far; each rollback reduces the step
     step: int
     uri: str
-    sha256: str = ""  # of its state; checkpoints that oasisgen 0.1.0 wrote at first have none
+    sha256: str = ""  # of `state.pt`; missing in checkpoints of early builds of oasisgen 0.1.0
 
 
 def write(state: dict[str, Any], folder: Path) -> None:
-    """Write a checkpoint's files into a folder on this machine."""
+    """Write a checkpoint's files to a local folder."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
@@ -50,27 +50,26 @@ def write(state: dict[str, Any], folder: Path) -> None:
 
 
 def newest(uri: str) -> dict[str, Any] | None:
-    """The newest state among a stage's checkpoints that can be read, on the CPU; None at the start of a run.
+    """The state in a stage's newest readable checkpoint, on the CPU; None at the start of a run.
 
-    Storage may have lost a part of a file, in a power cut for example: the one before then serves. Ray keeps a list
-    of checkpoints of its own, but in the order of the metric by which it keeps the best ones, and that file is lost
-    as easily.
+    If the newest file is damaged, by a power failure for example, the checkpoint before it is used. Ray's own list of
+    checkpoints is no help: it is sorted by the metric that selects the best ones, and can be damaged just as easily.
     """
     return next((state for _, state in _states(uri)), None)
 
 
 def best(uri: str, metric: str) -> Saved:
-    """The checkpoint at the end of the epoch with the highest `metric`, among those that a stage keeps.
+    """The end-of-epoch checkpoint with the highest `metric`, among those that a stage keeps.
 
-    Raises UserError where none of them can be read.
+    Raises UserError if none of them can be read.
     """
     ends = [
         (state["history"][-1][metric], saved)
         for saved, state in _states(uri)
-        if state["history"] and "good" not in state  # which those within an epoch have
+        if state["history"] and "good" not in state  # "good" marks checkpoints within an epoch
     ]
     if not ends:
-        raise UserError(f"{uri}: no checkpoint of the end of an epoch can be read: train again, with another --out")
+        raise UserError(f"{uri}: no end-of-epoch checkpoint can be read: train again, with another --out")
     return max(ends)[1]
 
 
@@ -82,7 +81,7 @@ def restore_vqvae(saved: Saved, config: VQVAEConfig) -> VQVAE:
 
 
 def _states(uri: str) -> Iterator[tuple[Saved, dict[str, Any]]]:
-    """The checkpoints of a stage that can be read, each with its state, the newest first."""
+    """The readable checkpoints of a stage with their states, newest first."""
     for saved in sorted(_find(uri), reverse=True):
         try:
             state = _read(saved)
@@ -110,7 +109,7 @@ def _find(uri: str) -> Iterator[Saved]:
 
 
 def _marked(uri: str) -> Saved:
-    """The checkpoint in a folder, as its mark says. Raises InvalidFile where that is damaged."""
+    """The checkpoint in a folder, from its `state.json`. Raises InvalidFile if that is damaged."""
     match storage.read_json(storage.join(uri, MARK)):
         case {"undone": int(rollbacks), "step": int(step), "sha256": str(sha256)} if sha256:
             return Saved(rollbacks, step, uri, sha256)
@@ -118,11 +117,11 @@ def _marked(uri: str) -> Saved:
 
 
 def _read(saved: Saved) -> dict[str, Any]:
-    """The state in a checkpoint. Raises InvalidFile where it is not what was written."""
+    """The state in a checkpoint. Raises InvalidFile if `state.pt` is damaged."""
     uri = storage.join(saved.uri, STATE)
     data = storage.read_bytes(uri)
     if saved.sha256 and hashlib.sha256(data).hexdigest() != saved.sha256:
-        raise InvalidFile(f"{uri} is not what was written: run the command again")
+        raise InvalidFile(f"{uri} is not the file that was written (other sha256): run the command again")
     try:
         if not saved.sha256 and zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch.load compares no checksums
             raise InvalidFile(f"{uri} is damaged: run the command again")

@@ -1,4 +1,4 @@
-"""Slices -> code maps, once, with Ray Data."""
+"""Encode slices to code maps, once per run, with Ray Data."""
 
 import hashlib
 import json
@@ -45,8 +45,8 @@ class CodesPart:
 class CodesFile:
     """`codes/<split>.json` of a run."""
 
-    data: str  # fingerprint
-    vqvae: str  # digest
+    data: str  # fingerprint of the data set
+    vqvae: str  # digest of the weights
     parts: tuple[CodesPart, ...]
 
 
@@ -68,15 +68,15 @@ class Encoder:
 def encode_split(
     data: DataSet, split: str, load: Callable[[], VQVAE], uri: str, actors: cluster.Actors, commit: Commit
 ) -> str:
-    """Write `<uri>/<split>/part-*.parquet` and last, by `commit`, `<uri>/<split>.json`, with their digests.
+    """Write `<uri>/<split>/part-*.parquet` and then, with `commit`, `<uri>/<split>.json`, which holds their digests.
 
-    A finished split is left as it is. Returns the digest of the VQ-VAE.
+    A finished split is left unchanged. Returns the digest of the VQ-VAE.
     """
     done = storage.join(uri, f"{split}.json")
     source = hashlib.sha256()
     for name, value in sorted(load().state_dict().items()):
         source.update(name.encode() + value.numpy().tobytes())
-    mark = {"version": 2, "data": data.fingerprint, "vqvae": source.hexdigest()}  # 1 had no digests
+    mark = {"version": 2, "data": data.fingerprint, "vqvae": source.hexdigest()}  # version 1 had no digests
     found = storage.read_json(done) if storage.exists(done) else None
     if isinstance(found, dict) and mark.items() <= found.items():
         return source.hexdigest()
@@ -100,9 +100,9 @@ def encode_split(
 
 
 def require_same_codes(uri: str, vqvae: str, commit: Commit) -> None:
-    """Raise UserError if the prior whose checkpoints lie at `uri` was begun on the codes of another VQ-VAE.
+    """Raise UserError if training of the prior at `uri` started on the codes of another VQ-VAE.
 
-    `vqvae` is the digest that `encode_split` returns. The best checkpoint of stage 1 may have been lost since.
+    `vqvae` is the digest that `encode_split` returns. It changes if the best checkpoint of stage 1 is lost.
     """
     mark = storage.join(uri, "codes.json")
     written = (json.dumps({"vqvae": vqvae}) + "\n").encode()
@@ -110,7 +110,7 @@ def require_same_codes(uri: str, vqvae: str, commit: Commit) -> None:
         commit(mark, written)
     elif storage.read_bytes(mark) != written:
         raise UserError(
-            f"{uri} was begun on the codes of another VQ-VAE, whose checkpoint cannot be read: put it back, or use "
+            f"{uri} was trained on the codes of another VQ-VAE, whose checkpoint cannot be read: restore it, or use "
             "another --out"
         )
 
@@ -132,6 +132,6 @@ def shards_of(uri: str, split: str) -> list[Shard]:
 def read_codes(uri: str, split: str) -> ray.data.Dataset:
     """A split's code maps as a Ray data set of `level` int64 and `codes` (64, 64) uint16.
 
-    Reading one ends with an InvalidFile if its bytes are not those that `encode_split` wrote.
+    Reading a file raises InvalidFile if its bytes are not those that `encode_split` wrote.
     """
     return read_shards(shards_of(uri, split), SCHEMA, "codes", np.uint16, CODE_SIZE, ("level",))

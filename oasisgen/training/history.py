@@ -13,16 +13,16 @@ from oasisgen.documents import Count
 
 
 class Epoch(TypedDict):
-    """What every line has; the metrics stand beside it."""
+    """The fields of every line, besides the metrics."""
 
     epoch: Count
     step: Count
 
 
 def write(uri: str, stage: str, history: list[dict[str, Any]]) -> None:
-    """Write `<stage>.jsonl` anew and the last epoch's TensorBoard events, under names that a repeated epoch reuses.
+    """Rewrite `<stage>.jsonl`, and write the last epoch's TensorBoard events to a file that a repeated epoch replaces.
 
-    Storage may not be able to append: one small event file per epoch, in an order TensorBoard follows by name.
+    Storage may not support appending, so each epoch has a small event file; TensorBoard reads them sorted by name.
     """
     storage.write_text(storage.join(uri, f"{stage}.jsonl"), "".join(json.dumps(line) + "\n" for line in history))
     last = history[-1]
@@ -39,7 +39,7 @@ def write(uri: str, stage: str, history: list[dict[str, Any]]) -> None:
 def read(uri: str, stage: str) -> list[dict[str, Any]]:
     """The lines of `<stage>.jsonl`. Raises FileNotFoundError, and InvalidFile that names a damaged line.
 
-    A job needs none of them: a stage's checkpoints hold its history too, and it writes the file anew at each epoch.
+    Training does not need this file: checkpoints hold the history too, and every epoch rewrites the file.
     """
     file = storage.join(uri, f"{stage}.jsonl")
     return [

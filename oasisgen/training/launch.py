@@ -1,4 +1,4 @@
-"""Run a stage's loop on Ray Train's workers, and print their progress."""
+"""Run a stage's training loop on Ray Train's workers, and print their progress."""
 
 import json
 import math
@@ -24,41 +24,41 @@ from oasisgen.progress import say
 from oasisgen.training import checkpoint
 from oasisgen.training.worker import Diverged, Driver, Worker
 
-CHECKPOINTS = 2  # kept of a stage: if the newest cannot be read, the other is used
-WORKER_RESTARTS = 3  # of a worker that died; each resumes from the latest checkpoint
+CHECKPOINTS = 2  # kept per stage: if the newest cannot be read, the other one is used
+WORKER_RESTARTS = 3  # after a worker has died; each restart resumes from the newest checkpoint
 
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Lines on their way from the workers to the driver."""
+    """Passes lines from the workers to the driver."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def put(self, line: str) -> None:
-        """Leave a line."""
+        """Add a line."""
         self.lines.append(line)
 
     def take(self) -> list[str]:
-        """All lines since the last call."""
+        """Return all lines since the last call."""
         lines, self.lines = self.lines, []
         return lines
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of training, as it is started."""
+    """A stage of training: its loop and its inputs."""
 
-    name: str  # of its settings, and of its folder in the run
-    loop: Callable[..., None]  # every rank calls it with `config`, `worker` and the `inputs`
+    name: str  # also the name of its settings, and of its folder in the run
+    loop: Callable[..., None]  # called by every rank with `config`, `worker` and the `inputs`
     inputs: dict[str, Any]
-    best: str | None = None  # a metric: besides the latest checkpoint, the one with the highest value is kept
+    best: str | None = None  # a metric; the checkpoint with its highest value is kept beside the newest one
 
 
 def complete(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -> dict[str, Any]:
-    """The state at the end of a stage, which is run first if it is not over. As `fit`.
+    """The final state of a stage, which is run first if it is not finished.
 
-    Raises UserError, too, if no checkpoint of the end of the last epoch can be read afterwards.
+    Raises as `fit`, and UserError if no checkpoint of the last epoch's end can be read afterwards.
     """
     uri, epochs = storage.join(config.out, stage.name), getattr(config, stage.name).epochs
     state = checkpoint.newest(uri)
@@ -70,25 +70,25 @@ def complete(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -
     ended = len(state["history"]) if state else 0
     if not state or ended < epochs:
         raise UserError(
-            f"stage {stage.name} is at epoch {ended} of {epochs} after training, by the checkpoints of {uri} that can "
-            "be read: run the command again"
+            f"stage {stage.name} is only at epoch {ended} of {epochs} in the newest readable checkpoint in {uri}: run "
+            "the command again"
         )
     return state
 
 
 def fit(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -> Any:
-    """Run a stage's loop on every worker, from the newest checkpoint in storage; prints its lines.
+    """Run a stage's loop on every worker, from the newest checkpoint in storage, and print its lines.
 
-    The workers check `lock` before every checkpoint. Raises UserError if training diverged, if workers keep failing,
-    and if the lock was lost.
+    The workers check `lock` before every checkpoint. Raises UserError if training diverges, if workers keep failing, or
+    if the lock is lost.
     """
-    # Other nodes may go. Not `soft`: Ray then puts an actor without CPUs elsewhere more often than not.
+    # On the driver's node, since others may be lost. With `soft`, Ray mostly places an actor without CPUs elsewhere.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox: Any = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     driver, loop = Driver(mailbox, lock, threads_of(config)), stage.loop
 
     def run_rank(inputs: dict[str, Any]) -> str | None:
-        """Return what all ranks raise alike: if it were raised, Ray would start the workers again, to the same end."""
+        """Return the message of errors that all ranks raise: Ray would restart the workers if they were raised."""
         try:
             loop(config=config, worker=Worker.start(config.seed, driver), **inputs)
         except (Diverged, LockLost) as error:
@@ -102,7 +102,7 @@ def fit(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -> Any
         scaling_config=scaling(config),
         run_config=storing(stage, config),
     )
-    future = ThreadPoolExecutor(1).submit(trainer.fit)  # not in a `with`: an interrupted one would wait for its thread
+    future = ThreadPoolExecutor(1).submit(trainer.fit)  # not in a `with`, which would wait for the thread on Ctrl-C
     show_lines(stage.name, mailbox, future)
     try:
         result: Any = future.result()
@@ -117,7 +117,7 @@ def fit(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -> Any
 
 
 def scaling(config: TrainConfig) -> ScalingConfig:
-    """How many workers, and what each of them reserves."""
+    """The number of workers, and the resources that each reserves."""
     gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
     return ScalingConfig(
         num_workers=(config.min_workers, config.workers) if config.min_workers else config.workers,  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def scaling(config: TrainConfig) -> ScalingConfig:
 
 
 def storing(stage: Stage, config: TrainConfig) -> RunConfig:
-    """Where a stage's checkpoints go, which of them are kept, and how often workers are started again."""
+    """Where a stage's checkpoints go, which are kept, and how often workers are restarted."""
     system, path = storage.resolve(config.out)
     return RunConfig(  # type: ignore[call-arg]
         name=stage.name,
@@ -140,10 +140,10 @@ def storing(stage: Stage, config: TrainConfig) -> RunConfig:
 
 
 def show_lines(name: str, mailbox: Any, future: Future[Any]) -> None:
-    """Print the workers' lines until `future` is done. It runs in another thread, so this one can be interrupted."""
+    """Print the workers' lines until `future`, which runs in another thread, is done."""
     finished = False
     while not finished:
-        finished = future.done()  # before the lines are taken: the last ones are shown, too
+        finished = future.done()  # checked before taking the lines, so that the last ones are printed
         for line in ray.get(mailbox.take.remote()):
             say(name, line)
         if not finished:
@@ -151,10 +151,10 @@ def show_lines(name: str, mailbox: Any, future: Future[Any]) -> None:
 
 
 def threads_of(config: TrainConfig) -> int:
-    """Threads that a worker computes with: as many as the CPUs it reserves, rounded up.
+    """PyTorch threads per worker: the CPUs that it reserves, rounded up.
 
-    On a Ray that this job started for itself, the workers share all CPUs of the machine instead: with the default of
-    one CPU each, the rest would be idle. If RAY_ADDRESS names that Ray, other jobs may use it too.
+    On a local Ray that only this job uses, the workers share all CPUs of the machine instead: with the default of one
+    CPU each, the rest would be idle. If RAY_ADDRESS names that Ray, other jobs may use it too.
     """
     if processes.started() and os.environ.get("RAY_ADDRESS", "local") == "local":
         return max(1, int(cluster.cpus()) // config.workers)
@@ -162,9 +162,9 @@ def threads_of(config: TrainConfig) -> int:
 
 
 def drop_damaged_list(uri: str) -> None:
-    """Remove Ray's own list of a stage's checkpoints if it is damaged: a full disk or SIGKILL may cut it short.
+    """Remove Ray's own list of a stage's checkpoints if it is damaged: a full disk or SIGKILL may truncate it.
 
-    Ray would refuse to continue. The loops do not need the list: they look for the newest checkpoint themselves.
+    Ray would refuse to continue. The loops do not need the list: they find the newest checkpoint themselves.
     """
     listed = storage.join(uri, "checkpoint_manager_snapshot.json")
     with suppress(FileNotFoundError):

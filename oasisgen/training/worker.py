@@ -1,4 +1,4 @@
-"""What every training worker needs of its surroundings: device, threads, precision, and a line to the driver."""
+"""A training worker: its device, threads, precision, collectives, and messages to the driver."""
 
 import os
 import time
@@ -25,21 +25,21 @@ T = TypeVar("T")
 
 
 class Diverged(UserError):
-    """Training goes wrong, again and again. Every rank raises it at the same place."""
+    """Training keeps diverging after rollbacks. All ranks raise it at the same step."""
 
 
 @dataclass(frozen=True)
 class Driver:
-    """What the ranks know of the job that started them."""
+    """What the ranks know about the job that started them."""
 
     mailbox: Any  # actor handle of oasisgen.training.launch.Mailbox: lines to print
     lock: LockProof | None = None  # of the run's folder
-    threads: int = 0  # of each rank; 0: its share of its machine
+    threads: int = 0  # per rank; 0: its share of the machine's CPUs
 
 
 @dataclass
 class Worker:
-    """One rank of a stage."""
+    """One rank of a stage's training."""
 
     rank: int
     world: int
@@ -49,7 +49,7 @@ class Worker:
 
     @classmethod
     def start(cls, seed: int, driver: Driver | None) -> "Worker":
-        """The rank that Ray Train started this process for. Sets global state: see `set_up_torch`."""
+        """The worker of this process, as Ray Train started it. Sets global state: see `set_up_torch`."""
         context = ray.train.get_context()
         threads = driver.threads if driver else 0
         set_up_torch(seed, threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
@@ -60,14 +60,14 @@ class Worker:
         return autocast(self.device)
 
     def random(self, seed: int) -> torch.Generator:
-        """A generator of this worker's device: what it draws need not be copied there."""
+        """A seeded generator on this worker's device, so that samples need no copy."""
         return torch.Generator(self.device).manual_seed(seed)
 
     def ahead(self, batches: Iterable[tuple[np.ndarray, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Batches of arrays, as tensors on this worker's device.
+        """Batches of arrays as tensors on this worker's device.
 
-        For a GPU a thread reads the next batch while the GPU works on this one, into pinned memory: only from there
-        does a copy leave the host free.
+        For a GPU, a thread reads the next batch into pinned memory while the GPU works on the current one: only copies
+        from pinned memory are asynchronous.
         """
         tensors = (tuple(map(torch.from_numpy, arrays)) for arrays in batches)
         if self.device.type == "cpu":
@@ -76,19 +76,19 @@ class Worker:
         return (tuple(tensor.to(self.device, non_blocking=True) for tensor in batch) for batch in pinned)
 
     def sum(self, *tensors: torch.Tensor) -> None:
-        """Add tensors up over all ranks, in place."""
+        """Sum tensors over all ranks, in place."""
         for tensor in tensors:
             if self.world > 1:
                 dist.all_reduce(tensor)
 
     def broadcast(self, *tensors: torch.Tensor) -> None:
-        """Give all ranks what rank 0 has, in place."""
+        """Copy tensors from rank 0 to all ranks, in place."""
         for tensor in tensors:
             if self.world > 1:
                 dist.broadcast(tensor, src=0)
 
     def require_lock(self) -> None:
-        """Raise LockLost on every rank if another job holds the run's folder by now: rank 0 looks (a collective)."""
+        """Raise LockLost on every rank if another job has taken the run's lock (a collective; rank 0 checks)."""
         lost = torch.zeros(1, device=self.device)
         if self.rank == 0 and self.driver and self.driver.lock:
             try:
@@ -100,11 +100,11 @@ class Worker:
             raise LockLost("another job took the run over while this one was silent")
 
     def agree(self, value: T) -> T:
-        """What rank 0 gives, on all ranks (a barrier); for what is small and no tensor."""
+        """Rank 0's value, on all ranks (a barrier); for small objects that are not tensors."""
         return broadcast_from_rank_zero(value) if self.world > 1 else value
 
     def say(self, line: Callable[[], str], always: bool = False) -> None:
-        """Rank 0 sends a line to the driver, at most one every few seconds; `line` is only called if it is sent."""
+        """Send a line from rank 0 to the driver, at most one every few seconds; `line` is called only if it is sent."""
         now = time.monotonic()
         if self.rank == 0 and self.driver and (always or now - self.spoken > SECONDS_BETWEEN_LINES):
             self.spoken = now
@@ -112,7 +112,7 @@ class Worker:
 
 
 def set_up_torch(seed: int, threads: int) -> None:
-    """Set the global state of PyTorch in this process: its threads, and the seed that initial weights are drawn with.
+    """Set PyTorch's global state in this process: its threads, and the seed for initial weights.
 
     Nothing else in training draws from the global generator. Ray leaves OMP_NUM_THREADS=1.
     """
@@ -121,5 +121,5 @@ def set_up_torch(seed: int, threads: int) -> None:
 
 
 def unwrap(model: torch.nn.Module) -> Any:
-    """The module itself, inside DDP or not."""
+    """The module itself, without DDP's wrapper."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model

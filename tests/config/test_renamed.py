@@ -63,6 +63,6 @@ def test_a_run_that_was_begun_with_old_names_is_refused_in_one_line(tmp_path: Pa
     with pytest.raises(UserError) as refused:
         require_same_settings(str(tmp_path), settings)
     assert str(refused.value) == (
-        f"{tmp_path} was begun by an older version of oasisgen (dcgan.template is called dcgan.pca_prior now): "
+        f"{tmp_path} was started by an older version of oasisgen (dcgan.template is called dcgan.pca_prior now): "
         "finish it with that version, or use another --out"
     )

@@ -30,7 +30,7 @@ def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(
     assert (done.returncode, done.stderr) == (0, "")
     told = (
         "blank slices: 2 (test case 005 level 31; validate case 003 level 10)",
-        "slices with the pixels of another one: 4 (test case 005 level 9 = validate case 004 level 9; "
+        "slices with the same pixels as another one: 4 (test case 005 level 9 = validate case 004 level 9; "
         "train case 001 level 9 = validate case 003 level 9)",
     )
     assert all(f"[    pack] {line}\n" in done.stdout for line in told), done.stdout
@@ -55,7 +55,7 @@ def test_a_line_names_a_few_of_many() -> None:
     slices = tuple(SliceName("test", "001", level) for level in range(5))
     assert lines(described(blank=slices, equal=(slices,))) == [
         "blank slices: 5 (test case 001 level 0; test case 001 level 1; test case 001 level 2; and 2 more)",
-        "slices with the pixels of another one: 5 "
+        "slices with the same pixels as another one: 5 "
         "(test case 001 level 0 = test case 001 level 1 = test case 001 level 2 = ...)",
     ]
     assert lines(described()) == []

@@ -92,7 +92,7 @@ def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Pa
     assert table.schema.names == ["case", "level", "height", "width", "image"]
     assert read_description(str(out)) == described
 
-    with pytest.raises(UserError, match=r"12 files rejected, train/.*: .*; mend them or drop --strict"):
+    with pytest.raises(UserError, match=r"12 files rejected, train/.*: .*; fix them or drop --strict"):
         pack(str(tmp_path / "raw"), str(tmp_path / "strict"), strict=True)
     assert not (tmp_path / "strict" / "dataset.json").exists()
     with pytest.raises(UserError, match="12 files rejected"):  # a finished data set is no way around it
@@ -152,12 +152,12 @@ def test_a_folder_with_files_of_somebody_else_is_left_alone(connected: str, tmp_
     (out / "train").mkdir(parents=True)
     (out / "train" / "part-00000.parquet").write_bytes(b"theirs")
     before = files_below(tmp_path)
-    with pytest.raises(UserError, match=r"theirs holds files that are not ours \(train\): use another --out"):
+    with pytest.raises(UserError, match=r"theirs holds files that oasisgen did not write \(train\): use another --out"):
         pack(str(tmp_path / "raw"), str(out))
     for settings in ({"seed": 0}, {"seed": 1}):
-        with pytest.raises(UserError, match="holds files that are not ours"):
+        with pytest.raises(UserError, match="holds files that oasisgen did not write"):
             write_settings(str(out), settings)
-    with pytest.raises(UserError, match="holds files that are not ours"):
+    with pytest.raises(UserError, match="holds files that oasisgen did not write"):
         write_phantoms(str(tmp_path / "raw"), {"train": 1}, seed=0)
     assert files_below(tmp_path) == before
 

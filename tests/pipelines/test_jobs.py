@@ -80,7 +80,7 @@ def test_a_missing_folder_is_one_line_and_exit_1(connected: str, tmp_path: Path)
 
 def test_a_place_that_cannot_be_written_is_one_line(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="file is no folder; give another --out"):
+    with pytest.raises(UserError, match="file is not a folder; give another --out"):
         pack(str(raw), str(tmp_path / "file" / "d"))
 
 

@@ -48,5 +48,5 @@ def test_a_batch_that_another_version_began_is_not_gone_on_with(
     assert made  # a finished batch is what it is
     assert made.slices == 40
     (tmp_path / "b" / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"was begun with .*: go on with the same versions, or use another --out"):
+    with pytest.raises(UserError, match=r"was started with .*: continue with the same versions, or use another --out"):
         generate(config)

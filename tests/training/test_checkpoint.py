@@ -105,7 +105,7 @@ def test_a_job_that_lost_its_run_reports_nothing_for_which_ray_train_would_remov
 
 def test_a_stage_whose_ends_of_epochs_are_all_lost_says_so(tmp_path: Path) -> None:
     write(str(tmp_path), "2026-11-24_01", ended(0.8) | {"good": {}})
-    with pytest.raises(UserError, match="no checkpoint of the end of an epoch can be read"):
+    with pytest.raises(UserError, match="no end-of-epoch checkpoint can be read"):
         best(str(tmp_path), "ssim")
 
 

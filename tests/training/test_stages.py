@@ -330,5 +330,5 @@ def test_a_report_is_of_its_bundle_and_a_prior_of_its_vqvae(
     assert not (run / "report" / "index.html").exists()
     monkeypatch.undo()
     (run / "dcgan" / "codes.json").write_text('{"vqvae": "another"}\n')
-    with pytest.raises(UserError, match=r"/dcgan was begun on the codes of another VQ-VAE"):
+    with pytest.raises(UserError, match=r"/dcgan was trained on the codes of another VQ-VAE"):
         train(tiny(data, run))
