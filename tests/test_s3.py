@@ -142,7 +142,7 @@ def test_opening_a_bucket_leaves_the_environment_as_it_was_and_sends_no_trailing
         ({"AWS_MAX_ATTEMPTS": "many"}, "AWS_MAX_ATTEMPTS is many: must be a number, at least 1"),
         ({"AWS_MAX_ATTEMPTS": "0"}, "AWS_MAX_ATTEMPTS is 0: must be a number, at least 1"),
         ({"AWS_CA_BUNDLE": "/nowhere.pem"}, "names /nowhere.pem, where there is no file"),
-        ({"AWS_REGION": "no region!"}, "Mend AWS_REGION"),
+        ({"AWS_REGION": "no region!"}, "Fix AWS_REGION"),
         ({"AWS_ENDPOINT_URL_S3": "no address"}, "fix AWS_ENDPOINT_URL"),
     ],
 )

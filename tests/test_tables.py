@@ -116,7 +116,7 @@ def test_other_columns_and_damage_are_one_line() -> None:
         pa.schema([("id", pa.int64()), ("name", pa.list_(pa.string()))]),
         pa.schema([("id", pa.int64()), ("name", pa.string()), ("more", pa.string())]),
     ):
-        with pytest.raises(InvalidFile, match=r"x is not a file that this program wrote \(.*\): remove it and make"):
+        with pytest.raises(InvalidFile, match=r"x is not a file that this program wrote \(.*\): remove it and create"):
             tables.parse(tables.to_bytes(other.empty_table(), 1), SCHEMA, "x")
     random = np.random.default_rng(0)
     for data in [b"", whole[:100], whole[:-4], json.dumps({}).encode()]:

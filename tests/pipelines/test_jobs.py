@@ -67,7 +67,7 @@ def test_a_node_without_room_for_the_data_is_named(connected: str) -> None:
     cluster.require_store(10**6, 1)
     for cpus in (1, 1000):  # nobody who asks for so many would work there, but the driver holds the slices
         with pytest.raises(
-            UserError, match=r"takes 1000000 GB .* node [0-9.]+ has \d+ GB: start its Ray with a larger"
+            UserError, match=r"needs 1000000 GB .* node [0-9.]+ has \d+ GB: start its Ray with a larger"
         ):
             cluster.require_store(10**15, cpus)
 

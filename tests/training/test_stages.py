@@ -231,7 +231,7 @@ def ends_early(config: Any, worker: Worker) -> None:
 def test_a_stage_that_is_not_over_is_not_used(data: DataSet, tmp_path: Path) -> None:
     config = tiny(data, tmp_path)
     config = replace(config, features=replace(config.features, epochs=2))
-    with pytest.raises(UserError, match=r"stage features is at epoch 1 of 2 .*: run the command again"):
+    with pytest.raises(UserError, match=r"stage features is only at epoch 1 of 2 .*: run the command again"):
         complete(Stage("features", ends_early, {}), config)
 
 
