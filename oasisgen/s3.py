@@ -47,7 +47,8 @@ CHECKSUMS = {  # servers other than AWS may not know the trailing checksums of n
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
-_building = threading.Lock()
+# Held while a client is made: the environment changes for a moment, which no thread may read in between.
+_building = threading.RLock()
 NOT_MET = ("PreconditionFailed", "412")  # error codes of a conditional write whose condition is false
 ATTEMPTS = 8  # per request, with growing pauses: rides out an outage of half a minute
 OF_AWS = re.compile(r"https://s3[\w.-]*\.amazonaws\.com(\.cn)?")  # boto3's endpoint if none is configured
@@ -72,9 +73,14 @@ def session() -> botocore.session.Session:
     return found
 
 
-@functools.cache
 def client(attempts: int = ATTEMPTS) -> Any:
     """boto3's client. Raises as `session`."""
+    with _building:
+        return _client(attempts)
+
+
+@functools.cache
+def _client(attempts: int) -> Any:
     config = Config(
         retries={"mode": "standard", "max_attempts": _attempts(attempts)},
         connect_timeout=10,
@@ -96,7 +102,8 @@ def client(attempts: int = ATTEMPTS) -> Any:
 
 def file_system(bucket: str) -> fs.S3FileSystem:
     """pyarrow's file system for a bucket, with the same settings as `client`. Raises as `session`."""
-    return _file_system(bucket, _keys())
+    with _building:
+        return _file_system(bucket, _keys())
 
 
 class _S3(fs.S3FileSystem):  # type: ignore[misc]
@@ -110,9 +117,8 @@ class _S3(fs.S3FileSystem):  # type: ignore[misc]
 def _file_system(bucket: str, keys: tuple[tuple[str, str], ...]) -> _S3:
     found, endpoint = session(), endpoint_url()
     proxies = botocore.utils.get_environ_proxies(client().meta.endpoint_url)
-    # pyarrow has no argument for CHECKSUMS: it reads the variables here, once. The mutex keeps another thread from
-    # unsetting them meanwhile.
-    with _building, process_state.environment(CHECKSUMS):
+    # pyarrow has no argument for CHECKSUMS: it reads the variables here, once.
+    with process_state.environment(CHECKSUMS):
         system = _S3(
             **dict(keys),
             region=_region(found) or (None if endpoint else fs.resolve_s3_region(bucket)),

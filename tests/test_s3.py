@@ -126,6 +126,20 @@ def test_each_client_goes_through_the_https_proxy_that_the_environment_names_and
         assert not tunnel.faults
 
 
+def test_many_threads_open_their_first_buckets_at_once(uri: str) -> None:
+    """Opening one changes the environment for a moment: threads that read it meanwhile failed with a KeyError."""
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from oasisgen import s3
+sys.setswitchinterval(1e-6)  # threads take turns all the time
+s3.client()
+with ThreadPoolExecutor(8) as pool:
+    print(len(list(pool.map(lambda number: s3.file_system(f"bucket-{number}"), range(400)))))
+"""
+    assert use(uri, (), code) == "400"
+
+
 def test_opening_a_bucket_leaves_the_environment_as_it_was_and_sends_no_trailing_checksums(uri: str) -> None:
     code = f"import os\nbefore = dict(os.environ)\n{USE}\nprint(dict(os.environ) == before)"
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:

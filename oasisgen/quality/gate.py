@@ -29,7 +29,7 @@ def limits(reference: pa.Table, reject: Reject) -> dict[str, float]:
         if not least[key] > rule.useless:
             raise UserError(
                 f"a threshold of {key} {least[key]:.4f} rejects nothing, it must be above {rule.useless}: more than "
-                f"{PERCENTILE} % of held-out slices are copies, blank or unlike all others; mend them, pack again"
+                f"{PERCENTILE} % of held-out slices are copies, blank or unlike all others; fix them and pack again"
             )
     return least
 
