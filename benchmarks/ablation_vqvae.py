@@ -18,6 +18,7 @@ from torch import nn
 from benchmarks.common import real_slices
 from benchmarks.models import training
 from oasisgen.config.data import LEVELS
+from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import FULL
 from oasisgen.data.feed import Feed
 from oasisgen.data.pixels import to_uint8, to_unit
@@ -132,7 +133,7 @@ def training_and_held_out(source: str) -> tuple[Feed, torch.Tensor]:
     from oasisgen.quality.sets import select_levels
 
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
-        pack(source, f"{folder}/data")
+        pack(PackConfig(source, f"{folder}/data"))
         data = open_data_set(f"{folder}/data")
         train, validate = (store(read_slices(data, split)).load() for split in ("train", "validate"))
         columns = {"image": np.concatenate([block["image"] for block in train.blocks])}

@@ -23,6 +23,7 @@ def real_slices() -> str:
 
 def packed(folder: str, validate: int) -> tuple[str, "DataSet"]:
     """The real slices of OASISGEN_OASIS_DIR, else virtual subjects, `validate` of them held out: raw, and packed."""
+    from oasisgen.config.pack import PackConfig
     from oasisgen.data.pack import pack
     from oasisgen.data.phantom import write_phantoms
     from oasisgen.data.slices import open_data_set
@@ -31,7 +32,7 @@ def packed(folder: str, validate: int) -> tuple[str, "DataSet"]:
     if not source:
         source = f"{folder}/raw"
         write_phantoms(source, {"train": 60, "validate": validate}, seed=0)
-    pack(source, f"{folder}/data")
+    pack(PackConfig(source, f"{folder}/data"))
     return source, open_data_set(f"{folder}/data")
 
 

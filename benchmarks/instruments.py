@@ -21,6 +21,7 @@ import torch
 from benchmarks.common import real_slices
 from oasisgen import cluster
 from oasisgen.config.data import LEVELS
+from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import PRESETS
 from oasisgen.data.feed import Feed, Stored, evenly_spaced, store
 from oasisgen.data.pack import pack
@@ -169,7 +170,7 @@ def main() -> None:
     failed = 0
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
         home = str(Path(arguments.out or folder).absolute())
-        pack(source, f"{home}/data")
+        pack(PackConfig(source, f"{home}/data"))
         data = open_data_set(f"{home}/data")
         train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
         load = partial(read_features, arguments.model) if arguments.model else learn(data.uri, f"{home}/run", train)

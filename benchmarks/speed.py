@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import ROUNDS, alone, compare, packed
+from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import DEMO
 from oasisgen.data.pixels import to_unit
 from oasisgen.metrics.ssim import ssim_loss
@@ -229,7 +230,7 @@ def main() -> None:
         recover(stored, data)
         if bucket := os.environ.get("S3_TEST_BUCKET"):
             root = f"s3://{bucket}/bench-{uuid.uuid4().hex[:8]}"
-            pack(source, f"{root}/data")
+            pack(PackConfig(source, f"{root}/data"))
             remote = open_data_set(f"{root}/data")
             compare(
                 {

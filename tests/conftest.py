@@ -25,6 +25,7 @@ from PIL import Image
 from oasisgen import cluster, storage
 from oasisgen.config.folder import SOFTWARE
 from oasisgen.config.generate import GateConfig
+from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import PRESETS
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.description import DataSetDescription
@@ -110,7 +111,7 @@ def raw(connected: str, shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def data(raw: Path, shared: Path) -> DataSet:
     """The virtual subjects, packed: 96 slices to train on, 64 to validate on."""
-    return open_data_set(str(once(shared / "phantom", lambda folder: pack(str(raw), str(folder)))))
+    return open_data_set(str(once(shared / "phantom", lambda folder: pack(PackConfig(str(raw), str(folder))))))
 
 
 def described(**changed: Any) -> DataSetDescription:

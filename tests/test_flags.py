@@ -10,9 +10,10 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import evaluate, generate, pack, phantom, train
+from jobs import evaluate, generate, phantom, train
 from oasisgen import cli
 from oasisgen.config.generate import GateConfig, GenerateConfig
+from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import PRESETS
 from oasisgen.config.train import TrainConfig
 from tests.test_documents import FAST
@@ -83,7 +84,7 @@ OTHER_JOBS: dict[str, tuple[Callable[[list[str]], Any], list[str], list[str]]] =
             "--gpus-per-worker",
         ],
     ),
-    "pack.py": (cli.flags(pack.Flags), ["--source", "s", "--out", "o"], ["--strict", "--dry-run", "--out"]),
+    "pack.py": (cli.flags(PackConfig), ["--source", "s", "--out", "o"], ["--strict", "--dry-run", "--out"]),
     "evaluate.py": (
         cli.flags(evaluate.Flags),
         ["--model", "m", "--data", "d", "--out", "o"],

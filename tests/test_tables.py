@@ -2,7 +2,6 @@ import hashlib
 import json
 import os
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ray.data.extensions import ArrowPythonObjectArray
 from oasisgen import storage, tables
 from oasisgen.data import slices
 from oasisgen.data.description import PackedPart, Split
-from oasisgen.data.shards import arrays
+from oasisgen.data.shards import Columns
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.sampling import formats
 from oasisgen.sampling.parts import SUMMARY, entry_of
@@ -84,8 +83,8 @@ def test_readers_of_a_batch_do_not_unpickle(tmp_path: Path) -> None:
 
 def test_readers_of_shards_and_code_maps_do_not_unpickle_although_the_digest_is_right(tmp_path: Path) -> None:
     folder, trace = str(tmp_path), tmp_path / "trace"
-    for schema, binary in ((slices.SCHEMA, "image"), (encode.SCHEMA, "codes")):
-        decode = partial(arrays, binary=binary, dtype=np.uint8, side=1, columns=("level",))
+    for schema, binary in ((slices.schema_of(described()), "image"), (encode.SCHEMA, "codes")):
+        decode = Columns(binary, np.uint8, (1, 1), ("level",)).decode
         for column in schema.names:
             data = crafted(schema, trace, column)
             storage.write_bytes(f"{folder}/train/part-00000.parquet", data)

@@ -1,15 +1,16 @@
 """`dataset.json`, the record of a data set that packing writes and every other job reads."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from oasisgen import documents, storage
-from oasisgen.config.data import IMAGE_SIZE
-from oasisgen.documents import Count, Name
+from oasisgen.config.data import IMAGE_SIZE, LEVELS
+from oasisgen.documents import Count, Finite, Name
 from oasisgen.errors import UserError
 
 FILE = "dataset.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = 1, SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,39 @@ class RejectedFile:
     reason: str
 
 
+@dataclass(frozen=True)
+class Unused:
+    """Files of the source that are not slices, for one reason."""
+
+    reason: str
+    count: Count
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = self.count - len(self.examples)
+        return f"{self.count} not used, {self.reason}: {', '.join(self.examples)}{f' and {more} more' if more else ''}"
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """A class of the label maps. Its number, which the maps hold, is its place in `label_classes`."""
+
+    name: str
+    value: Count  # its value in the source's label maps
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """A column of the data set that describes the scanned person."""
+
+    name: Name
+    kind: Literal["number", "text"]
+    missing: Count  # cases without a value
+    minimum: Finite | None = None  # of numbers
+    maximum: Finite | None = None
+    values: dict[str, Count] | None = None  # of texts: how many cases have each
+
+
 @dataclass(frozen=True, order=True)
 class SliceName:
     """A slice of a data set."""
@@ -65,13 +99,19 @@ class DataSetDescription:
 
     schema_version: int = SCHEMA_VERSION
     source: str
+    layout: str = "slices"  # what was recognised at `source`
+    settings: dict[str, Any] = field(default_factory=dict)  # flags of packing that decide what the data set holds
     source_fingerprint: str  # digest of the raw files' names and sizes; compared by a second call of packing
     source_times: str | None = None  # digest of their modification times, to notice one that was changed in place
     fingerprint: str  # digest of the shards; compared by a training run
     image_size: tuple[Count, Count]  # height, width
+    levels: Count = LEVELS  # number of levels: the highest level plus 1
     splits: dict[Name, Split]
-    label_maps_left_out: Count = 0
+    label_classes: tuple[LabelClass, ...] = ()  # empty: the data set has no label maps
+    slices_without_labels: Count = 0  # of a data set with label maps
+    covariates: tuple[Covariate, ...] = ()
     rejected: tuple[RejectedFile, ...]
+    unused: tuple[Unused, ...] = ()
     blank: tuple[SliceName, ...] = ()  # slices of one grey value
     equal: tuple[tuple[SliceName, ...], ...] = ()  # groups of slices with the same pixels
 
@@ -87,8 +127,9 @@ def read_description(uri: str) -> DataSetDescription:
     """
     file = storage.join(uri, FILE)
     version = documents.read(file, _Versioned).schema_version
-    if version != SCHEMA_VERSION:
-        raise UserError(f"data set {uri} has schema version {version}, this program reads {SCHEMA_VERSION}: pack again")
+    if version not in READABLE:
+        reads = " and ".join(map(str, READABLE))
+        raise UserError(f"data set {uri} has schema version {version}, this program reads {reads}: pack again")
     description = documents.read(file, DataSetDescription)
     height, width = description.image_size
     if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):

@@ -1,201 +1,147 @@
-"""Pack folders of raw PNGs into Parquet shards; unusable files are rejected and listed."""
+"""Pack the cases of a source into Parquet shards; unusable files are rejected and listed."""
 
 import hashlib
 import json
 import re
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 
-import numpy as np
-import pyarrow as pa
 import ray.data
 
-from oasisgen import documents, storage, tables
-from oasisgen.config.data import IMAGE_SIZE
-from oasisgen.config.folder import require_ours
+from oasisgen import documents, storage
+from oasisgen.config.folder import differences, require_ours
+from oasisgen.config.pack import PackConfig
 from oasisgen.data import degenerate
-from oasisgen.data.description import FILE, DataSetDescription, PackedPart, RejectedFile, SliceName, Split
-from oasisgen.data.slices import SCHEMA
-from oasisgen.data.sources import Survey, read_png, survey
-from oasisgen.errors import StorageError, UserError
+from oasisgen.data.cases import Survey
+from oasisgen.data.description import FILE, SCHEMA_VERSION, DataSetDescription, RejectedFile, SliceName, Split
+from oasisgen.data.parts import WrittenPart, pack_part, plan_parts
+from oasisgen.data.sources import survey
+from oasisgen.errors import UserError
 from oasisgen.lock import Lock, LockProof, lock, require_unlocked
 from oasisgen.progress import Progress, say
 
-SLICES_PER_PART = 1024
-ROWS_PER_GROUP = 128
-OPEN_FILES = 16  # concurrent reads per task, to hide an object store's latency
-PAUSE_SECONDS = 5  # before the last attempt to read a file, after the client's own retries have failed
 MARKS = FILE, "lock.json"  # either file shows that oasisgen wrote the folder; the lock comes first
 PART = re.compile(r"part-\d{5}\.parquet")
 
 
-def read_patiently(uri: str) -> bytes:
-    """Read a file, with one retry after a pause in case storage is down. Raises FileNotFoundError and StorageError.
-
-    Ray's `retry_exceptions` is no alternative: Ray Data rejects it since 2.64, and Ray retries without a pause.
-    """
-    try:
-        return storage.read_bytes(uri)
-    except StorageError:
-        time.sleep(PAUSE_SECONDS)
-        return storage.read_bytes(uri)
-
-
-def pack_part(row: dict[str, Any]) -> dict[str, Any]:
-    """Read, decode and write one part; returns its entry for `dataset.json`, JSON-encoded."""
-
-    def load(path: str) -> np.ndarray | str:
-        try:
-            return read_png(read_patiently(storage.join(row["source"], path)))
-        except ValueError as reason:  # from the decoder; an error of storage ends the job, which can be run again
-            return str(reason)
-        except FileNotFoundError:
-            raise StorageError(f"{row['source']}/{path} was removed while it was being packed: pack again") from None
-
-    entries = json.loads(row["entries"])
-    with ThreadPoolExecutor(OPEN_FILES) as pool:
-        images = list(pool.map(load, [path for path, _, _ in entries]))
-    good = [
-        {"case": case, "level": level, "height": IMAGE_SIZE, "width": IMAGE_SIZE, "image": image.tobytes()}
-        for (_, case, level), image in zip(entries, images, strict=True)
-        if isinstance(image, np.ndarray)
-    ]
-    data = tables.to_bytes(pa.Table.from_pylist(good, SCHEMA), ROWS_PER_GROUP)
-    if row["lock"]:  # without a lock, the shard is only compared
-        LockProof(**json.loads(row["lock"])).require()
-        storage.write_bytes(storage.join(row["out"], row["split"], row["name"]), data)
-    entry = {
-        "split": row["split"],
-        "part": {
-            "name": row["name"],
-            "slices": len(good),
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        },
-        "cases": Counter(slice_["case"] for slice_ in good),
-        "levels": sorted({slice_["level"] for slice_ in good}),
-        "pixels": [
-            (case, level, degenerate.pixel_digest(image))
-            for (_, case, level), image in zip(entries, images, strict=True)
-            if isinstance(image, np.ndarray)
-        ],
-        "rejected": [
-            {"file": path, "reason": image}
-            for (path, _, _), image in zip(entries, images, strict=True)
-            if isinstance(image, str)
-        ],
-    }
-    return {"entry": json.dumps(entry)}
-
-
-def _plan(
-    slices: dict[str, list[tuple[str, str, int]]], source: str, out: str, lock: LockProof | None
-) -> Iterable[dict[str, str]]:
-    for split, entries in slices.items():
-        for number, start in enumerate(range(0, len(entries), SLICES_PER_PART)):
-            yield {
-                "source": source,
-                "out": out,
-                "lock": json.dumps(asdict(lock)) if lock else "",
-                "split": split,
-                "name": f"part-{number:05d}.parquet",
-                "entries": json.dumps(entries[start : start + SLICES_PER_PART]),
-            }
-
-
-def _pack_parts(found: Survey, source: str, out: str, lock: LockProof | None) -> Iterator[dict[str, Any]]:
-    """Pack all parts with Ray; yields the entry of each finished part. Without a lock, nothing is written."""
-    plan = list(_plan(found.slices, source, out, lock))
+def _write_parts(found: Survey, config: PackConfig, lock: LockProof | None) -> Iterator[WrittenPart]:
+    """Pack all parts with Ray; yields each finished part. Without a lock, nothing is written."""
+    plan = [{"plan": json.dumps(asdict(part))} for part in plan_parts(found, config, lock)]
     for row in ray.data.from_items(plan, override_num_blocks=len(plan)).map(pack_part).iter_rows():
-        yield json.loads(row["entry"])
+        yield documents.parse(row["written"].encode(), WrittenPart, "a part's entry")
 
 
-def pack(source: str, out: str, strict: bool = False, dry_run: bool = False) -> DataSetDescription | None:
-    """Pack `source` into a data set at `out`; returns its description.
+def pack(config: PackConfig) -> DataSetDescription | None:
+    """Pack `config.source` into a data set at `config.out`; returns its description.
 
     A finished data set of the same source is left unchanged. A dry run prints what it would do and returns None. Needs
     a connection to Ray. Raises UserError if storage cannot be used, the source is unusable, `out` holds another data
     set or is being packed by another job, or, with `strict`, if any file is rejected.
     """
-    source, out = storage.absolute(source), storage.absolute(out)
+    source, out = storage.absolute(config.source), storage.absolute(config.out)
+    config = replace(config, source=source, out=out)
     storage.check(source, write=False)
     storage.check(out, write=True)
     refuse_overlap(source, out)
-    found = survey(source)
-    for folder in sorted({path.rpartition("/")[0] for entries in found.slices.values() for path, _, _ in entries}):
+    found = survey(config)
+    for folder in sorted({file.path.rpartition("/")[0] for case in found.cases for file in case.files}):
         refuse_overlap(storage.join(source, folder), out)  # the folder may be a link
     require_ours(out, *MARKS)
     if storage.exists(storage.join(out, "config.json")):
         raise UserError(f"{out} is the folder of a run or a batch: use another --out")
-    marker = storage.join(out, FILE)
-    finished = storage.exists(marker)
-    if finished:
-        old = documents.read(marker, DataSetDescription)
-        if old.source_fingerprint != found.fingerprint:
-            raise UserError(f"{out} was packed from other files ({old.source}) than {source} has: use another --out")
-        touched = old.source_times not in (None, found.times)  # None: an older version did not write it
-        if touched and not dry_run and not same_content(found, source, old):
-            raise UserError(f"files in {source} were changed after they were packed into {out}: use another --out")
-        refuse_rejected(old.rejected, strict)
-        if not dry_run:
-            return old
-    if dry_run:
+    old = finished(config, found)
+    if config.dry_run:
         require_unlocked(out)
-        for split, entries in found.slices.items():
-            say("plan", f"{split}: {len(entries)} slices of {len({case for _, case, _ in entries})} cases")
-        for file in found.rejected:
-            say("plan", f"rejected {file.file}: {file.reason}")
-        say("plan", f"{found.label_maps} label maps are skipped; a dry run opens no files")
-        for line in degenerate.lines(old) if finished else ["packing will look for blank slices and equal pixels"]:
+        for line in planned(found, old, out):
             say("plan", line)
-        say("plan", f"the data set {'is finished' if finished else f'would be written to {out}'}")
         return None
+    if old:
+        return old
     with lock(out) as held:
-        return write_data_set(found, source, out, strict, held)
+        return write_data_set(config, found, held)
 
 
-def same_content(found: Survey, source: str, old: DataSetDescription) -> bool:
+def finished(config: PackConfig, found: Survey) -> DataSetDescription | None:
+    """The data set at `config.out`, or None. Raises UserError if it is not what packing would write."""
+    source, out = config.source, config.out
+    marker = storage.join(out, FILE)
+    if not storage.exists(marker):
+        return None
+    old = documents.read(marker, DataSetDescription)
+    if old.schema_version != SCHEMA_VERSION:
+        raise UserError(
+            f"{out} was packed by an older version of oasisgen, without subjects and label maps: use it as it is, or "
+            "pack into another --out"
+        )
+    if old.source_fingerprint != found.fingerprint:
+        raise UserError(f"{out} was packed from other files ({old.source}) than {source} has: use another --out")
+    if changed := differences(old.settings, config.settings):
+        raise UserError(f"{out} was packed with other flags ({'; '.join(changed)}): use another --out")
+    touched = old.source_times not in (None, found.times)  # None: an older version did not write it
+    if touched and not config.dry_run and not same_content(found, config, old):
+        raise UserError(f"files in {source} were changed after they were packed into {out}: use another --out")
+    refuse_rejected(old.rejected, config.strict)
+    return old
+
+
+def planned(found: Survey, old: DataSetDescription | None, out: str) -> Iterator[str]:
+    """What a dry run prints: what was found at the source, and what packing it would do."""
+    for split, cases in found.split_cases().items():
+        yield f"{split}: {sum(case.count for case in cases)} slices of {len(cases)} cases"
+    for file in found.rejected:
+        yield f"rejected {file.file}: {file.reason}"
+    for unused in found.unused:
+        yield str(unused)
+    yield from degenerate.lines(old) if old else ["packing will look for blank slices and equal pixels"]
+    yield f"the data set {'is finished' if old else f'would be written to {out}'}"
+
+
+def same_content(found: Survey, config: PackConfig, old: DataSetDescription) -> bool:
     """Whether packing the files of a source again gives the shards listed in `old`; nothing is written."""
     say("pack", "the source's modification times have changed since it was packed: comparing its content")
-    entries = _pack_parts(found, source, "", None)
-    now = {(entry["split"], entry["part"]["name"], entry["part"]["sha256"]) for entry in entries}
+    now = {(each.split, each.part.name, each.part.sha256) for each in _write_parts(found, config, None)}
     then = {(name, part.name, part.sha256) for name, split in old.splits.items() for part in split.parts}
     return now == then
 
 
-def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Lock) -> DataSetDescription:
+def write_data_set(config: PackConfig, found: Survey, held: Lock) -> DataSetDescription:
     """Write the shards of all splits, then `dataset.json`."""
-    with Progress("pack", sum(map(len, found.slices.values())), "slices") as progress:
-        entries = []
-        for entry in _pack_parts(found, source, out, held.proof):
-            entries.append(entry)
-            progress.advance(entry["part"]["slices"] + len(entry["rejected"]))
-    rejected = [*found.rejected, *(RejectedFile(**file) for entry in entries for file in entry["rejected"])]
-    rejected.sort(key=lambda file: file.file)
-    refuse_rejected(rejected, strict)
+    source, out = config.source, config.out
+    with Progress("pack", sum(case.count for case in found.cases), "slices") as progress:
+        parts = []
+        for part in _write_parts(found, config, held.proof):
+            parts.append(part)
+            progress.advance(part.part.slices + len(part.rejected))
+    rejected = sorted(
+        [*found.rejected, *(file for part in parts for file in part.rejected)], key=lambda file: file.file
+    )
+    refuse_rejected(rejected, config.strict)
     held.renew()  # before anything is removed
-    splits = {name: _split_of([entry for entry in entries if entry["split"] == name]) for name in found.slices}
+    splits = {name: _split_of([part for part in parts if part.split == name]) for name in found.split_cases()}
     for name, split in splits.items():
         if not split.slices:
             raise UserError(f"no usable slice in {source}, split {name}: {rejected[0].file}: {rejected[0].reason}")
         remove_stale_parts(storage.join(out, name), {part.name for part in split.parts})
     digests = "".join(part.sha256 for split in splits.values() for part in split.parts)
     blank, equal = degenerate.find(
-        (SliceName(entry["split"], case, level), pixels) for entry in entries for case, level, pixels in entry["pixels"]
+        (SliceName(part.split, case, level), pixels) for part in parts for case, level, pixels in part.pixels
     )
     description = DataSetDescription(
         source=source,
+        layout=found.layout,
+        settings=config.settings,
         source_fingerprint=found.fingerprint,
         source_times=found.times,
         fingerprint=hashlib.sha256(digests.encode()).hexdigest(),
-        image_size=(IMAGE_SIZE, IMAGE_SIZE),
+        image_size=found.image_size,
+        levels=1 + max(level for split in splits.values() for level in split.levels or ()),
         splits=splits,
-        label_maps_left_out=found.label_maps,
+        label_classes=found.label_classes,
+        slices_without_labels=sum(part.without_labels for part in parts) if found.label_classes else 0,
+        covariates=found.covariates,
         rejected=tuple(rejected),
+        unused=found.unused,
         blank=tuple(blank),
         equal=tuple(map(tuple, equal)),
     )
@@ -203,11 +149,11 @@ def write_data_set(found: Survey, source: str, out: str, strict: bool, held: Loc
     return description
 
 
-def _split_of(entries: list[dict[str, Any]]) -> Split:
-    """A split, from the entries that `pack_part` returned for its parts."""
-    parts = sorted((PackedPart(**entry["part"]) for entry in entries), key=lambda part: part.name)
-    cases = sum((Counter(entry["cases"]) for entry in entries), Counter())
-    levels = sorted({level for entry in entries for level in entry["levels"]})
+def _split_of(written: Sequence[WrittenPart]) -> Split:
+    """A split of these parts."""
+    parts = sorted((each.part for each in written), key=lambda part: part.name)
+    cases = sum((Counter(each.cases) for each in written), Counter())
+    levels = sorted({level for each in written for level in each.levels})
     return Split(sum(part.slices for part in parts), dict(sorted(cases.items())), tuple(levels), tuple(parts))
 
 

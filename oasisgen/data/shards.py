@@ -1,6 +1,7 @@
 """Parquet files with known digests as a Ray data set: each is read once, and refused if its digest differs."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,59 +26,70 @@ class Shard:
     rows: int
     otherwise: str  # the error message after the URI
 
-    def read(self, schema: pa.Schema) -> Iterable[pa.Table]:
-        """Its rows as one table. Raises InvalidFile if the digest or the columns differ."""
+    def read(self, schema: pa.Schema, columns: list[str] | None = None) -> Iterable[pa.Table]:
+        """Its rows as one table: all columns of `schema`, or some of them.
+
+        Raises InvalidFile if the digest or the columns differ."""
         try:
             data = storage.read_bytes(self.uri)
         except FileNotFoundError:
             raise InvalidFile(f"{self.uri} is missing: {self.otherwise}") from None
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise InvalidFile(f"{self.uri} {self.otherwise}")
-        yield tables.parse(data, schema, self.uri)
+        yield tables.parse(data, schema, self.uri, columns)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read: one of arrays, stored as their bytes, and others."""
+
+    binary: str
+    dtype: type
+    shape: tuple[int, int]  # of each array
+    others: tuple[str, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one array in bytes."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+    def of(self, schema: pa.Schema) -> list[str]:
+        """Their names in files of `schema`: files of schema version 1 have no column `subject`."""
+        return [name for name in (*self.others, self.binary) if name in schema.names]
+
+    def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """`binary` as an array (N, H, W), and the other columns, with integers as int64."""
+        values: np.ndarray = np.frombuffer(b"".join(table[self.binary].to_pylist()), self.dtype)
+        others = {name: table[name if name in table.column_names else "case"].to_numpy() for name in self.others}
+        others = {name: other.astype(np.int64) if other.dtype.kind == "i" else other for name, other in others.items()}
+        return others | {self.binary: values.reshape(-1, *self.shape)}
 
 
 class _Shards(Datasource):
     """One read task per shard; Ray splits its output into the requested number of blocks."""
 
-    def __init__(self, shards: Sequence[Shard], schema: pa.Schema, row_bytes: int) -> None:
+    def __init__(self, shards: Sequence[Shard], schema: pa.Schema, columns: Columns) -> None:
         super().__init__()
-        self.shards, self.schema, self.row_bytes = shards, schema, row_bytes
+        self.shards, self.schema, self.columns = shards, schema, columns
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(shard.rows for shard in self.shards) * self.row_bytes
+        return sum(shard.rows for shard in self.shards) * self.columns.row_bytes
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        names = self.columns.of(self.schema)
+        read = pa.schema([self.schema.field(name) for name in names])
         return [
             ReadTask(
-                partial(shard.read, self.schema),
-                BlockMetadata(shard.rows, shard.rows * self.row_bytes, None, None),
-                self.schema,
+                partial(shard.read, self.schema, names),
+                BlockMetadata(shard.rows, shard.rows * self.columns.row_bytes, None, None),
+                read,
             )
             for shard in self.shards
         ]
 
 
-def arrays(table: pa.Table, binary: str, dtype: type, side: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """The column `binary` as an array (N, side, side), and other columns, with integers as int64."""
-    values: np.ndarray = np.frombuffer(b"".join(table[binary].to_pylist()), dtype)
-    others = {name: table[name].to_numpy() for name in columns}
-    others = {name: other.astype(np.int64) if other.dtype.kind == "i" else other for name, other in others.items()}
-    return others | {binary: values.reshape(-1, side, side)}
-
-
-def read_shards(
-    shards: Sequence[Shard],
-    schema: pa.Schema,
-    binary: str,
-    dtype: type,
-    side: int,
-    columns: Sequence[str],
-    pieces: int = 1,
-) -> ray.data.Dataset:
-    """The rows of all shards in order, in `pieces` blocks per shard: `columns`, and `binary` decoded to arrays
-    (side, side) of `dtype`.
-    """
-    source = _Shards(shards, schema, np.dtype(dtype).itemsize * side**2)
+def read_shards(shards: Sequence[Shard], schema: pa.Schema, columns: Columns, pieces: int = 1) -> ray.data.Dataset:
+    """The rows of all shards in order, in `pieces` blocks per shard, with arrays (H, W) instead of their bytes."""
+    source = _Shards(shards, schema, columns)
     rows = ray.data.read_datasource(source, override_num_blocks=pieces * len(shards), **cluster.tasks())
-    wanted = {"binary": binary, "dtype": dtype, "side": side, "columns": columns}
-    return rows.map_batches(arrays, fn_kwargs=wanted, batch_size=None, batch_format="pyarrow", **cluster.tasks())
+    return rows.map_batches(columns.decode, batch_size=None, batch_format="pyarrow", **cluster.tasks())

@@ -1,6 +1,7 @@
 """The packed data set: its file names, its schema, and reading its slices."""
 
-import re
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -9,23 +10,29 @@ import pyarrow as pa
 import ray.data
 
 from oasisgen import storage
-from oasisgen.config.data import IMAGE_SIZE
-from oasisgen.data.description import DataSetDescription, Split, read_description
-from oasisgen.data.shards import Shard, read_shards
+from oasisgen.data.description import Covariate, DataSetDescription, LabelClass, Split, read_description
+from oasisgen.data.shards import Columns, Shard, read_shards
 from oasisgen.errors import UserError
 
 SPLITS = ("train", "validate", "test")
 PIECES = 16  # blocks per shard when model actors share its slices: 64 slices each
-SCHEMA = pa.schema(
-    [
-        ("case", pa.string()),
-        ("level", pa.int16()),
-        ("height", pa.int16()),
-        ("width", pa.int16()),
-        ("image", pa.binary()),  # raw uint8 rows
-    ]
-)
-FILE_NAME = re.compile(r"case_(?P<case>\d+)_slice_(?P<level>\d+)(\.nii)?\.png", re.IGNORECASE)
+SIZES = [("level", pa.int16()), ("height", pa.int16()), ("width", pa.int16())]
+PHYSICAL = {"number": pa.float64(), "text": pa.string()}  # kind of a covariate -> type of its column
+
+
+def columns_of(label_classes: Sequence[LabelClass], covariates: Sequence[Covariate]) -> pa.Schema:
+    """The columns of the Parquet files of a data set with these label classes (none: no label maps) and covariates."""
+    columns = [("case", pa.string()), ("subject", pa.string()), *SIZES]
+    columns += [("image", pa.binary())]  # raw uint8 rows
+    columns += [("labels", pa.binary())] if label_classes else []  # raw uint8 rows, a class per pixel; or null
+    return pa.schema(columns + [(covariate.name, PHYSICAL[covariate.kind]) for covariate in covariates])
+
+
+def schema_of(description: DataSetDescription) -> pa.Schema:
+    """The columns of a data set's Parquet files."""
+    if description.schema_version == 1:
+        return pa.schema([("case", pa.string()), *SIZES, ("image", pa.binary())])
+    return columns_of(description.label_classes, description.covariates)
 
 
 def file_name(case: str, level: int) -> str:
@@ -67,7 +74,17 @@ class DataSet:
 
     def pixels(self, *splits: str) -> int:
         """Size in memory, in bytes, of the slices of some splits. Raises as `split`."""
-        return sum(map(self.count, splits)) * IMAGE_SIZE**2
+        return sum(map(self.count, splits)) * math.prod(self.image_size)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of every slice in pixels."""
+        return self.description.image_size
+
+    @property
+    def levels(self) -> int:
+        """Number of levels: the highest level plus 1."""
+        return self.description.levels
 
     def degenerate_in(self, split: str) -> frozenset[tuple[str, int]]:
         """Case and level of a split's slices that are blank or have the same pixels as a slice of any split."""
@@ -117,12 +134,13 @@ def shards_of(data: DataSet, split: str) -> list[Shard]:
 
 
 def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
-    """A split as a Ray data set of `case` str, `level` int64 and `image` (256, 256) uint8, ordered by case and level.
+    """A split as a Ray data set of `case` and `subject` str, `level` int64 and `image` (H, W) uint8, ordered by case
+    and level.
 
     Each shard becomes `pieces` blocks: one is fastest to read, several can be shared among actors. Raises UserError if
     a shard is missing or has another size. Reading a shard raises InvalidFile if its digest differs: the file is
     damaged, or the data set was packed again after `data` was opened.
     """
     data.require_whole(split)
-    shards = shards_of(data, split)
-    return read_shards(shards, SCHEMA, "image", np.uint8, IMAGE_SIZE, ("case", "level"), pieces)
+    columns = Columns("image", np.uint8, data.image_size, ("case", "subject", "level"))
+    return read_shards(shards_of(data, split), schema_of(data.description), columns, pieces)

@@ -14,7 +14,7 @@ import torch
 from oasisgen import actor, cluster, documents, storage, tables
 from oasisgen.config.data import CODE_SIZE
 from oasisgen.data.pixels import to_unit
-from oasisgen.data.shards import Shard, read_shards
+from oasisgen.data.shards import Columns, Shard, read_shards
 from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.documents import Count, Name
 from oasisgen.errors import UserError
@@ -134,4 +134,4 @@ def read_codes(uri: str, split: str) -> ray.data.Dataset:
 
     Reading a file raises InvalidFile if its bytes are not those that `encode_split` wrote.
     """
-    return read_shards(shards_of(uri, split), SCHEMA, "codes", np.uint16, CODE_SIZE, ("level",))
+    return read_shards(shards_of(uri, split), SCHEMA, Columns("codes", np.uint16, (CODE_SIZE, CODE_SIZE), ("level",)))

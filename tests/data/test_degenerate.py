@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from oasisgen.config.pack import PackConfig
 from oasisgen.data.degenerate import lines
 from oasisgen.data.description import SliceName
 from oasisgen.data.pack import pack
@@ -34,7 +35,7 @@ def test_pack_names_blank_slices_and_equal_pixels_within_and_across_splits(
         "train case 001 level 9 = validate case 003 level 9)",
     )
     assert all(f"[    pack] {line}\n" in done.stdout for line in told), done.stdout
-    pack(flags[1], flags[3], dry_run=True)
+    pack(PackConfig(flags[1], flags[3], dry_run=True))
     said = capsys.readouterr().out
     assert all(f"[    plan] {line}\n" in said for line in told)
 

@@ -15,10 +15,12 @@ from PIL import EpsImagePlugin, Image
 
 from oasisgen import storage
 from oasisgen.config.folder import write_settings
+from oasisgen.config.pack import PackConfig
 from oasisgen.data.description import read_description
+from oasisgen.data.images import read_png
 from oasisgen.data.pack import pack, refuse_overlap
 from oasisgen.data.phantom import write_phantoms
-from oasisgen.data.sources import read_png, survey
+from oasisgen.data.sources import survey
 from oasisgen.errors import UserError
 from tests.conftest import one_line, png, run_job
 from tests.proxy import proxy
@@ -38,14 +40,20 @@ def test_the_usual_layouts_are_understood(layout: str, tmp_path: Path) -> None:
         fill(tmp_path / layout.format(split), [f"case_00{number}_slice_{level}.nii.png" for level in (0, 31)])
     fill(tmp_path / "keras_png_slices_seg_train", ["seg_000_slice_0.nii.png"])
     (tmp_path / "README.md").write_text("beside the data")
-    found = survey(str(tmp_path))
-    assert {split: [entry[1:] for entry in entries] for split, entries in found.slices.items()} == {
+    found = survey(PackConfig(str(tmp_path), "out"))
+    slices = {
+        split: [(c.case, of.level) for c in cases for of in c.slices] for split, cases in found.split_cases().items()
+    }
+    assert slices == {
         "train": [("000", 0), ("000", 31)],
         "validate": [("001", 0), ("001", 31)],
         "test": [("002", 0), ("002", 31)],
     }
-    assert found.label_maps == 1
-    assert found.rejected == []
+    assert [(unused.reason, unused.count) for unused in found.unused] == [
+        ("a label map", 1),
+        ("not in the folder of a split", 1),
+    ]
+    assert found.rejected == ()
 
 
 def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Path) -> None:
@@ -66,7 +74,7 @@ def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Pa
     (train / "case_001_slice_10.nii.png").write_bytes(bytes(4_000_001))
     (train / "notes.txt").write_text("hello")
     out = tmp_path / "datasets" / "d"
-    described = pack(str(tmp_path / "raw"), str(out))
+    described = pack(PackConfig(str(tmp_path / "raw"), str(out)))
     assert described
 
     reasons = {file.file.removeprefix("train/"): file.reason for file in described.rejected}
@@ -89,32 +97,32 @@ def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Pa
     table = pq.read_table(out / "train" / "part-00000.parquet")  # without Ray
     assert table["level"].to_pylist() == [0, 1]
     assert all(np.array_equal(np.frombuffer(image, np.uint8), GREY.ravel()) for image in table["image"].to_pylist())
-    assert table.schema.names == ["case", "level", "height", "width", "image"]
+    assert table.schema.names == ["case", "subject", "level", "height", "width", "image"]
     assert read_description(str(out)) == described
 
     with pytest.raises(UserError, match=r"12 files rejected, train/.*: .*; fix them or drop --strict"):
-        pack(str(tmp_path / "raw"), str(tmp_path / "strict"), strict=True)
+        pack(PackConfig(str(tmp_path / "raw"), str(tmp_path / "strict"), strict=True))
     assert not (tmp_path / "strict" / "dataset.json").exists()
     with pytest.raises(UserError, match="12 files rejected"):  # a finished data set is no way around it
-        pack(str(tmp_path / "raw"), str(out), strict=True)
+        pack(PackConfig(str(tmp_path / "raw"), str(out), strict=True))
 
 
 def test_packing_again_changes_nothing_and_other_files_are_refused(connected: str, tmp_path: Path) -> None:
     fill(tmp_path / "raw" / "train", [f"case_00{case}_slice_0.nii.png" for case in range(3)])
     out = tmp_path / "d"
-    first = pack(str(tmp_path / "raw"), str(out))
+    first = pack(PackConfig(str(tmp_path / "raw"), str(out)))
     part = out / "train" / "part-00000.parquet"
     written = part.read_bytes(), part.stat().st_mtime_ns
-    assert pack(str(tmp_path / "raw"), str(out)) == first
+    assert pack(PackConfig(str(tmp_path / "raw"), str(out))) == first
     assert (part.read_bytes(), part.stat().st_mtime_ns) == written
     (out / "dataset.json").unlink()  # as if it had been interrupted, when it had more files
     (out / "train" / "part-00007.parquet").write_bytes(b"of another source")
-    assert pack(str(tmp_path / "raw"), str(out)) == first
+    assert pack(PackConfig(str(tmp_path / "raw"), str(out))) == first
     assert [file.name for file in (out / "train").iterdir()] == ["part-00000.parquet"]
     assert part.read_bytes() == written[0]
     (tmp_path / "raw" / "train" / "case_009_slice_0.nii.png").write_bytes(png(GREY))
     with pytest.raises(UserError, match="was packed from"):
-        pack(str(tmp_path / "raw"), str(out))
+        pack(PackConfig(str(tmp_path / "raw"), str(out)))
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -131,12 +139,12 @@ def test_packing_into_its_source_is_refused_and_loses_nothing(connected: str, tm
     for out in (raw, raw / "packed", raw / "train", tmp_path, link / "packed", Path(f"file:{raw}")):
         spelling = f"file://{raw}" if "file:" in str(out) else str(out)
         with pytest.raises(UserError, match=r"--out .* and --source .* overlap"):
-            pack(str(raw), spelling)
+            pack(PackConfig(str(raw), spelling))
     linked = tmp_path / "source"
     linked.mkdir()
     (linked / "train").symlink_to(raw / "train")
     with pytest.raises(UserError, match="overlap"):
-        pack(str(linked), str(raw / "train"))
+        pack(PackConfig(str(linked), str(raw / "train")))
     assert files_below(raw) == before
 
 
@@ -153,7 +161,7 @@ def test_a_folder_with_files_of_somebody_else_is_left_alone(connected: str, tmp_
     (out / "train" / "part-00000.parquet").write_bytes(b"theirs")
     before = files_below(tmp_path)
     with pytest.raises(UserError, match=r"theirs holds files that oasisgen did not write \(train\): use another --out"):
-        pack(str(tmp_path / "raw"), str(out))
+        pack(PackConfig(str(tmp_path / "raw"), str(out)))
     for settings in ({"seed": 0}, {"seed": 1}):
         with pytest.raises(UserError, match="holds files that oasisgen did not write"):
             write_settings(str(out), settings)
@@ -165,48 +173,48 @@ def test_a_folder_with_files_of_somebody_else_is_left_alone(connected: str, tmp_
 def test_of_its_own_folder_packing_removes_parts_only(connected: str, tmp_path: Path) -> None:
     fill(tmp_path / "raw" / "train", ["case_001_slice_0.nii.png"])
     out = tmp_path / "d"
-    pack(str(tmp_path / "raw"), str(out))
+    pack(PackConfig(str(tmp_path / "raw"), str(out)))
     (out / "dataset.json").unlink()
     (out / "train" / "part-00007.parquet").write_bytes(b"of an interrupted call")
     (out / "train" / "notes.txt").write_text("somebody's")
-    pack(str(tmp_path / "raw"), str(out))
+    pack(PackConfig(str(tmp_path / "raw"), str(out)))
     assert sorted(file.name for file in (out / "train").iterdir()) == ["notes.txt", "part-00000.parquet"]
 
 
 def test_an_unusable_source_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder at .*missing"):
-        survey(str(tmp_path / "missing"))
+        survey(PackConfig(str(tmp_path / "missing"), "out"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"no folder at .*file"):
-        survey(str(tmp_path / "file"))
+        survey(PackConfig(str(tmp_path / "file"), "out"))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "readme.txt").write_text("")
     with pytest.raises(UserError, match="no slices in"):
-        survey(str(tmp_path))
+        survey(PackConfig(str(tmp_path), "out"))
     shutil.rmtree(tmp_path / "train")
     fill(tmp_path / "train", ["case_001_slice_0.nii.png"])
     fill(tmp_path / "validate", ["case_001_slice_1.nii.png"])
     with pytest.raises(UserError, match="case 001 is in train and in validate"):
-        survey(str(tmp_path))
+        survey(PackConfig(str(tmp_path), "out"))
 
 
 def test_cases_1_and_001_are_one_person(tmp_path: Path) -> None:
     fill(tmp_path / "train", ["case_1_slice_0.nii.png", "case_001_slice_1.nii.png"])
-    (_, first, _), (_, second, _) = survey(str(tmp_path)).slices["train"]
-    assert first == second
+    (case,) = survey(PackConfig(str(tmp_path), "out")).cases
+    assert [of.level for of in case.slices] == [0, 1]
     fill(tmp_path / "validate", ["case_01_slice_0.nii.png"])
     with pytest.raises(UserError, match=r"case 0?0?1 is in train and in validate"):
-        survey(str(tmp_path))
+        survey(PackConfig(str(tmp_path), "out"))
 
 
 def test_label_maps_under_the_names_of_the_slices_are_not_taken_for_slices(tmp_path: Path) -> None:
     for kind in ("images", "labels"):
         fill(tmp_path / "train" / kind, ["case_001_slice_0.nii.png"])
     with pytest.raises(UserError, match=r"no slices in .*images/case_001_slice_0.*is also.*labels/case_001_slice_0"):
-        survey(str(tmp_path))
+        survey(PackConfig(str(tmp_path), "out"))
     fill(tmp_path / "train" / "a", ["case_002_slice_0.nii.png"])
-    found = survey(str(tmp_path))
-    assert [path for path, _, _ in found.slices["train"]] == ["train/a/case_002_slice_0.nii.png"]
+    found = survey(PackConfig(str(tmp_path), "out"))
+    assert [file.path for case in found.cases for file in case.files] == ["train/a/case_002_slice_0.nii.png"]
     assert {file.file for file in found.rejected} == {
         f"train/{kind}/case_001_slice_0.nii.png" for kind in ("images", "labels")
     }
@@ -215,20 +223,20 @@ def test_label_maps_under_the_names_of_the_slices_are_not_taken_for_slices(tmp_p
 def test_a_file_that_was_mended_at_the_same_size_is_noticed(connected: str, tmp_path: Path) -> None:
     fill(tmp_path / "raw" / "train", ["case_001_slice_0.nii.png", "case_001_slice_1.nii.png"])
     out = str(tmp_path / "d")
-    described = pack(str(tmp_path / "raw"), out)
+    described = pack(PackConfig(str(tmp_path / "raw"), out))
     assert described
     file = tmp_path / "raw" / "train" / "case_001_slice_0.nii.png"
     os.utime(file, (1, 1))
-    assert pack(str(tmp_path / "raw"), out) == described  # written again, with the same content
+    assert pack(PackConfig(str(tmp_path / "raw"), out)) == described  # written again, with the same content
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 255
     file.write_bytes(data)
     with pytest.raises(UserError, match=r"files in .*raw were changed after they were packed into"):
-        pack(str(tmp_path / "raw"), out)
+        pack(PackConfig(str(tmp_path / "raw"), out))
     older = described.to_json()  # as an older version wrote it
     assert older.pop("source_times")
     Path(out, "dataset.json").write_text(json.dumps(older))
-    assert pack(str(tmp_path / "raw"), out) == replace(described, source_times=None)
+    assert pack(PackConfig(str(tmp_path / "raw"), out)) == replace(described, source_times=None)
 
 
 @pytest.mark.slow
@@ -263,7 +271,7 @@ def test_no_pixel_is_decoded_of_a_file_that_claims_too_many() -> None:
     bomb = header + chunk(b"IDAT", zlib.compress(bytes(20_001 * 2_000))) + chunk(b"IEND", b"")
     tracemalloc.start()
     with pytest.raises(ValueError, match="20000 x 20000 pixels instead of 256 x 256"):
-        read_png(bomb)
+        read_png(bomb, (256, 256))
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 
@@ -273,7 +281,7 @@ def test_other_formats_never_reach_their_decoders(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
     for data in (postscript, png(GREY, "TIFF"), png(GREY, "BMP"), png(GREY, "GIF")):
         with pytest.raises(ValueError, match="not a PNG"):
-            read_png(data)
+            read_png(data, (256, 256))
 
 
 def test_whatever_a_file_holds_is_a_slice_or_one_reason() -> None:
@@ -288,7 +296,7 @@ def test_whatever_a_file_holds_is_a_slice_or_one_reason() -> None:
         for _ in range(random.integers(0, 6)):
             data[random.integers(min(len(data), 200) if number % 2 else len(data))] = random.integers(256)
         try:
-            assert read_png(bytes(data)).shape == (256, 256)
+            assert read_png(bytes(data), (256, 256)).shape == (256, 256)
         except ValueError as reason:
             reasons[str(reason).partition(" (")[0]] += 1
             assert len(str(reason).splitlines()) == 1  # noqa: PT017
@@ -298,15 +306,15 @@ def test_whatever_a_file_holds_is_a_slice_or_one_reason() -> None:
 def test_rgba_and_palettes_are_not_guessed_at() -> None:
     for mode in ("RGBA", "P", "1", "LA"):
         with pytest.raises(ValueError, match="instead of 8-bit greyscale"):
-            read_png(png(Image.fromarray(GREY).convert(mode)))
+            read_png(png(Image.fromarray(GREY).convert(mode)), (256, 256))
 
 
 def test_the_real_slices_are_all_there(oasis: Path) -> None:
-    found = survey(str(oasis))
-    assert {split: len(entries) for split, entries in found.slices.items() if split != "test"} == {
+    found = survey(PackConfig(str(oasis), "out"))
+    assert {split: sum(case.count for case in cases) for split, cases in found.split_cases().items()} == {
         "train": 9664,
         "validate": 1120,
     }
-    assert len({case for _, case, _ in found.slices["train"]}) == 302
-    assert found.rejected == []
-    assert found.label_maps == 1120
+    assert len(found.split_cases()["train"]) == 302
+    assert found.rejected == ()
+    assert {unused.reason: unused.count for unused in found.unused}["a label map"] == 1120

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from oasisgen.config.pack import PackConfig
+from oasisgen.data.pack import pack
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
@@ -91,3 +94,29 @@ def test_a_data_set_that_is_packed_anew_under_a_running_job_is_refused(data: Dat
     pq.write_table(table.set_column(4, "image", pa.array(inverted, pa.binary())), part)
     with pytest.raises(UserError, match=r"part-00000\.parquet is not the file that was packed"):
         slices.take_all()
+
+
+def as_version_1(uri: str, copy: Path) -> str:
+    """A copy of a data set as oasisgen 1 wrote it: no subjects, and a shorter dataset.json."""
+    shutil.copytree(uri, copy)
+    described = json.loads((copy / "dataset.json").read_text()) | {"schema_version": 1}
+    for name in ("layout", "settings", "levels", "label_classes", "slices_without_labels", "covariates", "unused"):
+        del described[name]
+    for split, of in described["splits"].items():
+        for part in of["parts"]:
+            file = copy / split / part["name"]
+            pq.write_table(pq.read_table(file).drop_columns(["subject"]), file)
+            part |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (copy / "dataset.json").write_text(json.dumps(described))
+    return str(copy)
+
+
+def test_data_sets_of_version_1_are_read_and_not_packed_over(data: DataSet, raw: Path, tmp_path: Path) -> None:
+    older = open_data_set(as_version_1(data.uri, tmp_path / "older"))
+    assert (older.description.schema_version, older.image_size, older.levels) == (1, (256, 256), 32)
+    now, then = read_slices(data, "validate").take_all(), read_slices(older, "validate").take_all()
+    for new, old in zip(now, then, strict=True):
+        assert (new["case"], new["case"], new["level"]) == (old["case"], old["subject"], old["level"])
+        assert np.array_equal(new["image"], old["image"])
+    with pytest.raises(UserError, match="was packed by an older version of oasisgen, without subjects and label maps"):
+        pack(PackConfig(str(raw), older.uri))

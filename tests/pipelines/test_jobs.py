@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from oasisgen import cluster, storage
 from oasisgen.config.generate import Format, GenerateConfig
+from oasisgen.config.pack import PackConfig
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
@@ -81,7 +82,7 @@ def test_a_missing_folder_is_one_line_and_exit_1(connected: str, tmp_path: Path)
 def test_a_place_that_cannot_be_written_is_one_line(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="file is not a folder; give another --out"):
-        pack(str(raw), str(tmp_path / "file" / "d"))
+        pack(PackConfig(str(raw), str(tmp_path / "file" / "d")))
 
 
 def test_a_bucket_that_is_not_there_is_one_line_before_training(
@@ -96,7 +97,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     raw: Path, data: DataSet, trained: Path, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = digests(trained, "*")
-    assert pack(str(raw), place + "/data", dry_run=True) is None
+    assert pack(PackConfig(str(raw), place + "/data", dry_run=True)) is None
     assert train(replace(tiny(data, place + "/run"), dry_run=True)) is None
     assert generate(GenerateConfig(model=str(trained), out=place + "/batch", count=2500, dry_run=True)) is None
     assert train(replace(tiny(data, trained), dry_run=True)) is None

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from oasisgen import storage
 from oasisgen.cluster import Actors
 from oasisgen.config.generate import GateConfig, GenerateConfig
+from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import DEMO
 from oasisgen.config.train import DCGANConfig, VQVAEConfig
 from oasisgen.data.pack import pack
@@ -101,7 +102,7 @@ def painted(good: Path, connected: str, tmp_path_factory: pytest.TempPathFactory
             made = sampler.sample(group)
             for number, level, image in zip(made["id"], made["level"], made["image"], strict=True):
                 (raw / split / file_name(str(seed + number // 32), int(level))).write_bytes(png(image))
-    pack(str(raw), str(packed))
+    pack(PackConfig(str(raw), str(packed)))
     return open_data_set(str(packed))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from oasisgen.config.pack import PackConfig
 from oasisgen.data.feed import Feed
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import file_name, open_data_set
@@ -31,7 +32,7 @@ def references(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference
         )
     for file in (folder / "raw").rglob(file_name("*", 0)):
         file.write_bytes(png(np.zeros((256, 256), np.uint8)))
-    pack(str(folder / "raw"), str(folder / "data"))
+    pack(PackConfig(str(folder / "raw"), str(folder / "data")))
     return read_reference_data(open_data_set(str(folder / "data")), requested(reject="copies", count=COPIES))
 
 

@@ -1,0 +1,25 @@
+"""The flags of jobs/pack.py."""
+
+from dataclasses import dataclass
+from typing import Any
+
+PLACES = "source", "out", "strict", "dry_run"  # flags that do not change what a data set holds
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Pack brain scans into a data set of Parquet shards."""
+
+    source: str
+    """URI of the folder that holds the split folders."""
+    out: str
+    """URI of the data set, <root>/datasets/<name>."""
+    strict: bool = False
+    """Fail if any file is rejected, instead of listing it in dataset.json."""
+    dry_run: bool = False
+    """Check storage, source folders and the data set's name, print the plan, and stop."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flags that decide what the data set holds; `dataset.json` records them."""
+        return {name: value for name, value in vars(self).items() if name not in PLACES}

@@ -1,0 +1,95 @@
+"""Cases: where the slices of a scan come from. `sources` finds them, `parts` reads and packs them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from oasisgen.data.description import Covariate, LabelClass, RejectedFile, Unused
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source."""
+
+    path: str  # below the source's URI
+    size: int  # bytes
+    modified: int = 0  # nanoseconds since 1970
+
+
+@dataclass(frozen=True)
+class SliceFile:
+    """An image file that holds one slice, and the file of its label map, if there is one."""
+
+    level: int
+    image: SourceFile
+    labels: SourceFile | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One scan of one person and the files that its slices come from."""
+
+    case: str
+    subject: str
+    split: str
+    slices: tuple[SliceFile, ...] = ()  # by level
+    covariates: dict[str, float | str | None] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of slices that it should have."""
+        return len(self.slices)
+
+    @property
+    def files(self) -> Iterator[SourceFile]:
+        """The files that it is read from."""
+        for of in self.slices:
+            yield from (of.image, of.labels) if of.labels else (of.image,)
+
+
+class Slice(NamedTuple):
+    """One slice, read."""
+
+    level: int
+    image: np.ndarray  # (H, W) uint8
+    labels: np.ndarray | None = None  # (H, W) uint8, a class per pixel
+
+
+class UnusedFile(NamedTuple):
+    """A file of the source that is not a slice."""
+
+    path: str
+    reason: str
+
+
+class Found(NamedTuple):
+    """What one layout finds in a source."""
+
+    cases: list[Case]  # by split (train, validate, test), then by case
+    used: list[SourceFile]  # the files that decide what the data set holds, rejected ones too
+    rejected: list[RejectedFile]
+    unused: list[UnusedFile]
+    image_size: tuple[int, int]  # height, width
+    label_classes: tuple[LabelClass, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a source holds, before any pixel is read."""
+
+    layout: str
+    cases: tuple[Case, ...]  # by split (train, validate, test), then by case
+    rejected: tuple[RejectedFile, ...]  # files that look like slices or scans, but cannot be used
+    unused: tuple[Unused, ...]  # files that are something else, by reason
+    image_size: tuple[int, int]  # height, width
+    label_classes: tuple[LabelClass, ...] = ()  # empty: the slices have no label maps
+    covariates: tuple[Covariate, ...] = ()
+    fingerprint: str  # digest of the files' names and sizes
+    times: str  # digest of their modification times
+
+    def split_cases(self) -> dict[str, list[Case]]:
+        """The cases of each split that has any, in the order of `cases`."""
+        splits = dict.fromkeys(case.split for case in self.cases)
+        return {split: [case for case in self.cases if case.split == split] for split in splits}

@@ -1,0 +1,150 @@
+"""Read the cases of one Parquet part and write it. Runs in Ray tasks."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from oasisgen import documents, storage, tables
+from oasisgen.config.pack import PackConfig
+from oasisgen.data import degenerate
+from oasisgen.data.cases import Case, Slice, SliceFile, SourceFile, Survey
+from oasisgen.data.description import Covariate, LabelClass, PackedPart, RejectedFile
+from oasisgen.data.images import read_png
+from oasisgen.data.slices import columns_of
+from oasisgen.errors import StorageError
+from oasisgen.lock import LockProof
+
+SLICES_PER_PART = 1024  # or one case more
+ROWS_PER_GROUP = 128
+OPEN_FILES = 16  # concurrent reads per task, to hide an object store's latency
+PAUSE_SECONDS = 5  # before the last attempt to read a file, after the client's own retries have failed
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """A part to write."""
+
+    config: PackConfig
+    lock: LockProof | None  # None: the part is only compared, and not written
+    split: str
+    name: str
+    image_size: tuple[int, int]
+    label_classes: tuple[LabelClass, ...]
+    covariates: tuple[Covariate, ...]
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """A part that was written, and what `dataset.json` says of it."""
+
+    split: str
+    part: PackedPart
+    cases: dict[str, int]  # case -> slices
+    levels: tuple[int, ...]
+    without_labels: int  # slices
+    pixels: tuple[tuple[str, int, str], ...]  # case, level and digest of each slice
+    rejected: tuple[RejectedFile, ...]
+
+
+def plan_parts(found: Survey, config: PackConfig, lock: LockProof | None) -> list[PartPlan]:
+    """The parts of all splits. A part holds whole cases."""
+    return [
+        PartPlan(
+            config,
+            lock,
+            split,
+            f"part-{number:05d}.parquet",
+            found.image_size,
+            found.label_classes,
+            found.covariates,
+            tuple(group),
+        )
+        for split, cases in found.split_cases().items()
+        for number, group in enumerate(_groups(cases))
+    ]
+
+
+def _groups(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """Consecutive cases with SLICES_PER_PART slices, or just above."""
+    group: list[Case] = []
+    for case in cases:
+        group.append(case)
+        if sum(case.count for case in group) >= SLICES_PER_PART:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def pack_part(row: dict[str, str]) -> dict[str, str]:
+    """Read and write a part: its PartPlan as JSON -> its WrittenPart as JSON."""
+    plan = documents.parse(row["plan"].encode(), PartPlan, "the plan of a part")
+    with ThreadPoolExecutor(OPEN_FILES) as pool:
+        jobs = [(case, read) for case in plan.cases for read in _readings(plan, case)]
+        results = [(case, each) for (case, _), of in zip(jobs, pool.map(_call, jobs), strict=True) for each in of]
+    slices = [(case, each) for case, each in results if isinstance(each, Slice)]
+    schema = columns_of(plan.label_classes, plan.covariates)
+    data = tables.to_bytes(
+        pa.Table.from_pylist([_row(case, each, schema) for case, each in slices], schema), ROWS_PER_GROUP
+    )
+    if plan.lock:
+        plan.lock.require()
+        storage.write_bytes(storage.join(plan.config.out, plan.split, plan.name), data)
+    written = WrittenPart(
+        split=plan.split,
+        part=PackedPart(plan.name, len(slices), len(data), hashlib.sha256(data).hexdigest()),
+        cases=dict(Counter(case.case for case, _ in slices)),
+        levels=tuple(sorted({each.level for _, each in slices})),
+        without_labels=sum(each.labels is None for _, each in slices),
+        pixels=tuple((case.case, each.level, degenerate.pixel_digest(each.image)) for case, each in slices),
+        rejected=tuple(each for _, each in results if isinstance(each, RejectedFile)),
+    )
+    return {"written": json.dumps(asdict(written))}
+
+
+def _call(job: tuple[Case, Callable[[], list[Slice | RejectedFile]]]) -> list[Slice | RejectedFile]:
+    return job[1]()
+
+
+def _row(case: Case, of: Slice, schema: pa.Schema) -> dict[str, Any]:
+    height, width = of.image.shape
+    row = {"case": case.case, "subject": case.subject, "level": of.level, "height": height, "width": width}
+    row |= {"image": of.image.tobytes(), "labels": None if of.labels is None else of.labels.tobytes()}
+    return {name: (case.covariates | row).get(name) for name in schema.names}
+
+
+def _readings(plan: PartPlan, case: Case) -> Iterable[Callable[[], list[Slice | RejectedFile]]]:
+    """Functions that read the slices of a case; they may run at the same time."""
+    return [partial(_read_slice_file, plan, file) for file in case.slices]
+
+
+def _read_slice_file(plan: PartPlan, file: SliceFile) -> list[Slice | RejectedFile]:
+    try:
+        return [Slice(file.level, read_png(read_file(plan.config.source, file.image), plan.image_size))]
+    except ValueError as reason:  # from the decoder; an error of storage ends the job, which can be run again
+        return [RejectedFile(file.image.path, str(reason))]
+
+
+def read_file(source: str, file: SourceFile) -> bytes:
+    """The bytes of a file, with one retry after a pause in case storage is down. Raises StorageError.
+
+    Ray's `retry_exceptions` is no alternative: Ray Data rejects it since 2.64, and Ray retries without a pause.
+    """
+    uri = storage.join(source, file.path)
+    try:
+        try:
+            return storage.read_bytes(uri)
+        except StorageError:
+            time.sleep(PAUSE_SECONDS)
+            return storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise StorageError(f"{uri} was removed while it was being packed: pack again") from None
