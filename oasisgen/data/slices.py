@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray.data
 
 from oasisgen import storage
+from oasisgen.config.data import Shape
 from oasisgen.data.description import Covariate, DataSetDescription, LabelClass, Split, read_description
 from oasisgen.data.shards import Columns, Shard, read_shards
 from oasisgen.errors import UserError
@@ -85,6 +86,11 @@ class DataSet:
     def levels(self) -> int:
         """Number of levels: the highest level plus 1."""
         return self.description.levels
+
+    @property
+    def shape(self) -> Shape:
+        """Size of its slices, and number of levels."""
+        return Shape(*self.image_size, self.levels)
 
     def degenerate_in(self, split: str) -> frozenset[tuple[str, int]]:
         """Case and level of a split's slices that are blank or have the same pixels as a slice of any split."""
