@@ -88,9 +88,7 @@ def _groups(cases: Sequence[Case]) -> Iterator[list[Case]]:
 def pack_part(row: dict[str, str]) -> dict[str, str]:
     """Read and write a part: its PartPlan as JSON -> its WrittenPart as JSON."""
     plan = documents.parse(row["plan"].encode(), PartPlan, "the plan of a part")
-    with ThreadPoolExecutor(OPEN_FILES) as pool:
-        jobs = [(case, read) for case in plan.cases for read in _readings(plan, case)]
-        results = [(case, each) for (case, _), of in zip(jobs, pool.map(_call, jobs), strict=True) for each in of]
+    results = read_cases(plan)
     slices = [(case, each) for case, each in results if isinstance(each, Slice)]
     schema = columns_of(plan.label_classes, plan.covariates)
     data = tables.to_bytes(
@@ -109,6 +107,14 @@ def pack_part(row: dict[str, str]) -> dict[str, str]:
         rejected=tuple(each for _, each in results if isinstance(each, RejectedFile)),
     )
     return {"written": json.dumps(asdict(written))}
+
+
+def read_cases(plan: PartPlan) -> list[tuple[Case, Slice | RejectedFile]]:
+    """Read the slices of a part's cases; a file that cannot be used gives the reason instead."""
+    jobs = [(case, read) for case in plan.cases for read in _readings(plan, case)]
+    with ThreadPoolExecutor(OPEN_FILES) as pool:
+        results = pool.map(_call, jobs)
+        return [(case, each) for (case, _), of in zip(jobs, results, strict=True) for each in of]
 
 
 def _call(job: tuple[Case, Callable[[], list[Slice | RejectedFile]]]) -> list[Slice | RejectedFile]:
