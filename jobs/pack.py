@@ -13,6 +13,11 @@ def main() -> None:
         from oasisgen import cluster
         from oasisgen.data.degenerate import lines
         from oasisgen.data.pack import pack
+        from oasisgen.reports.preview import write_preview
+
+        if flags.preview:
+            say("pack", f"preview: {write_preview(flags)}")
+            return
 
         with cluster.connection():
             description = pack(flags)

@@ -21,7 +21,8 @@ from oasisgen.errors import UserError
 from oasisgen.lock import Lock, LockProof, lock, require_unlocked
 from oasisgen.progress import Progress, say
 
-MARKS = FILE, "lock.json"  # either file shows that oasisgen wrote the folder; the lock comes first
+PREVIEW = "preview.txt"  # beside a folder `preview`, which `reports.preview` writes
+MARKS = FILE, "lock.json", PREVIEW  # each shows that oasisgen wrote the folder; the lock comes before any shard
 PART = re.compile(r"part-\d{5}\.parquet")
 
 

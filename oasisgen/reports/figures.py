@@ -73,6 +73,20 @@ def code_usage(counts: list[int]) -> str:
         return _svg(figure)
 
 
+def grey_values(cases: dict[str, list[np.ndarray]]) -> str:
+    """How often each grey value above 0 occurs in the slices (H, W) uint8 of each case: a line per case."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 2.6), layout="constrained")
+        axis = figure.subplots()
+        for name, slices in cases.items():
+            counts = np.bincount(np.concatenate([image.ravel() for image in slices]), minlength=256)[1:]
+            axis.plot(np.arange(1, 256), counts / max(1, counts.sum()), linewidth=0.8, label=name)
+        axis.set(xlabel="grey value", ylabel="share of pixels above 0", ylim=(0, None))
+        if len(cases) <= 10:
+            axis.legend(frameon=False, fontsize=7)
+        return _svg(figure)
+
+
 def montage(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
     """Rows of (256, 256) uint8 slices, each as long as the first, as one PNG."""
     from torchvision.utils import make_grid  # here: it takes seconds to import, and most processes draw nothing
