@@ -18,7 +18,9 @@ from oasisgen.progress import printable
 from oasisgen.stderr import without_ray_lines
 
 T = TypeVar("T")
-ADDRESSES = ("source", "data", "model", "inception", "out", "verify")  # the flags of all jobs whose value is a URI
+ADDRESSES = (  # the flags of all jobs whose value is a URI
+    *("source", "splits", "table", "data", "model", "inception", "out", "verify"),
+)
 
 
 def parse(parser: Callable[[list[str]], T], job: str) -> T:

@@ -107,12 +107,12 @@ def list_names(uri: str) -> list[str]:
         return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole file. Raises FileNotFoundError."""
+def read_bytes(uri: str, most: int | None = None) -> bytes:
+    """The whole file, or its first `most` bytes. Raises FileNotFoundError."""
     with one_line(uri, "read"):
         system, path = resolve(uri)
         with system.open_input_stream(path) as stream:
-            return stream.read()
+            return stream.read(most)
 
 
 def read_json(uri: str) -> Any:

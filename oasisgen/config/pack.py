@@ -1,11 +1,25 @@
 """The flags of jobs/pack.py."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
+from oasisgen import storage
 from oasisgen.config.check import check
 
 PLACES = "source", "out", "preview", "strict", "dry_run"  # flags that do not change what a data set holds
+ADDRESSES = "source", "out", "splits"  # flags whose value is a URI
+DEFAULT_SPLIT = "0.8,0.1,0.1"  # where the source names no splits
+
+
+def shares_of(split: str) -> list[Fraction]:
+    """`0.8,0.1,0.1` -> the exact shares of train, validate and test. Raises ValueError unless they sum to 1."""
+    pieces = split.split(",")
+    numbers = [Fraction(piece) for piece in pieces if re.fullmatch(r"[0-9]{0,9}\.?[0-9]{1,18}", piece)]
+    ok = len(pieces) == len(numbers) == 3 and sum(numbers) == 1
+    check("split", split, ok, "three shares that sum to 1: train, validate, test, like 0.8,0.1,0.1")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -16,6 +30,13 @@ class PackConfig:
     """URI of the folder that holds the split folders."""
     out: str
     """URI of the data set, <root>/datasets/<name>."""
+    splits: str | None = None
+    """URI of a CSV or TSV file with columns subject (or case) and split: train, validate or test."""
+    split: str | None = None
+    """Shares of train, validate and test, such as 0.8,0.1,0.1: subjects are split by a hash of their name. Default:
+    the splits of the source, or 0.8,0.1,0.1 if it names none."""
+    split_seed: int = 0
+    """Seed of that hash: another one gives another split."""
     preview: int = 0
     """Show this many cases, at most 100, in <out>/preview/index.html, and pack nothing."""
     strict: bool = False
@@ -25,6 +46,15 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         check("preview", self.preview, 0 <= self.preview <= 100, "from 0 to 100")
+        if self.split is not None:
+            shares_of(self.split)
+            check("splits", self.splits, self.splits is None, "left out if --split is given")
+
+    def absolute(self) -> "PackConfig":
+        """The same flags with addresses that are valid in any process."""
+        uris: dict[str, Any] = {name: uri for name in ADDRESSES if (uri := getattr(self, name)) is not None}
+        uris = {name: storage.absolute(uri) for name, uri in uris.items()}
+        return replace(self, **uris)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import ray.data
 
@@ -40,8 +40,8 @@ def pack(config: PackConfig) -> DataSetDescription | None:
     a connection to Ray. Raises UserError if storage cannot be used, the source is unusable, `out` holds another data
     set or is being packed by another job, or, with `strict`, if any file is rejected.
     """
-    source, out = storage.absolute(config.source), storage.absolute(config.out)
-    config = replace(config, source=source, out=out)
+    config = config.absolute()
+    source, out = config.source, config.out
     storage.check(source, write=False)
     storage.check(out, write=True)
     refuse_overlap(source, out)
@@ -76,7 +76,7 @@ def finished(config: PackConfig, found: Survey) -> DataSetDescription | None:
             "pack into another --out"
         )
     if old.source_fingerprint != found.fingerprint:
-        raise UserError(f"{out} was packed from other files ({old.source}) than {source} has: use another --out")
+        raise UserError(f"{out} was packed from other files or tables ({old.source}) than now: use another --out")
     if changed := differences(old.settings, config.settings):
         raise UserError(f"{out} was packed with other flags ({'; '.join(changed)}): use another --out")
     touched = old.source_times not in (None, found.times)  # None: an older version did not write it

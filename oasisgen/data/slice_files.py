@@ -18,7 +18,7 @@ Files = dict[tuple[int, int], list[tuple[SourceFile, str]]]  # (case as a number
 
 
 def find_cases(source: str, files: Sequence[SourceFile]) -> Found:
-    """The cases whose slices are among `files`. Raises UserError if a case is in two splits."""
+    """The cases whose slices are among `files`. Raises UserError if there are none."""
     found: dict[str, Files] = defaultdict(lambda: defaultdict(list))
     used: list[SourceFile] = []
     rejected: list[RejectedFile] = []
@@ -50,7 +50,6 @@ def find_cases(source: str, files: Sequence[SourceFile]) -> Found:
         if rejected:
             why = f"{rejected[0].file}: {rejected[0].reason}"
         raise UserError(f"no slices in {source}: {why}")
-    _require_separate({split: found[split] for split in splits_found})
     return Found(cases, used, rejected, unused, (IMAGE_SIZE, IMAGE_SIZE))
 
 
@@ -73,15 +72,3 @@ def _doubled(found: Files) -> list[RejectedFile]:
             other = next(other for other, _ in files if other != file)
             rejected.append(RejectedFile(file.path, f"case {case}, level {level} is also {other.path}: remove one"))
     return rejected
-
-
-def _require_separate(splits: dict[str, Files]) -> None:
-    """Raise UserError if a case is in two splits."""
-    homes: dict[int, str] = {}
-    for split, found in splits.items():
-        for number in {number for number, _ in found}:
-            if homes.setdefault(number, split) != split:
-                case = found[min(key for key in found if key[0] == number)][0][1]
-                raise UserError(
-                    f"case {case} is in {homes[number]} and in {split}: remove it from one of the two folders"
-                )

@@ -38,8 +38,8 @@ def write_preview(config: PackConfig) -> str:
     They show `config.preview` cases, evenly spaced over the source, and nothing is packed. Raises UserError as `pack`
     does for the source, if `out` holds files that oasisgen did not write, and if no shown slice can be read.
     """
-    source, out = storage.absolute(config.source), storage.absolute(config.out)
-    config = replace(config, source=source, out=out)
+    config = config.absolute()
+    source, out = config.source, config.out
     storage.check(source, write=False)
     storage.check(out, write=True)
     refuse_overlap(source, out)

@@ -1,0 +1,86 @@
+"""Bad input to packing: each ends in one line that names the thing and the fix."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from oasisgen.config.pack import PackConfig
+from oasisgen.data.sources import survey
+from oasisgen.errors import UserError
+from tests.conftest import one_line
+
+
+class Bad(NamedTuple):
+    """A bad input: how to make it in a folder with a good source, the flags to pack it with, and what is said."""
+
+    make: Callable[[Path], object]
+    flags: dict[str, str]  # `{}` is the folder
+    said: str
+
+
+def write(name: str, data: bytes | str) -> Callable[[Path], object]:
+    """A function that writes a file."""
+    return lambda folder: (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def nothing(folder: Path) -> None:
+    """The flags alone are bad."""
+
+
+SPLITS = {"splits": "{}/t.csv"}
+BAD = {
+    "no table": Bad(nothing, SPLITS, r"no file at .*t\.csv: give --splits the address of a CSV or TSV file"),
+    "an empty table": Bad(write("t.csv", " \n\n"), SPLITS, r"t\.csv is empty: it must have a header and a row"),
+    "a table without rows": Bad(write("t.csv", "subject,split\n"), SPLITS, r"has a header, but no rows: add a row"),
+    "a table in Latin-1": Bad(
+        write("t.csv", "subject,split\n1,train\né,val\n".encode("latin-1")),
+        SPLITS,
+        r"t\.csv, line 3: not UTF-8 text: save the table as CSV with encoding UTF-8",
+    ),
+    "a table in UTF-16": Bad(
+        write("t.csv", "subject,split\n1,train\n".encode("utf-16")), SPLITS, r"not UTF-8 text: save the table as CSV"
+    ),
+    "a spreadsheet for a table": Bad(
+        write("t.csv", b"PK\x03\x04\x14\0\x06\0\x08\0"), SPLITS, r"is not text: save the table as CSV"
+    ),
+    "uneven rows": Bad(
+        write("t.csv", "subject,split\n1,train\n2\n"), SPLITS, r"line 3: 1 values, the header has 2: fix it"
+    ),
+    "a quote that is never closed": Bad(
+        write("t.csv", 'subject,split\n1,"train\n2,val\n'), SPLITS, r"line 3: unexpected end of data: fix it"
+    ),
+    "a column twice": Bad(
+        write("t.csv", "subject,Split,SPLIT\n1,train,val\n"), SPLITS, r"has 2 columns Split: rename or remove one"
+    ),
+    "a table that is too large": Bad(
+        lambda folder: (folder / "t.csv").write_bytes(b"subject,split\n" + b"1,train\n" * 2_200_000),
+        SPLITS,
+        r"has more than 16777216 bytes: it must be a table with a row per subject",
+    ),
+    "a split of no case": Bad(
+        write("t.csv", "subject,split\n1,train\n"),
+        SPLITS,
+        r"none of 1 cases is in validate: add subjects of that split",
+    ),
+    "a subject in two splits": Bad(
+        write("t.csv", "subject,split\n1,train\n2,val\n01,val\n"),
+        SPLITS,
+        r"line 2 puts subject 001 in train, line 4 in val: give it one split",
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(bad: Bad, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for split, case in (("train", "001"), ("validate", "002")):
+        (raw / split).mkdir(parents=True)
+        (raw / split / f"case_{case}_slice_0.nii.png").write_bytes(b"not read by a survey")
+    bad.make(tmp_path)
+    flags = {name: value.format(tmp_path) for name, value in bad.flags.items()}
+    with pytest.raises(UserError, match=bad.said) as error:
+        survey(PackConfig(str(raw), str(tmp_path / "out"), **flags))  # type: ignore[arg-type]
+    assert one_line(str(error.value))
+    assert not (tmp_path / "out").exists()
