@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import botocore.exceptions
+import pyarrow as pa
 from pyarrow import fs
 
 from oasisgen import disk, s3
@@ -83,6 +84,14 @@ def list_details(uri: str) -> list[Listed]:
     ]
 
 
+def details(uri: str) -> Listed | None:
+    """The size and time of one file; None if there is no file at `uri`."""
+    with one_line(uri, "read"):
+        system, path = resolve(uri)
+        info = system.get_file_info(path)
+    return Listed(info.base_name, info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else None
+
+
 def list_dangling(uri: str) -> list[str]:
     """Broken links and special files under a folder, which the other listings leave out."""
     system, path = resolve(uri)
@@ -111,8 +120,15 @@ def read_bytes(uri: str, most: int | None = None) -> bytes:
     """The whole file, or its first `most` bytes. Raises FileNotFoundError."""
     with one_line(uri, "read"):
         system, path = resolve(uri)
-        with system.open_input_stream(path) as stream:
+        with system.open_input_stream(path, compression=None) as stream:
             return stream.read(most)
+
+
+def open_random(uri: str) -> pa.NativeFile:
+    """The file, opened to be read from any place. Raises FileNotFoundError."""
+    with one_line(uri, "open"):
+        system, path = resolve(uri)
+        return system.open_input_file(path)
 
 
 def read_json(uri: str) -> Any:
@@ -133,7 +149,7 @@ def write_bytes(uri: str, data: bytes) -> None:
             with disk.temporary(Path(path), data) as temporary:
                 temporary.replace(path)
         else:  # object stores show an object only once it is complete
-            with system.open_output_stream(path) as stream:
+            with system.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
 
 

@@ -289,3 +289,11 @@ def test_a_disk_that_cannot_be_read_says_nothing_about_a_file(tmp_path: Path) ->
 def test_a_relative_path_is_the_same_place_for_every_process() -> None:
     assert storage.absolute("a/../b/") == str(Path.cwd() / "b")
     assert storage.absolute("s3://bucket/run/") == "s3://bucket/run"
+
+
+def test_a_name_that_ends_in_gz_changes_no_bytes(tmp_path: Path, s3: str) -> None:
+    for place in (tmp_path, s3):
+        storage.write_bytes(f"{place}/a.nii.gz", b"as they are")
+        assert storage.read_bytes(f"{place}/a.nii.gz") == b"as they are"
+        assert storage.exists(f"{place}/a.nii.gz")
+    assert (tmp_path / "a.nii.gz").read_bytes() == b"as they are"

@@ -27,7 +27,7 @@ class PackConfig:
     """Pack brain scans into a data set of Parquet shards."""
 
     source: str
-    """URI of the folder that holds the split folders."""
+    """URI of the folder with the images, or of an archive of it: .tar, .tar.gz or .zip; archives in it are read too."""
     out: str
     """URI of the data set, <root>/datasets/<name>."""
     splits: str | None = None

@@ -2,11 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from oasisgen.data.description import Covariate, LabelClass, RejectedFile, Unused
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a file lies in an archive."""
+
+    archive: str  # path of the archive below the source's URI; "": the source itself
+    method: Literal["stored", "deflated", "gzip"]  # gzip: of the whole archive, which `start` counts without
+    start: int
+    stored: int  # bytes that it takes there
+    crc: int | None = None  # of the file, where the archive says it
 
 
 @dataclass(frozen=True)
@@ -15,7 +26,8 @@ class SourceFile:
 
     path: str  # below the source's URI
     size: int  # bytes
-    modified: int = 0  # nanoseconds since 1970
+    modified: int = 0  # nanoseconds since 1970; of a file in an archive: the archive's
+    member: Member | None = None  # None: a file of its own
 
 
 @dataclass(frozen=True)

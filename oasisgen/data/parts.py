@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +14,16 @@ import pyarrow as pa
 from oasisgen import documents, storage, tables
 from oasisgen.config.pack import PackConfig
 from oasisgen.data import degenerate
-from oasisgen.data.cases import Case, Slice, SliceFile, SourceFile, Survey
+from oasisgen.data.cases import Case, Slice, SliceFile, Survey
 from oasisgen.data.description import Covariate, LabelClass, PackedPart, RejectedFile
 from oasisgen.data.images import read_png
 from oasisgen.data.slices import columns_of
-from oasisgen.errors import StorageError
+from oasisgen.data.tree import read_file
 from oasisgen.lock import LockProof
 
 SLICES_PER_PART = 1024  # or one case more
 ROWS_PER_GROUP = 128
 OPEN_FILES = 16  # concurrent reads per task, to hide an object store's latency
-PAUSE_SECONDS = 5  # before the last attempt to read a file, after the client's own retries have failed
 
 
 @dataclass(frozen=True)
@@ -138,19 +136,3 @@ def _read_slice_file(plan: PartPlan, file: SliceFile) -> list[Slice | RejectedFi
         return [Slice(file.level, read_png(read_file(plan.config.source, file.image), plan.image_size))]
     except ValueError as reason:  # from the decoder; an error of storage ends the job, which can be run again
         return [RejectedFile(file.image.path, str(reason))]
-
-
-def read_file(source: str, file: SourceFile) -> bytes:
-    """The bytes of a file, with one retry after a pause in case storage is down. Raises StorageError.
-
-    Ray's `retry_exceptions` is no alternative: Ray Data rejects it since 2.64, and Ray retries without a pause.
-    """
-    uri = storage.join(source, file.path)
-    try:
-        try:
-            return storage.read_bytes(uri)
-        except StorageError:
-            time.sleep(PAUSE_SECONDS)
-            return storage.read_bytes(uri)
-    except FileNotFoundError:
-        raise StorageError(f"{uri} was removed while it was being packed: pack again") from None

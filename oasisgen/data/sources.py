@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from oasisgen import storage
 from oasisgen.config.pack import PackConfig
-from oasisgen.data.cases import SourceFile, Survey, UnusedFile
-from oasisgen.data.description import RejectedFile, Unused
+from oasisgen.data.cases import Survey, UnusedFile
+from oasisgen.data.description import Unused
 from oasisgen.data.slice_files import find_cases
 from oasisgen.data.splits import assign_splits
 from oasisgen.data.text_tables import read_text_table
-from oasisgen.errors import UserError
+from oasisgen.data.tree import list_tree
 
 EXAMPLES = 3  # unused files listed for each reason
 
@@ -19,19 +19,13 @@ EXAMPLES = 3  # unused files listed for each reason
 def survey(config: PackConfig) -> Survey:
     """Find the cases of `config.source`.
 
-    Raises UserError if the folder is missing, holds no slice, or has a subject in two splits.
+    Raises UserError if the folder or archive is missing or damaged, holds no slice, or has a subject in two splits.
     """
     config = config.absolute()
     source = config.source
     splits = read_text_table(config.splits, "--splits") if config.splits else None
-    try:
-        files = [SourceFile(*file) for file in storage.list_details(source)]
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"no folder at {source}: give --source the folder that holds train, validate and test"
-        ) from None
+    files, dangling, outside = list_tree(source)
     files = [file for file in files if storage.join(source, file.path) != config.splits]
-    dangling = [RejectedFile(path, "leads nowhere") for path in storage.list_dangling(source)]
     layout = "slices"
     found = find_cases(source, files)
     cases, left_out = assign_splits(config, found.cases, splits)
@@ -45,7 +39,7 @@ def survey(config: PackConfig) -> Survey:
         layout=layout,
         cases=tuple(cases),
         rejected=(*dangling, *found.rejected),
-        unused=_by_reason([*found.unused, *left_out]),
+        unused=_by_reason([*outside, *found.unused, *left_out]),
         image_size=found.image_size,
         label_classes=found.label_classes,
         fingerprint=digest.hexdigest(),
