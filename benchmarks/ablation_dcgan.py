@@ -15,17 +15,17 @@ import torch
 
 from benchmarks.ablation_sampling import print_head, print_row, slices
 from oasisgen import cluster, storage
-from oasisgen.config.data import LEVELS
+from oasisgen.config.data import Shape
 from oasisgen.config.presets import FULL
 from oasisgen.data.feed import Feed, epoch_batches, store
 from oasisgen.data.slices import read_slices
 from oasisgen.models.bundle import read_bundle, read_features
-from oasisgen.models.dcgan import DCGAN, Discriminator
+from oasisgen.models.dcgan import DCGAN
 from oasisgen.precision import autocast
 from oasisgen.quality import batch
 from oasisgen.quality.reference import open_reference_data_set
 from oasisgen.training.averaging import average
-from oasisgen.training.dcgan import adversarial_step, both_adams, initial_dcgan
+from oasisgen.training.dcgan import adversarial_step, both_adams, discriminator_of, initial_dcgan
 from oasisgen.training.encode import read_codes
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -46,13 +46,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def train(gan: DCGAN, maps: Feed, steps: int) -> DCGAN:
+def train(gan: DCGAN, maps: Feed, steps: int, shape: Shape) -> DCGAN:
     """The averaged DCGAN after so many steps."""
     c = gan.config
     torch.manual_seed(0)
-    averaged = DCGAN(c, gan.embedding).requires_grad_(False)
+    averaged = DCGAN(c, gan.embedding, shape).requires_grad_(False)
     averaged.load_state_dict(gan.state_dict())
-    discriminator = Discriminator(c, gan.embedding.channels)
+    discriminator = discriminator_of(gan, shape)
     networks = (
         gan.generator.to(memory_format=torch.channels_last),
         discriminator.to(memory_format=torch.channels_last),
@@ -60,7 +60,7 @@ def train(gan: DCGAN, maps: Feed, steps: int) -> DCGAN:
     optimizers = both_adams(c, networks)
     order = chain.from_iterable(epoch_batches(len(maps), c.batch_size, 0, epoch, 0, 1) for epoch in count())
     for step, (numbers, _) in enumerate(islice(order, steps)):
-        real = gan.embedding.embed(torch.from_numpy(maps.rows(numbers, "codes").astype("int64")))  # (B, C, 64, 64)
+        real = gan.embedding.embed(torch.from_numpy(maps.rows(numbers, "codes").astype("int64")))  # (B, C, h, w)
         levels = torch.from_numpy(maps.rows(numbers, "level").astype("int64"))  # (B,)
         with autocast(real.device):
             adversarial_step(gan, networks, optimizers, real, levels, step, torch.Generator().manual_seed(step))
@@ -81,19 +81,20 @@ def main() -> None:
     with cluster.connection():
         data = open_reference_data_set(bundle, None)
         split = {name: store(read_slices(data, name)).load() for name in ("train", "validate")}
-        maps = store(read_codes(storage.join(arguments.run, "codes"), "train")).load()
+        maps = store(read_codes(storage.join(arguments.run, "codes"), "train", data.shape.code_size)).load()
         load = partial(read_features, bundle.uri)
         torch.set_num_threads(1)
         print_head("DCGAN", "maps/s")
         for number, name in enumerate(arguments.names or CHANGES):
             c = replace(FULL.dcgan, channels=arguments.channels, **CHANGES[name])
             torch.manual_seed(0)
-            gan, started = initial_dcgan(replace(FULL, data="", out="", dcgan=c), maps, codebook), time.monotonic()
-            gan = train(gan, maps, arguments.steps)
+            gan = initial_dcgan(replace(FULL, data="", out="", dcgan=c), maps, codebook, data.shape)
+            started = time.monotonic()
+            gan = train(gan, maps, arguments.steps, data.shape)
             rate = arguments.steps * c.batch_size / (time.monotonic() - started)
             made = slices(replace(bundle, prior=gan), arguments.count)
             scores = batch.score_sets(
-                load, batch.equal_sets(made, list(range(LEVELS)), split["train"], split["validate"])
+                load, batch.equal_sets(made, bundle.trained_levels, split["train"], split["validate"])
             )
             print_row(name, f"{rate:.0f}", scores, with_reference=not number)
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from oasisgen import cluster
-from oasisgen.config.data import LEVELS
 from oasisgen.data.feed import chunks, store
 from oasisgen.data.pixels import to_uint8
 from oasisgen.data.slices import read_slices
@@ -28,19 +27,21 @@ SHOWN = ("fid", "kid", "precision", "recall", "density", "coverage", "ms_ssim")
 
 @torch.no_grad()
 def groups_of(bundle: Bundle, count: int, mixed: bool) -> Iterator[torch.Tensor]:
-    """The first so many sample ids of base seed 0, by the group, (16, 256, 256) uint8; `mixed`: in bfloat16 where the
+    """The first so many sample ids of base seed 0, by the group, (16, H, W) uint8; `mixed`: in bfloat16 where the
     CPU has it."""
     for group in chunks(np.arange(count), GROUP):
         z = torch.from_numpy(np.stack([latent(0, number, bundle.prior.noise_size) for number in group.tolist()]))
         with autocast(z.device, mixed):
-            codes = bundle.prior(z, torch.from_numpy(level_of(group))).codes  # (16, 64, 64)
-            images = to_uint8(bundle.vqvae.decode(codes)).squeeze(1)  # (16, 256, 256)
+            codes = bundle.prior(z, torch.from_numpy(level_of(group, bundle.shape.levels))).codes  # (16, H/4, W/4)
+            images = to_uint8(bundle.vqvae.decode(codes)).squeeze(1)  # (16, H, W)
         yield images
 
 
 def slices(bundle: Bundle, count: int, mixed: bool = True) -> Slices:
     """The same at once, with their levels."""
-    return Slices(torch.cat([*groups_of(bundle, count, mixed)]).numpy(), level_of(np.arange(count)))
+    return Slices(
+        torch.cat([*groups_of(bundle, count, mixed)]).numpy(), level_of(np.arange(count), bundle.shape.levels)
+    )
 
 
 def print_head(first: str, second: str) -> None:
@@ -78,7 +79,7 @@ def main() -> None:
         ):
             bundle.prior.config = replace(trained_with, decoding_steps=decoding_steps, temperature=temperature)
             made = slices(bundle, arguments.count, mixed=not arguments.float32)
-            scores = batch.score_sets(load, batch.equal_sets(made, list(range(LEVELS)), train, held_out))
+            scores = batch.score_sets(load, batch.equal_sets(made, bundle.trained_levels, train, held_out))
             print_row(f"{temperature}", f"{decoding_steps}", scores, with_reference=not number)
 
 

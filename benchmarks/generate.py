@@ -31,6 +31,7 @@ from oasisgen.models.bundle import read_bundle, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import Prior
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.pipelines.train import described_data
 from oasisgen.sampling.ids import GROUP
 from oasisgen.training import dcgan, masked
 
@@ -60,14 +61,14 @@ def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
     maps = Feed([{"codes": torch.cat(codes).numpy(), "level": train.rows(some, "level")}])
     codebook = vqvae.quantizer.codebook.detach()
     if config.prior == "masked":
-        prior: Prior = masked.initial_masked_prior(config, maps, codebook)[0]
+        prior: Prior = masked.initial_masked_prior(config, maps, codebook, data.shape)[0]
     else:
-        prior = dcgan.initial_dcgan(config, maps, codebook)
+        prior = dcgan.initial_dcgan(config, maps, codebook, data.shape)
 
-    described: dict[str, Any] = {"seed": 0, "data": {"uri": data.uri, "fingerprint": data.fingerprint}}
+    described: dict[str, Any] = {"seed": 0, "data": described_data(data)}
     described |= {"prior": config.prior, **{stage: asdict(getattr(config, stage)) for stage in config.stages}}
     nothing = {"reconstruction": {"ssim": {"mean": 0.0, "low": 0.0, "high": 0.0}, "codes_in_use": 0}}
-    write_bundle(folder, described, vqvae, prior, FeatureNetwork(), nothing, storage.write_bytes)
+    write_bundle(folder, described, vqvae, prior, FeatureNetwork(data.shape), nothing, storage.write_bytes)
     return folder
 
 
@@ -143,7 +144,7 @@ def comparing_rate(data: "DataSet", train: int) -> float:
     chosen = feeds["validate"].rows(np.arange(96), "image")
     started = time.monotonic()
     for number, image in enumerate(chosen):
-        references.compare(image, number % 32, [0, number])
+        references.compare(image, number % data.levels, [0, number])
     return len(chosen) / (time.monotonic() - started)
 
 

@@ -155,8 +155,11 @@ def read_scores(
 def learn(data: str, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
     """Train the feature network as jobs/train.py does."""
     config = replace(PRESETS["full"][1], data=data, out=out)
-    heads = PretextHeads()
-    heads.load_state_dict(complete(Stage("features", train_features, {"train": train}), config)["model"])
+    shape = open_data_set(data).shape
+    heads = PretextHeads(shape)
+    heads.load_state_dict(
+        complete(Stage("features", train_features, {"train": train, "shape": shape}), config)["model"]
+    )
     network = heads.network.eval().requires_grad_(False)
     return partial(lambda network: network, network)
 

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.common import alone, compare, packed
-from oasisgen.config.data import LEVELS
 from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.config.train import VQVAEConfig
 from oasisgen.data.feed import Feed, epoch_batches
@@ -34,7 +33,7 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import autocast
 from oasisgen.training.averaging import average
 from oasisgen.training.schedule import learning_rate
-from oasisgen.training.vqvae import error_scale
+from oasisgen.training.vqvae import cropped, error_scale
 
 STEPS, WARM_UP = 40, 5
 SCORED = 64  # slices
@@ -83,7 +82,7 @@ def crops(images: Feed, c: VQVAEConfig) -> Iterator[np.ndarray]:
     """Batches (B, crop, crop) uint8, epoch after epoch."""
     for epoch in range(10**6):
         for numbers, points in epoch_batches(len(images), c.batch_size, 0, epoch, 0, 1):
-            yield images.crops(numbers, (points * (256 - c.crop + 1)).astype(int), c.crop)
+            yield cropped(images, numbers, points, c.crop_of(images.image_size))
 
 
 def loop(kind: str, folder: str) -> float:
@@ -221,7 +220,7 @@ def main() -> None:
             _, data = packed(folder, validate=3)
             stored = {split: store(read_slices(data, split)) for split in ("train", "validate")}
             for split, count in (("train", data.count("train")), ("validate", SCORED)):
-                wanted = np.resize(np.arange(LEVELS), count)
+                wanted = np.resize(np.arange(data.levels), count)
                 np.save(f"{folder}/{split}.npy", select_levels(stored[split].load(), wanted).images)
             some = {split: store(read_slices(data, split).limit(240 * c.batch_size)) for split in stored}
             for size in (c.batch_size, 8 * c.batch_size):  # those have as many pixels as the baseline's

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from oasisgen import cluster, documents, lock
+from oasisgen.config.data import OASIS
 from oasisgen.config.folder import write_settings
 from oasisgen.config.train import DCGANConfig, VQVAEConfig
 from oasisgen.data.phantom import write_phantoms
@@ -40,9 +41,9 @@ DESCRIBED |= {"dcgan": asdict(PRIOR), "features": {}}
 
 def bundle_of_a_run(out: str) -> None:
     vqvae = VQVAE(VQ)
-    prior = make_prior("dcgan", asdict(PRIOR), vqvae.quantizer.codebook.detach())
+    prior = make_prior("dcgan", asdict(PRIOR), vqvae.quantizer.codebook.detach(), OASIS)
     metrics = {"reconstruction": QUALITY}
-    write_bundle(f"{out}/model", DESCRIBED, vqvae, prior, FeatureNetwork(), metrics, lost_lock(out).write)
+    write_bundle(f"{out}/model", DESCRIBED, vqvae, prior, FeatureNetwork(OASIS), metrics, lost_lock(out).write)
 
 
 def report_of_a_run(out: str) -> None:
@@ -83,7 +84,7 @@ def test_of_a_batch(trained: Path, batch: Path, tmp_path: Path) -> None:
     request = documents.read(str(out / "config.json"), BatchRequest)
     job = BatchJob(str(out), request, read_bundle(str(trained)), cluster.Actors())
     with pytest.raises(LockLost):
-        make_batch(job, None, FeatureNetwork, lost_lock(str(out)))
+        make_batch(job, None, lambda: FeatureNetwork(OASIS), lost_lock(str(out)))
     assert not (out / "summary.json").exists()
     assert not (out / "manifest.json").exists()
 

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from oasisgen.config.data import OASIS
 from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.config.train import PriorName, TrainConfig
 from oasisgen.data.pixels import to_unit
@@ -76,7 +77,7 @@ def sampler_of(config: TrainConfig, prior: PriorName) -> Sampler:
     vqvae = VQVAE(config.vqvae)
     sampler = Sampler.__new__(Sampler)  # `__init__` reads a bundle, and asks CUDA for its name
     sampler.device, sampler.mixed, sampler.vqvae = CUDA, False, vqvae.eval()
-    sampler.prior = make_prior(prior, vars(getattr(config, prior)), vqvae.quantizer.codebook.detach()).eval()
+    sampler.prior = make_prior(prior, vars(getattr(config, prior)), vqvae.quantizer.codebook.detach(), OASIS).eval()
     return sampler
 
 
@@ -130,8 +131,8 @@ def test_a_step_of_the_dcgan_neither_leaves_the_gpu_nor_makes_the_host_wait(
     config: TrainConfig, without_backward: None
 ) -> None:
     with gpu():
-        gan = DCGAN(config.dcgan, palette_of(config))
-        networks = gan.generator, Discriminator(config.dcgan, gan.embedding.channels)
+        gan = DCGAN(config.dcgan, palette_of(config), OASIS)
+        networks = gan.generator, Discriminator(config.dcgan, gan.embedding.channels, OASIS)
         real = gan.embedding.embed(torch.zeros(BATCH, 64, 64, dtype=torch.int64))
         levels = torch.arange(BATCH)
         losses = dcgan.adversarial_step(gan, networks, dcgan.both_adams(config.dcgan, networks), real, levels, 1, None)
@@ -142,7 +143,7 @@ def test_a_step_of_the_masked_prior_neither_leaves_the_gpu_nor_makes_the_host_wa
     with gpu():
         embedding = palette_of(FULL)
         assert isinstance(embedding, VectorEmbedding)
-        prior = MaskedPrior(FULL.masked, embedding)
+        prior = MaskedPrior(FULL.masked, embedding, OASIS)
         real, levels = torch.zeros(BATCH, 64, 64, dtype=torch.int64), torch.arange(BATCH)
         low_rank = prior.low_rank_sample(torch.randn(BATCH, FULL.masked.components), levels)
         loss = masked.loss_of(prior.predictor, prior, real, low_rank, levels, None)
@@ -152,7 +153,7 @@ def test_a_step_of_the_masked_prior_neither_leaves_the_gpu_nor_makes_the_host_wa
 
 def test_a_step_of_the_feature_network_neither_leaves_the_gpu_nor_makes_the_host_wait(without_backward: None) -> None:
     with gpu():
-        model, levels = PretextHeads(), torch.arange(BATCH)
+        model, levels = PretextHeads(OASIS), torch.arange(BATCH)
         batch = augment(torch.zeros(BATCH, 256, 256, dtype=torch.uint8), None)
         predicted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model(batch.x)
         losses = pretext_losses(*predicted, levels, batch)
@@ -166,7 +167,7 @@ def test_evaluation_encodes_and_reconstructs_on_the_gpu_alone(config: TrainConfi
         actor.device, actor.vqvae, actor.codebook_size = CUDA, VQVAE(config.vqvae).eval(), config.vqvae.codebook_size
         images = torch.zeros(BATCH, 256, 256, dtype=torch.uint8)
         written, counts = actor.reconstruct(images)
-        described = FeatureNetwork().eval()(to_unit(images[:, None]))
+        described = FeatureNetwork(OASIS).eval()(to_unit(images[:, None]))
     assert (written.shape, written.dtype) == (images.shape, torch.uint8)
     assert counts.shape == (BATCH, config.vqvae.codebook_size)
     assert described.shape == (BATCH, FeatureNetwork.num_features)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oasisgen.config.check import check, check_finite, check_least
-from oasisgen.config.data import LEVELS
+from oasisgen.config.data import MOST_LEVELS
 from oasisgen.config.ranges import number_ranges
 
 MOST_IDS = 10**10  # sample ids are below it: a file's name has ten digits
@@ -57,8 +57,9 @@ class GenerateConfig:
     """URI of the batch, <root>/batches/<name>."""
     count: int = 1000
     """Number of slices, from 1 to 10^10: the first sample ids of the requested levels."""
-    levels: str = f"0-{LEVELS - 1}"
-    """Levels to generate, like 10-20,25, if the model is conditioned on the level. An id determines its level."""
+    levels: str | None = None
+    """Levels to generate, like 10-20,25, if the model is conditioned on the level; defaults to all levels that the
+    training data has. An id determines its level."""
     ids: str | None = None
     """Generate exactly these sample ids, like 17,42,1000-1010; replaces --count, --levels and --reject."""
     base_seed: int | None = None
@@ -92,12 +93,13 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        number_ranges("levels", self.levels, LEVELS)
+        if self.levels is not None:
+            number_ranges("levels", self.levels, MOST_LEVELS)
         check("count", self.count, 1 <= self.count <= MOST_IDS, "from 1 to 10^10")
         if self.ids is not None:
             number_ranges("ids", self.ids, MOST_IDS)
             asked = self.count, self.levels, self.reject
-            check("ids", self.ids, asked == (1000, f"0-{LEVELS - 1}", "none"), "without count, levels and reject")
+            check("ids", self.ids, asked == (1000, None, "none"), "without count, levels and reject")
         if self.base_seed is not None:
             check("base_seed", self.base_seed, 0 <= self.base_seed < 2**63, "from 0 to 2**63 - 1")
         gpus = self.gpus_per_sampler

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oasisgen.config.check import check, check_finite, check_least
-from oasisgen.config.data import CODE_SIZE, IMAGE_SIZE
+from oasisgen.config.data import MOST_SIDE, OASIS, PIXELS_PER_CODE, Shape
 
 PriorName = Literal["dcgan", "masked"]  # the rows of models/priors.py
 
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """Stage 1: the VQ-VAE, which encodes a slice as a 64 x 64 code map and decodes it."""
+    """Stage 1: the VQ-VAE, which encodes a slice as a code map, a quarter of its height and width, and decodes it."""
 
     channels: int = 64
     """Feature channels of encoder and decoder; even."""
@@ -52,7 +52,8 @@ class VQVAEConfig:
     batch_size: int = 16
     """Slices per step, over all workers together."""
     crop: int = 128
-    """Side of the random square crops to train on, in pixels: a multiple of 4 from 16 to 256 (the whole slice)."""
+    """Side of the random square crops to train on, in pixels: a multiple of 4 from 16 to 512. A shorter side of the
+    slice is taken whole."""
     learning_rate: float = 4e-3
     """Peak learning rate of Adam."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -76,8 +77,13 @@ class VQVAEConfig:
         check("vqvae.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
         check("vqvae.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         check("vqvae.validate_slices", self.validate_slices, self.validate_slices >= 0, "at least 0")
-        crop_fits = self.crop % 4 == 0 and 16 <= self.crop <= IMAGE_SIZE
-        check("vqvae.crop", self.crop, crop_fits, f"a multiple of 4 from 16 to {IMAGE_SIZE}")
+        crop_fits = self.crop % PIXELS_PER_CODE == 0 and 16 <= self.crop <= MOST_SIDE
+        check("vqvae.crop", self.crop, crop_fits, f"a multiple of {PIXELS_PER_CODE} from 16 to {MOST_SIDE}")
+
+    def crop_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the crops to train on, of slices of `image_size`."""
+        height, width = image_size
+        return min(self.crop, height), min(self.crop, width)
 
 
 @dataclass(frozen=True)
@@ -105,9 +111,10 @@ class DCGANConfig:
     latent_dim: int = 100
     """Length of the noise vector z."""
     channels: int = 32
-    """Channels at 32 x 32; they double with every halving of the size."""
+    """Channels at half the height and width of a code map; they double with every further halving."""
     shift: int = 4
-    """Largest random shift of the discriminator's input, in codes, from 0 (none) to 31 (Zhao et al. 2020,
+    """Largest random shift of the discriminator's input, in codes, from 0 (none) to below half of a code map's
+    shorter side: 31 of a slice of 256 x 256 pixels (Zhao et al. 2020,
     arXiv:2006.10738)."""
     noise: float = 0.1
     """Standard deviation of the noise added to the discriminator's input (Sønderby et al. 2017, arXiv:1610.04490);
@@ -140,7 +147,8 @@ class DCGANConfig:
         check(
             "dcgan.collapse_threshold", self.collapse_threshold, 0 <= self.collapse_threshold < 1, "from 0 to below 1"
         )
-        check("dcgan.shift", self.shift, 0 <= self.shift < CODE_SIZE // 2, f"from 0 to {CODE_SIZE // 2 - 1}")
+        most = MOST_SIDE // PIXELS_PER_CODE // 2 - 1
+        check("dcgan.shift", self.shift, 0 <= self.shift <= most, f"from 0 to {most}")
         check("dcgan.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
 
 
@@ -151,13 +159,14 @@ class MaskedConfig:
     components: int = 64
     """Principal components of the PCA prior, whose low-rank sample the network is conditioned on."""
     channels: int = 32
-    """Channels at 64 x 64; they double with each of the first two halvings of the size."""
+    """Channels at the size of a code map; they double with each of the first two halvings."""
     decoding_steps: int = 12
     """Sampling steps per code map; more are slower."""
     temperature: float = 0.9
     """Sampling temperature, above 0: trades fidelity (low) for diversity (high)."""
     positions: int = 384
-    """Masked positions per map that a training step predicts, from 1 to 4096."""
+    """Masked positions that a training step predicts per map of 64 x 64 codes, from 1 to 4096; the same share of other
+    sizes."""
     weight_ema_decay: float = 0.998
     """Decay per step of the averaged network, from 0 to below 1. The averaged one samples. 0 disables averaging."""
     epochs: int = 10
@@ -175,13 +184,17 @@ class MaskedConfig:
     def __post_init__(self) -> None:
         check_finite(self, "masked.")
         check_least(self, "masked", 1, "components", "channels", "decoding_steps", "epochs", "batch_size")
-        check("masked.positions", self.positions, 1 <= self.positions <= CODE_SIZE**2, f"from 1 to {CODE_SIZE**2}")
+        check("masked.positions", self.positions, 1 <= self.positions <= OASIS.codes, f"from 1 to {OASIS.codes}")
         for name in ("learning_rate", "max_grad_norm", "temperature"):
             check(f"masked.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
         check("masked.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
         check(
             "masked.collapse_threshold", self.collapse_threshold, 0 <= self.collapse_threshold < 1, "from 0 to below 1"
         )
+
+    def positions_of(self, shape: Shape) -> int:
+        """Masked positions that a training step predicts per map of a data set of this shape."""
+        return max(1, self.positions * shape.codes // OASIS.codes)
 
 
 @dataclass(frozen=True)

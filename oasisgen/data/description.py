@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from oasisgen import documents, storage
-from oasisgen.config.data import IMAGE_SIZE, LEVELS
+from oasisgen.config.data import OASIS, Shape
 from oasisgen.documents import Count, Finite, Name
 from oasisgen.errors import UserError
 
@@ -105,7 +105,7 @@ class DataSetDescription:
     source_times: str | None = None  # digest of their modification times, to notice one that was changed in place
     fingerprint: str  # digest of the shards; compared by a training run
     image_size: tuple[Count, Count]  # height, width
-    levels: Count = LEVELS  # number of levels: the highest level plus 1
+    levels: Count = OASIS.levels  # number of levels: the highest level plus 1
     splits: dict[Name, Split]
     label_classes: tuple[LabelClass, ...] = ()  # empty: the data set has no label maps
     slices_without_labels: Count = 0  # of a data set with label maps
@@ -131,10 +131,10 @@ def read_description(uri: str) -> DataSetDescription:
         reads = " and ".join(map(str, READABLE))
         raise UserError(f"data set {uri} has schema version {version}, this program reads {reads}: pack again")
     description = documents.read(file, DataSetDescription)
-    height, width = description.image_size
-    if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
+    try:
+        Shape(*description.image_size, description.levels)
+    except ValueError as fault:
         raise UserError(
-            f"data set {uri} has slices of {height} x {width} pixels, this program works with {IMAGE_SIZE} x "
-            f"{IMAGE_SIZE}: pack slices of that size"
-        )
+            f"data set {uri} has slices that this program cannot work with ({fault}): pack others"
+        ) from None
     return description

@@ -52,10 +52,16 @@ class Feed:
         """Rows of one column, (len(numbers), …), copied from shared memory."""
         return np.stack([block[column][row] for block, row in self._find(numbers)])
 
-    def crops(self, numbers: np.ndarray, corners: np.ndarray, side: int) -> np.ndarray:
-        """A square crop of `side` pixels of each image, at top-left corners (N, 2): (N, side, side) uint8."""
-        found = zip(self._find(numbers), corners, strict=True)
-        return np.stack([block["image"][row, y : y + side, x : x + side] for (block, row), (y, x) in found])
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of every image."""
+        height, width = self.blocks[0]["image"].shape[1:]
+        return height, width
+
+    def crops(self, numbers: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """A crop of `size` (h, w) of each image, at top-left corners (N, 2): (N, h, w) uint8."""
+        found, (h, w) = zip(self._find(numbers), corners, strict=True), size
+        return np.stack([block["image"][row, y : y + h, x : x + w] for (block, row), (y, x) in found])
 
     def _find(self, numbers: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         homes = np.searchsorted(self.ends, numbers, side="right")

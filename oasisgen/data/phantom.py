@@ -19,12 +19,13 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from oasisgen import storage
-from oasisgen.config.data import IMAGE_SIZE, LEVELS
+from oasisgen.config.data import OASIS, Shape
 from oasisgen.config.folder import write_settings
 from oasisgen.data.slices import file_name
 from oasisgen.lock import lock
 from oasisgen.progress import Progress, say
 
+WHITE = 255.0
 COMPLETE = "complete.json"  # written last
 LOWEST = 71  # mm in the template's grid: the mid-brain, level 0
 VENTRICLES = np.array([98.0, 118.0, 88.0])  # mm: between the two lateral ventricles
@@ -47,14 +48,20 @@ def _smooth_noise(random: np.random.Generator, knots: tuple[int, int, int], shap
     return field.astype(np.float32)
 
 
-def subject(seed: int, number: int) -> np.ndarray:
-    """Virtual subject `number` for a seed: (32, 256, 256) uint8, levels from the mid-brain up."""
+def subject(seed: int, number: int, data: Shape = OASIS) -> np.ndarray:
+    """Virtual subject `number` for a seed: (L, H, W) uint8, levels from the mid-brain up.
+
+    Slices of another size than OASIS's show as much of the head, along the shorter side, with other pixels; another
+    number of levels spans the same height.
+    """
     random = np.random.default_rng([seed, number])
-    shape = (LEVELS, IMAGE_SIZE, IMAGE_SIZE)
+    shape = (data.levels, *data.image_size)
+    pixel, step = min(OASIS.image_size) / min(data.image_size), OASIS.levels / data.levels  # mm
 
     # The position of each voxel in the template, in mm: head size and pose, ventricles, local deformations.
     level, row, column = np.indices(shape, np.float32)
-    place = np.stack([row - 127.5, column - 127.5, level - 15.5])  # (3, 32, 256, 256), from the middle of the stack
+    axes = ((row, data.height, pixel), (column, data.width, pixel), (level, data.levels, step))
+    place = np.stack([(n - (count - 1) / 2) * mm for n, count, mm in axes])  # (3, L, H, W), from the stack's middle
     scale = random.normal([1.1, 1.1, 1.0], 0.04)
     tilt = np.eye(3) + random.normal(0.0, 0.035, (3, 3))
     place = np.einsum("ij,j...->i...", tilt / scale, place).astype(np.float32)
@@ -76,12 +83,12 @@ def subject(seed: int, number: int) -> np.ndarray:
     noise = random.normal(0.0, random.uniform(0.008, 0.02), (2, *shape)).astype(np.float32)
     image = np.where(t1 > 0.05, np.hypot(image + noise[0], noise[1]), 0.0)  # the background is masked, as in OASIS
     brightest = np.percentile(image, 99.9, axis=(1, 2), keepdims=True)  # per slice, as in OASIS
-    return (np.clip(image / brightest, 0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return (np.clip(image / brightest, 0.0, 1.0) * WHITE).round().astype(np.uint8)
 
 
 def write_subject(row: dict[str, Any]) -> dict[str, Any]:
-    """Write one virtual subject's 32 PNGs."""
-    for level, image in enumerate(subject(row["seed"], row["number"])):
+    """Write one virtual subject's PNGs, one per level."""
+    for level, image in enumerate(subject(row["seed"], row["number"], Shape(*row["shape"]))):
         png = io.BytesIO()
         Image.fromarray(image).save(png, "PNG")
         name = file_name(f"{row['number']:03d}", level)
@@ -89,14 +96,16 @@ def write_subject(row: dict[str, Any]) -> dict[str, Any]:
     return {"number": row["number"]}
 
 
-def write_phantoms(out: str, splits: dict[str, int], seed: int) -> None:
+def write_phantoms(out: str, splits: dict[str, int], seed: int, shape: Shape = OASIS) -> None:
     """Write the virtual subjects of all splits, {split: number of subjects}. Needs a connection to Ray.
 
     A finished folder, one with `complete.json`, is left unchanged. Raises UserError if `out` holds other files than
     these virtual subjects (real slices have the same file names), or if another job is writing to it.
     """
     out = storage.absolute(out)
-    settings = {"virtual_subjects": splits, "seed": seed}
+    settings: dict[str, Any] = {"virtual_subjects": splits, "seed": seed}
+    if shape != OASIS:  # folders of older versions do not name theirs
+        settings |= {"image_size": list(shape.image_size), "levels": shape.levels}
     write_settings(out, settings)
     marker = storage.join(out, COMPLETE)
     if storage.exists(marker):
@@ -104,7 +113,12 @@ def write_phantoms(out: str, splits: dict[str, int], seed: int) -> None:
         return
     homes = [split for split, subjects in splits.items() for _ in range(subjects)]
     rows = [
-        {"seed": seed, "number": number, "folder": storage.join(out, f"keras_png_slices_{split}")}
+        {
+            "seed": seed,
+            "number": number,
+            "folder": storage.join(out, f"keras_png_slices_{split}"),
+            "shape": [*shape.image_size, shape.levels],
+        }
         for number, split in enumerate(homes, start=1)
     ]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write_subject)

@@ -27,7 +27,7 @@ def pairs_of_a_level(levels: np.ndarray, cases: np.ndarray | None, count: int, s
 
 
 def variety(images: np.ndarray, levels: np.ndarray, cases: np.ndarray | None = None, seed: int = 0) -> float:
-    """Mean MS-SSIM over pairs of slices of one level: (N, 256, 256) uint8. The higher, the more alike they are.
+    """Mean MS-SSIM over pairs of slices of one level: (N, H, W) uint8. The higher, the more alike they are.
 
     NaN where no level has two slices.
     """

@@ -73,18 +73,30 @@ def ssim_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """MS-SSIM of each pair: (N, H, W) uint8 twice -> (N,) float32 (Wang et al. 2003, Asilomar 37:1398-1402).
 
-    Contrast and structure at five scales, luminance at the last; negative values of a scale count as 0. The value of
-    torchmetrics.
+    Contrast and structure at five scales, luminance at the last; negative values of a scale count as 0. Slices of 160
+    pixels or less have fewer scales (see `scale_weights`). The value of torchmetrics.
     """
     x, y = a.float(), b.float()
-    product = torch.ones(len(x))
-    for scale, weight in enumerate(SCALES):
+    product, weights = torch.ones(len(x)), scale_weights(min(a.shape[-2:]))
+    for scale, weight in enumerate(weights):
         luminance, contrast = _similarity(_moments(x), _moments(y))  # (N, H, W) each
-        last = scale == len(SCALES) - 1
+        last = scale == len(weights) - 1
         value = (luminance * contrast if last else contrast[..., 5:-5, 5:-5]).mean((1, 2))  # (N,): whole windows
         product = product * value.clamp(min=0) ** weight
         x, y = (F.avg_pool2d(each[:, None], 2).squeeze(1) for each in (x, y))  # (N, H/2, W/2)
     return product
+
+
+def scale_weights(side: int) -> tuple[float, ...]:
+    """The weights of MS-SSIM's scales for slices whose shorter side is `side`, from the finest down.
+
+    At every scale that is left, the windows must fit: five scales need 161 pixels, four 81, three 41. The weights of
+    fewer than five are divided by their sum.
+    """
+    count = max(n for n in range(1, len(SCALES) + 1) if n == 1 or side > (len(WINDOW) - 1) << (n - 1))
+    if count == len(SCALES):
+        return SCALES
+    return tuple(weight / sum(SCALES[:count]) for weight in SCALES[:count])
 
 
 def _moments(x: Any) -> Moments:

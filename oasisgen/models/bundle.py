@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from oasisgen import __version__, documents, storage
 from oasisgen.config import renamed
+from oasisgen.config.data import OASIS, Shape
 from oasisgen.config.train import VQVAEConfig
 from oasisgen.documents import Name
 from oasisgen.errors import InvalidFile, UserError
@@ -37,6 +38,9 @@ class TrainedOn(TypedDict):
 
     uri: str
     fingerprint: str
+    image_size: NotRequired[tuple[int, int]]  # missing in bundles of older versions: those of OASIS
+    levels: NotRequired[int]
+    trained_levels: NotRequired[list[int] | None]  # those of the training split, where its data set lists them
 
 
 class BundleFile(TypedDict):
@@ -58,6 +62,31 @@ class Bundle:
     vqvae: VQVAE
     prior: Prior
     features: FeatureNetwork
+
+    @property
+    def shape(self) -> Shape:
+        """Size of its slices, and the number of levels it knows."""
+        return shape_of(self.config)
+
+    @property
+    def trained_levels(self) -> list[int]:
+        """The levels it was trained on; all, where the bundle does not say."""
+        return self.config["data"].get("trained_levels") or list(range(self.shape.levels))
+
+    def require_shape(self, data: str, shape: Shape) -> None:
+        """Raise UserError if the slices of the data set at `data` are of another shape than the model's."""
+        if shape != self.shape:
+            raise UserError(
+                f"model {self.uri} knows {self.shape}, data set {data} has {shape}: name a data set of the same size "
+                "and number of levels"
+            )
+
+
+def shape_of(config: dict[str, Any]) -> Shape:
+    """The shape in a bundle's configuration. Raises ValueError for one that no model has."""
+    data = config["data"]
+    height, width = data.get("image_size", OASIS.image_size)
+    return Shape(height, width, data.get("levels", OASIS.levels))
 
 
 def write_bundle(
@@ -153,9 +182,10 @@ def _networks(config: dict[str, Any], tensors: dict[str, Any]) -> tuple[VQVAE, P
         tensors[kind] = {_new_name(name): tensor for name, tensor in tensors[kind].items()}
     vqvae = VQVAE(VQVAEConfig(**config["vqvae"]))
     vqvae.load_state_dict(tensors["vqvae"])
-    prior = make_prior(kind, config[kind], vqvae.quantizer.codebook.detach())
+    shape = shape_of(config)
+    prior = make_prior(kind, config[kind], vqvae.quantizer.codebook.detach(), shape)
     prior.load_state_dict(tensors[kind])
-    features = FeatureNetwork()
+    features = FeatureNetwork(shape)
     features.load_state_dict(tensors["features"])
     for network in (vqvae, prior, features):
         network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -182,11 +212,11 @@ def read_features(uri: str, expected: str = "") -> FeatureNetwork:
 
 
 def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) -> str:
-    ssim = metrics["reconstruction"]["ssim"]
+    ssim, shape = metrics["reconstruction"]["ssim"], shape_of(config)
     return f"""# oasisgen model {digest[:12]}
 
 A VQ-VAE and a prior over its code maps (a {PRIORS[config["prior"]].label}) that generate axial
-T1-weighted brain MRI slices (256 x 256, 8 bit).
+T1-weighted brain MRI slices ({shape.height} x {shape.width} pixels, 8 bit, {shape.levels} levels).
 
 - Trained on: `{config["data"]["uri"]}` (fingerprint `{config["data"]["fingerprint"][:12]}`)
 - Written by: oasisgen {config["version"]}

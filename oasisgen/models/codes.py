@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oasisgen.config.data import CODE_SIZE, LEVELS
+from oasisgen.config.data import Shape
 from oasisgen.config.train import DCGANConfig
 from oasisgen.models.quantizer import nearest, straight_through
 
-MOST_ANALYSED = 10_000  # maps that the principal components are computed from; 64 kB each
+MOST_ANALYSED = 10_000 * 64**2  # codes of the maps that principal components are computed from; 16 bytes each
 
 
 SMALL_SPREAD = 0.05  # of embedded codes, which have unit variance: no deviation is divided by less
@@ -23,8 +23,8 @@ RESIDUAL = 0.5  # how far the untrained generator moves a map, in units of the s
 class CodeMap(NamedTuple):
     """A generated code map."""
 
-    image: torch.Tensor  # (B, C, 64, 64): its codes embedded, as the discriminator sees it
-    codes: torch.Tensor  # (B, 64, 64) int64 in [0, K): every output is a valid code map
+    image: torch.Tensor  # (B, C, h, w): its codes embedded, as the discriminator sees it
+    codes: torch.Tensor  # (B, h, w) int64 in [0, K): every output is a valid code map
 
 
 class VectorEmbedding(nn.Module):
@@ -42,11 +42,11 @@ class VectorEmbedding(nn.Module):
         self.channels = codebook.shape[1]
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """(B, 64, 64) int64 -> (B, D, 64, 64)."""
-        return F.embedding(codes, self.weight).permute(0, 3, 1, 2)  # (B, D, 64, 64)
+        """(B, h, w) int64 -> (B, D, h, w)."""
+        return F.embedding(codes, self.weight).permute(0, 3, 1, 2)  # (B, D, h, w)
 
     def quantize(self, raw: torch.Tensor) -> CodeMap:
-        """(B, D, 64, 64) -> the nearest codes, straight-through."""
+        """(B, D, h, w) -> the nearest codes, straight-through."""
         B, D, H, W = raw.shape
         codes = nearest(raw.detach().permute(0, 2, 3, 1).reshape(-1, D), self.weight).view(B, H, W)
         return CodeMap(straight_through(raw, self.embed(codes)), codes)
@@ -60,13 +60,13 @@ class IndexEmbedding(nn.Module):
         self.channels, self.last = 1, codebook_size - 1
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """(B, 64, 64) int64 -> (B, 1, 64, 64) in [-1, 1]."""
-        return codes.unsqueeze(1).float() * (2.0 / self.last) - 1.0  # (B, 1, 64, 64)
+        """(B, h, w) int64 -> (B, 1, h, w) in [-1, 1]."""
+        return codes.unsqueeze(1).float() * (2.0 / self.last) - 1.0  # (B, 1, h, w)
 
     def quantize(self, raw: torch.Tensor) -> CodeMap:
-        """(B, 1, 64, 64) -> tanh, as the baseline's discriminator sees it, and the nearest indices."""
+        """(B, 1, h, w) -> tanh, as the baseline's discriminator sees it, and the nearest indices."""
         image = torch.tanh(raw)
-        codes = ((image.detach() + 1.0) * (self.last / 2.0)).round().long().squeeze(1)  # (B, 64, 64)
+        codes = ((image.detach() + 1.0) * (self.last / 2.0)).round().long().squeeze(1)  # (B, h, w)
         return CodeMap(image, codes)
 
 
@@ -81,26 +81,26 @@ class PCAPrior(nn.Module):
     Where the maps of a level never differ, as in the black corners, generated maps cannot differ either.
     """
 
-    mean: torch.Tensor  # (LEVELS, C, 64, 64)
-    spread: torch.Tensor  # (LEVELS, C, 64, 64): standard deviation
-    components: torch.Tensor  # (P, C, 64, 64): of the maps' deviations in units of their spread
+    mean: torch.Tensor  # (L, C, h, w)
+    spread: torch.Tensor  # (L, C, h, w): standard deviation
+    components: torch.Tensor  # (P, C, h, w): of the maps' deviations in units of their spread
 
-    def __init__(self, channels: int, components: int) -> None:
+    def __init__(self, channels: int, components: int, shape: Shape) -> None:
         super().__init__()
-        shape = (channels, CODE_SIZE, CODE_SIZE)
-        self.register_buffer("mean", torch.zeros(LEVELS, *shape))
-        self.register_buffer("spread", torch.ones(LEVELS, *shape))
-        self.register_buffer("components", torch.zeros(components, *shape))
+        size = channels, *shape.code_size
+        self.register_buffer("mean", torch.zeros(shape.levels, *size))
+        self.register_buffer("spread", torch.ones(shape.levels, *size))
+        self.register_buffer("components", torch.zeros(components, *size))
 
     @torch.no_grad()
     def fit(self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding) -> None:
-        """Compute all three from code maps (N, 64, 64) of levels (N,); a level without maps gets those of all."""
+        """Compute all three from code maps (N, h, w) of levels (N,); a level without maps gets those of all."""
         total, squares = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for maps, of in zip(codes.split(256), levels.split(256), strict=True):
-            image = embedding.embed(maps)  # (256, C, 64, 64)
+            image = embedding.embed(maps)  # (256, C, h, w)
             total.index_add_(0, of, image)
             squares.index_add_(0, of, image * image)
-        count = torch.bincount(levels, minlength=LEVELS).view(-1, 1, 1, 1)
+        count = torch.bincount(levels, minlength=len(self.mean)).view(-1, 1, 1, 1)
         missing = count == 0
         total, squares = (torch.where(missing, sums.sum(0), sums) for sums in (total, squares))
         count = torch.where(missing, count.sum(), count)
@@ -110,32 +110,32 @@ class PCAPrior(nn.Module):
         rank = min(len(self.components), len(codes))
         if rank == 0:
             return
-        every = -(-len(codes) // MOST_ANALYSED)
+        every = -(-codes.numel() // MOST_ANALYSED)
         codes, levels = codes[::every], levels[::every]
-        deviations = torch.cat([d.flatten(1) for d in self._deviations(codes, levels, embedding)])  # (N, C*64*64)
-        _, strength, directions = torch.svd_lowrank(deviations, q=rank, niter=2)  # (P,), (C*64*64, P)
+        deviations = torch.cat([d.flatten(1) for d in self._deviations(codes, levels, embedding)])  # (N, C*h*w)
+        _, strength, directions = torch.svd_lowrank(deviations, q=rank, niter=2)  # (P,), (C*h*w, P)
         weighed = (
             directions * strength / len(deviations) ** 0.5
-        ).t()  # (P, C*64*64): unit noise gives the data's variance
+        ).t()  # (P, C*h*w): unit noise gives the data's variance
         self.components[:rank] = weighed.reshape(rank, *self.components.shape[1:])
 
     @torch.no_grad()
     def coefficients(self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding) -> torch.Tensor:
-        """Coefficients (N, P) of the components in code maps (N, 64, 64) of levels (N,); 0 for an unused component."""
-        components = self.components.flatten(1)  # (P, C*64*64)
+        """Coefficients (N, P) of the components in code maps (N, h, w) of levels (N,); 0 for an unused component."""
+        components = self.components.flatten(1)  # (P, C*h*w)
         squares = components.pow(2).sum(1).clamp(min=1e-6)  # (P,)
         return torch.cat([d.flatten(1) @ components.t() / squares for d in self._deviations(codes, levels, embedding)])
 
     def _deviations(
         self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding
     ) -> Iterator[torch.Tensor]:
-        """Deviations of maps from their level's mean, in units of the spread, (256, C, 64, 64) at a time."""
+        """Deviations of maps from their level's mean, in units of the spread, (256, C, h, w) at a time."""
         for maps, of in zip(codes.split(256), levels.split(256), strict=True):
             yield (embedding.embed(maps) - self.mean[of]) / self.spread[of].clamp(min=SMALL_SPREAD)
 
     def forward(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Raw output (B, C, 64, 64), the noise it was made from (B, Z), levels (B,) int64 -> (B, C, 64, 64)."""
-        linear = torch.einsum("bp,pchw->bchw", z[:, : len(self.components)], self.components)  # (B, C, 64, 64)
+        """Raw output (B, C, h, w), the noise it was made from (B, Z), levels (B,) int64 -> (B, C, h, w)."""
+        linear = torch.einsum("bp,pchw->bchw", z[:, : len(self.components)], self.components)  # (B, C, h, w)
         return self.mean[levels] + self.spread[levels] * (linear + RESIDUAL * raw)
 
 

@@ -1,5 +1,6 @@
 """The DCGAN over code maps (Radford et al. 2016, arXiv:1511.06434)."""
 
+import math
 from typing import Self
 
 import torch
@@ -7,36 +8,53 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from oasisgen.config.data import CODE_SIZE, LEVELS
+from oasisgen.config.data import Shape
 from oasisgen.config.train import DCGANConfig
 from oasisgen.models.codes import CodeEmbedding, CodeMap, PCAPrior, make_embedding
+
+LEAST_START = 4  # codes: the least side that the ladder of the two networks starts from, or ends at
+
+
+def halvings(shape: Shape) -> int:
+    """How often both sides of a code map can be halved while neither falls below LEAST_START: 4 of 64 x 64 codes."""
+    sides, count = shape.code_size, 0
+    while all(side % 2 == 0 and side // 2 >= LEAST_START for side in sides):
+        sides, count = (sides[0] // 2, sides[1] // 2), count + 1
+    return count
+
+
+def ladder_start(shape: Shape) -> tuple[int, int]:
+    """Height and width of the smallest map of both networks: 4 x 4 for 64 x 64 codes, 6 x 5 for 48 x 40."""
+    height, width = (side >> halvings(shape) for side in shape.code_size)
+    return height, width
 
 
 class Generator(nn.Module):
     """z (and a level) -> an embedded map, by a stack of strided transposed convolutions."""
 
-    def __init__(self, config: DCGANConfig, channels: int) -> None:
+    def __init__(self, config: DCGANConfig, channels: int, shape: Shape) -> None:
         super().__init__()
         C = config.channels
-        self.level = nn.Embedding(LEVELS, config.latent_dim) if config.conditional else None
+        self.level = nn.Embedding(shape.levels, config.latent_dim) if config.conditional else None
         inputs = config.latent_dim * (2 if config.conditional else 1)
-        widths = [8 * C, 4 * C, 2 * C, C]
-        ladder: list[nn.Module] = [nn.ConvTranspose2d(inputs, widths[0], 4)]  # (B, 8C, 4, 4)
+        widths = [C << rung for rung in reversed(range(halvings(shape)))]  # 8C, 4C, 2C, C for 64 x 64 codes
+        # (B, 8C, 4, 4) for 64 x 64 codes
+        ladder: list[nn.Module] = [nn.ConvTranspose2d(inputs, widths[0], ladder_start(shape))]
         for wide, narrow in zip(widths, [*widths[1:], channels], strict=True):
             ladder += [nn.BatchNorm2d(wide), nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)]
         self.ladder = nn.Sequential(*ladder)
 
     def forward(self, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """(B, Z), (B,) int64 -> (B, channels, 64, 64), unbounded."""
+        """(B, Z), (B,) int64 -> (B, channels, h, w), unbounded."""
         if self.level is not None:
             z = torch.cat([z, self.level(levels)], 1)  # (B, 2Z)
-        return self.ladder(z[:, :, None, None]).float()  # (B, channels, 64, 64)
+        return self.ladder(z[:, :, None, None]).float()  # (B, channels, h, w)
 
 
 class Discriminator(nn.Module):
-    """An embedded code map (and its level) -> one logit, by strided convolutions; 4 halvings to 4 x 4."""
+    """An embedded code map (and its level) -> one logit, by strided convolutions."""
 
-    def __init__(self, config: DCGANConfig, channels: int) -> None:
+    def __init__(self, config: DCGANConfig, channels: int, shape: Shape) -> None:
         super().__init__()
         C = config.channels
 
@@ -45,19 +63,20 @@ class Discriminator(nn.Module):
 
         layers: list[nn.Module] = []
         narrow = channels
-        for number, wide in enumerate([C, 2 * C, 4 * C, 8 * C]):
+        for number, wide in enumerate(C << rung for rung in range(halvings(shape))):
             layers.append(bound(nn.Conv2d(narrow, wide, 4, stride=2, padding=1)))
             if number > 0 and not config.spectral_norm:
                 layers.append(nn.BatchNorm2d(wide))
             layers.append(nn.LeakyReLU(0.2))
             narrow = wide
-        self.features = nn.Sequential(*layers)  # (B, 8C, 4, 4)
-        self.logit = bound(nn.Linear(16 * narrow, 1))
-        self.level = bound(nn.Embedding(LEVELS, 16 * narrow)) if config.conditional else None
+        self.features = nn.Sequential(*layers)  # (B, 8C, 4, 4) of 64 x 64 codes
+        size = narrow * math.prod(ladder_start(shape))
+        self.logit = bound(nn.Linear(size, 1))
+        self.level = bound(nn.Embedding(shape.levels, size)) if config.conditional else None
 
     def forward(self, image: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """(B, channels, 64, 64), (B,) int64 -> (B,) logits; above 0 means real."""
-        h = self.features(image).flatten(1)  # (B, 8C*16)
+        """(B, channels, h, w), (B,) int64 -> (B,) logits; above 0 means real."""
+        h = self.features(image).flatten(1)  # (B, size)
         logit = self.logit(h).squeeze(1)  # (B,)
         if self.level is not None:  # projection (Miyato & Koyama 2018, arXiv:1802.05637)
             logit = logit + (self.level(levels) * h).sum(1)
@@ -67,22 +86,22 @@ class Discriminator(nn.Module):
 class DCGAN(nn.Module):
     """Generator, embedding of codes and PCA prior: everything that sampling needs."""
 
-    def __init__(self, config: DCGANConfig, embedding: CodeEmbedding) -> None:
+    def __init__(self, config: DCGANConfig, embedding: CodeEmbedding, shape: Shape) -> None:
         super().__init__()
         self.config = config
         self.embedding = embedding
-        self.pca_prior = PCAPrior(embedding.channels, config.components) if config.pca_prior else None
-        self.generator = Generator(config, embedding.channels)
+        self.pca_prior = PCAPrior(embedding.channels, config.components, shape) if config.pca_prior else None
+        self.generator = Generator(config, embedding.channels, shape)
         self.noise_size = config.latent_dim
         self.conditional = config.conditional
 
     @classmethod
-    def from_codebook(cls, config: DCGANConfig, codebook: torch.Tensor, usage: torch.Tensor) -> Self:
+    def from_codebook(cls, config: DCGANConfig, codebook: torch.Tensor, usage: torch.Tensor, shape: Shape) -> Self:
         """An untrained DCGAN over a codebook (K, D) whose codes occur `usage` (K,) times."""
-        return cls(config, make_embedding(config, codebook, usage))
+        return cls(config, make_embedding(config, codebook, usage), shape)
 
     def apply_pca_prior(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """A generator's raw output (B, C, 64, 64) for z (B, Z), levels (B,) -> an embedded map, unquantized."""
+        """A generator's raw output (B, C, h, w) for z (B, Z), levels (B,) -> an embedded map, unquantized."""
         return raw if self.pca_prior is None else self.pca_prior(raw, z, levels)
 
     def forward(self, z: torch.Tensor, levels: torch.Tensor) -> CodeMap:
@@ -113,6 +132,3 @@ def discriminator_input(images: torch.Tensor, config: DCGANConfig, generator: to
     if config.noise == 0:
         return shifted
     return shifted + config.noise * torch.randn(shifted.shape, generator=generator, device=shifted.device)
-
-
-assert CODE_SIZE == 64, "generator and discriminator go between 4 x 4 and 64 x 64"

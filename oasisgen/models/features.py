@@ -1,7 +1,11 @@
 """A small network that describes a slice by numbers in which anatomy and texture can be compared."""
 
+import math
+
 import torch
 from torch import nn
+
+from oasisgen.config.data import SIDE_STEP, Shape
 
 TEXTURE, ANATOMY = 64, 128
 
@@ -14,17 +18,19 @@ class FeatureNetwork(nn.Module):
 
     num_features = TEXTURE + ANATOMY  # the name by which torchmetrics asks
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
+        # The last pooling of an odd number of regions ends in one that averages fewer.
+        places = math.prod(-(-side // SIDE_STEP // 2) for side in shape.image_size)  # 4 x 4 of 256 x 256 pixels
 
         def halve(narrow: int, wide: int) -> nn.Module:
             return nn.Sequential(nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.BatchNorm2d(wide), nn.ReLU())
 
-        self.early = nn.Sequential(halve(1, 8), halve(8, 24), halve(24, TEXTURE))  # (B, 64, 32, 32)
-        self.late = nn.Sequential(halve(TEXTURE, 96), halve(96, 128), nn.AvgPool2d(2), nn.Flatten())  # (B, 128*4*4)
-        self.anatomy = nn.Linear(128 * 4 * 4, ANATOMY)
+        self.early = nn.Sequential(halve(1, 8), halve(8, 24), halve(24, TEXTURE))  # (B, 64, H/8, W/8)
+        self.late = nn.Sequential(halve(TEXTURE, 96), halve(96, 128), nn.AvgPool2d(2, ceil_mode=True), nn.Flatten())
+        self.anatomy = nn.Linear(128 * places, ANATOMY)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 1, 256, 256) in [-1, 1] -> (B, 192)."""
-        h = self.early(x)  # (B, 64, 32, 32)
+        """(B, 1, H, W) in [-1, 1] -> (B, 192)."""
+        h = self.early(x)  # (B, 64, H/8, W/8)
         return torch.cat([h.mean((2, 3)), self.anatomy(self.late(h))], 1)  # (B, 192)

@@ -26,7 +26,7 @@ class Inception(nn.Module):
         self.network = inception_v3(weights=None, init_weights=False, transform_input=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 1, 256, 256) in [-1, 1] -> (B, 2048)."""
+        """(B, 1, H, W) in [-1, 1] -> (B, 2048)."""
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)  # (B, 1, 299, 299)
         return self.network(x.expand(-1, 3, -1, -1))  # (B, 2048)
 

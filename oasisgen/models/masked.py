@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from oasisgen.config.data import CODE_SIZE, LEVELS
+from oasisgen.config.data import Shape
 from oasisgen.config.train import MaskedConfig
 from oasisgen.models.codes import CodeMap, PCAPrior, VectorEmbedding
-
-POSITIONS = CODE_SIZE**2
 
 
 class ZeroInitResidualBlock(nn.Module):
@@ -35,9 +33,12 @@ class ZeroInitResidualBlock(nn.Module):
 
 
 class MaskedCodePredictor(nn.Module):
-    """Predicts the codes at masked positions: strided convolutions down to 8 x 8 and up again, as in a U-Net."""
+    """Predicts the codes at masked positions: strided convolutions, three halvings and up again, as in a U-Net.
 
-    def __init__(self, channels: int, embedding_dim: int, codebook_size: int) -> None:
+    The sides of a code map are multiples of 8. Layers are called after their side for 64 x 64 codes, as in the bundles.
+    """
+
+    def __init__(self, channels: int, embedding_dim: int, codebook_size: int, shape: Shape) -> None:
         super().__init__()
         C = channels
 
@@ -50,12 +51,12 @@ class MaskedCodePredictor(nn.Module):
         self.read = nn.Conv2d(2 * embedding_dim + 1, C, 3, padding=1)
         self.down1, self.at32 = down(C, 2 * C), ZeroInitResidualBlock(2 * C)
         self.down2, self.at16 = down(2 * C, 4 * C), ZeroInitResidualBlock(4 * C)
-        self.place = nn.Parameter(0.1 * torch.randn(4 * C, 16, 16))
+        self.place = nn.Parameter(0.1 * torch.randn(4 * C, *(side // 4 for side in shape.code_size)))
         self.down3, self.at8 = (
             down(4 * C, 6 * C),
             nn.Sequential(ZeroInitResidualBlock(6 * C), ZeroInitResidualBlock(6 * C)),
         )
-        self.level = nn.Embedding(LEVELS, 6 * C)
+        self.level = nn.Embedding(shape.levels, 6 * C)
         self.up3, self.back16 = up(6 * C, 4 * C), ZeroInitResidualBlock(4 * C)
         self.up2, self.back32 = up(4 * C, 2 * C), ZeroInitResidualBlock(2 * C)
         self.up1, self.mix, self.last = up(2 * C, C), nn.Conv2d(2 * C, 2 * C, 1), nn.Conv2d(2 * C, 2 * C, 3, padding=1)
@@ -69,50 +70,50 @@ class MaskedCodePredictor(nn.Module):
         levels: torch.Tensor,
         positions: torch.Tensor,
     ) -> torch.Tensor:
-        """Logits (B, N, K) of the codes at `positions` (B, N), indices into the flattened map in [0, 4096).
+        """Logits (B, N, K) of the codes at `positions` (B, N), indices into the flattened map in [0, h*w).
 
-        `image` (B, D, 64, 64) is an embedded map, `masked` (B, 1, 64, 64) is True where it is hidden from the network,
-        `low_rank` (B, D, 64, 64) is a low-rank sample, `levels` (B,) int64.
+        `image` (B, D, h, w) is an embedded map, `masked` (B, 1, h, w) is True where it is hidden from the network,
+        `low_rank` (B, D, h, w) is a low-rank sample, `levels` (B,) int64.
         """
-        h64 = F.relu(self.read(torch.cat([image * ~masked, masked.to(image.dtype), low_rank], 1)))  # (B, C, 64, 64)
-        h32 = self.at32(self.down1(h64))  # (B, 2C, 32, 32)
-        h16 = self.at16(self.down2(F.relu(h32)) + self.place)  # (B, 4C, 16, 16)
-        h = self.at8(self.down3(F.relu(h16)) + self.level(levels)[:, :, None, None])  # (B, 6C, 8, 8)
-        h = self.back16(self.up3(F.relu(h)) + h16)  # (B, 4C, 16, 16)
-        h = self.back32(self.up2(F.relu(h)) + h32)  # (B, 2C, 32, 32)
-        h = self.mix(torch.cat([F.relu(self.up1(F.relu(h))), h64], 1))  # (B, 2C, 64, 64)
-        h = F.relu(h + self.last(F.relu(h))).flatten(2).transpose(1, 2)  # (B, 4096, 2C)
+        h64 = F.relu(self.read(torch.cat([image * ~masked, masked.to(image.dtype), low_rank], 1)))  # (B, C, h, w)
+        h32 = self.at32(self.down1(h64))  # (B, 2C, h/2, w/2)
+        h16 = self.at16(self.down2(F.relu(h32)) + self.place)  # (B, 4C, h/4, w/4)
+        h = self.at8(self.down3(F.relu(h16)) + self.level(levels)[:, :, None, None])  # (B, 6C, h/8, w/8)
+        h = self.back16(self.up3(F.relu(h)) + h16)  # (B, 4C, h/4, w/4)
+        h = self.back32(self.up2(F.relu(h)) + h32)  # (B, 2C, h/2, w/2)
+        h = self.mix(torch.cat([F.relu(self.up1(F.relu(h))), h64], 1))  # (B, 2C, h, w)
+        h = F.relu(h + self.last(F.relu(h))).flatten(2).transpose(1, 2)  # (B, h*w, 2C)
         return self.head(h.gather(1, positions[:, :, None].expand(-1, -1, h.shape[2])))  # (B, N, K)
 
 
 class MaskedPrior(nn.Module):
     """Predictor, embedding of codes and PCA prior: everything that sampling needs."""
 
-    cholesky: torch.Tensor  # (LEVELS, P, P): maps unit noise to coefficients with a level's covariance
+    cholesky: torch.Tensor  # (L, P, P): maps unit noise to coefficients with a level's covariance
 
-    def __init__(self, config: MaskedConfig, embedding: VectorEmbedding) -> None:
+    def __init__(self, config: MaskedConfig, embedding: VectorEmbedding, shape: Shape) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.shape = config, shape
         self.embedding = embedding
-        self.pca_prior = PCAPrior(embedding.channels, config.components)
-        self.register_buffer("cholesky", torch.eye(config.components).repeat(LEVELS, 1, 1))
-        self.predictor = MaskedCodePredictor(config.channels, embedding.channels, len(embedding.weight))
-        self.noise_size = config.components + 2 * POSITIONS
+        self.pca_prior = PCAPrior(embedding.channels, config.components, shape)
+        self.register_buffer("cholesky", torch.eye(config.components).repeat(shape.levels, 1, 1))
+        self.predictor = MaskedCodePredictor(config.channels, embedding.channels, len(embedding.weight), shape)
+        self.noise_size = config.components + 2 * shape.codes
         self.conditional = True
 
     @classmethod
-    def from_codebook(cls, config: MaskedConfig, codebook: torch.Tensor, usage: torch.Tensor) -> Self:
+    def from_codebook(cls, config: MaskedConfig, codebook: torch.Tensor, usage: torch.Tensor, shape: Shape) -> Self:
         """An untrained prior over a codebook (K, D) whose codes occur `usage` (K,) times."""
-        return cls(config, VectorEmbedding(codebook, usage))
+        return cls(config, VectorEmbedding(codebook, usage), shape)
 
     @torch.no_grad()
     def fit(self, codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Fit PCA prior and `cholesky` to code maps (N, 64, 64) of levels (N,); returns their coefficients (N, P)."""
+        """Fit PCA prior and `cholesky` to code maps (N, h, w) of levels (N,); returns their coefficients (N, P)."""
         self.pca_prior.fit(codes, levels, self.embedding)
         coefficients = self.pca_prior.coefficients(codes, levels, self.embedding)  # (N, P)
         P = self.config.components
         everything = torch.cov(coefficients.t()).view(P, P)
-        for level in range(LEVELS):
+        for level in range(self.shape.levels):
             its = coefficients[levels == level]
             own = torch.cov(its.t()).view(P, P) if len(its) > 1 else everything
             # A level has few cases for so many parameters: its covariance is shrunk towards that of all.
@@ -121,35 +122,33 @@ class MaskedPrior(nn.Module):
         return coefficients
 
     def low_rank_sample(self, coefficients: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Coefficients of the components (B, P), levels (B,) -> a map without detail (B, D, 64, 64)."""
+        """Coefficients of the components (B, P), levels (B,) -> a map without detail (B, D, h, w)."""
         return self.pca_prior(torch.zeros((), device=coefficients.device), coefficients, levels)
 
     @torch.no_grad()
     def forward(self, noise: torch.Tensor, levels: torch.Tensor) -> CodeMap:
         """Standard normal `noise` (B, noise_size), levels (B,) int64 -> CodeMap, each map from its own row alone."""
-        P = self.config.components
+        P, size = self.config.components, self.shape.code_size
         coefficients = torch.einsum("bpq,bq->bp", self.cholesky[levels], noise[:, :P])  # (B, P)
-        order, chance = torch.special.ndtr(noise[:, P:]).chunk(2, 1)  # (B, 4096) in [0, 1] each
+        order, chance = torch.special.ndtr(noise[:, P:]).chunk(2, 1)  # (B, h*w) in [0, 1] each
         low_rank, order = self.low_rank_sample(coefficients, levels), order.argsort(1)
-        codes = torch.zeros(len(levels), POSITIONS, dtype=torch.int64, device=noise.device)  # (B, 4096)
+        codes = torch.zeros(len(levels), self.shape.codes, dtype=torch.int64, device=noise.device)  # (B, h*w)
         masked = torch.ones_like(codes, dtype=torch.bool)
-        ends = [
-            POSITIONS - still_masked(step, self.config.decoding_steps) for step in range(self.config.decoding_steps + 1)
-        ]
-        for first, end in pairwise(ends):
+        for first, end in pairwise(decoding_ends(self.shape.codes, self.config.decoding_steps)):
             positions = order[:, first:end]  # (B, N)
-            image = self.embedding.embed(codes.view(-1, CODE_SIZE, CODE_SIZE))  # (B, D, 64, 64)
-            logits = self.predictor(
-                image, masked.view(-1, 1, CODE_SIZE, CODE_SIZE), low_rank, levels, positions
-            )  # (B, N, K)
+            image = self.embedding.embed(codes.view(-1, *size))  # (B, D, h, w)
+            logits = self.predictor(image, masked.view(-1, 1, *size), low_rank, levels, positions)  # (B, N, K)
             reached = (logits.float() / self.config.temperature).softmax(2).cumsum(2)  # (B, N, K)
             drawn = torch.searchsorted(reached, chance.gather(1, positions)[:, :, None]).squeeze(2)  # (B, N)
             codes.scatter_(1, positions, drawn.clamp(max=logits.shape[2] - 1))
             masked.scatter_(1, positions, False)
-        maps = codes.view(-1, CODE_SIZE, CODE_SIZE)
+        maps = codes.view(-1, *size)  # (B, h, w)
         return CodeMap(self.embedding.embed(maps), maps)
 
 
-def still_masked(step: int, decoding_steps: int) -> int:
-    """Positions still masked before decoding step `step`: a cosine schedule, which fills in few at first."""
-    return round(POSITIONS * math.cos(0.5 * math.pi * step / decoding_steps))
+def decoding_ends(positions: int, steps: int) -> list[int]:
+    """Of so many positions, how many are filled in before each of `steps` decoding steps, and after the last one.
+
+    A cosine schedule: few at first.
+    """
+    return [positions - round(positions * math.cos(0.5 * math.pi * step / steps)) for step in range(steps + 1)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from oasisgen.config.data import Shape
 from oasisgen.config.train import DCGANConfig, MaskedConfig, PriorName
 from oasisgen.models.dcgan import DCGAN
 from oasisgen.models.masked import MaskedPrior
@@ -44,10 +45,10 @@ PRIORS: Mapping[PriorName, PriorKind] = {
 }
 
 
-def make_prior(kind: PriorName, settings: Mapping[str, Any], codebook: torch.Tensor) -> Prior:
-    """The prior that `kind` names, over a codebook (K, D), its weights yet to be loaded.
+def make_prior(kind: PriorName, settings: Mapping[str, Any], codebook: torch.Tensor, shape: Shape) -> Prior:
+    """The prior that `kind` names, over a codebook (K, D), for slices of a `shape`; its weights are yet to be loaded.
 
     `settings` are the fields of its configuration.
     """
     row = PRIORS[kind]
-    return row.model.from_codebook(row.config(**settings), codebook, usage=torch.ones(len(codebook)))
+    return row.model.from_codebook(row.config(**settings), codebook, torch.ones(len(codebook)), shape)

@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Encoder, quantizer, decoder. Two halvings: 256 x 256 pixels are 64 x 64 codes."""
+    """Encoder, quantizer, decoder. Two halvings: H x W pixels are H/4 x W/4 codes."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()

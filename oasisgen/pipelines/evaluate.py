@@ -18,11 +18,13 @@ def evaluate_bundle(
     """Evaluate a bundle, or the one of a run; returns what `<out>/evaluation.json` says, beside `slices.parquet`.
 
     Each of its actors has so many GPUs, None: one, where the cluster has any. A finished evaluation is left as it is.
-    Raises UserError for storage that may not be used, a damaged bundle or data set, no room on the cluster, and where
-    `out` holds the evaluation of something else, or another job works there.
+    Raises UserError for storage that may not be used, a damaged bundle or data set, one of another size or number of
+    levels than the model's, no room on the cluster, and where `out` holds the evaluation of something else, or another
+    job works there.
     """
     storage.check(out, write=True)
     bundle = read_bundle(bundle_uri)
+    bundle.require_shape(data.uri, data.shape)
     data.require_whole(split)
     write_settings(out, {"model": bundle.digest, "data_fingerprint": data.fingerprint, "split": split})
     written = storage.join(out, "evaluation.json")

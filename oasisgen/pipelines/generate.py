@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from torch import nn
 
 from oasisgen import __version__, cluster, documents, meters, storage, tables
-from oasisgen.config.data import LEVELS
 from oasisgen.config.folder import SOFTWARE, require_same_settings, require_same_software, write_settings
 from oasisgen.config.generate import MOST_IDS, GenerateConfig
 from oasisgen.config.ranges import number_ranges
@@ -58,6 +57,7 @@ def generate(config: GenerateConfig) -> BatchSummary | None:
     inception_digest = inception.digest(weights) if weights else None
     require_trained_levels(levels, bundle)
     if data:
+        bundle.require_shape(data.uri, data.shape)
         require_levels(levels, data)
     request = make_request(config, bundle, levels, data, inception_digest)
     require_same_settings(out, request.to_json())
@@ -67,7 +67,7 @@ def generate(config: GenerateConfig) -> BatchSummary | None:
         actors = require_room(config, data)
     if config.dry_run:
         require_unlocked(out)
-        for line in plan_batch(request, data, out, finished, cluster.free()):
+        for line in plan_batch(request, bundle.shape, data, out, finished, cluster.free()):
             say("plan", line)
         return None
     write_settings(out, request.to_json())
@@ -82,12 +82,23 @@ def generate(config: GenerateConfig) -> BatchSummary | None:
 
 
 def requested_levels(config: GenerateConfig, bundle: Bundle) -> list[int]:
-    """The levels of the slices. Raises UserError where some are requested of a model that does not know levels."""
-    levels = number_ranges("levels", config.levels, LEVELS)
-    if levels != list(range(LEVELS)) and not bundle.prior.conditional:
-        raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
+    """The levels of the slices.
+
+    Raises UserError where some are requested of a model that does not know levels, or not these.
+    """
+    known = bundle.shape.levels
     if config.ids:
-        return [int(level) for level in np.unique(level_of(np.array(number_ranges("ids", config.ids, MOST_IDS))))]
+        return [
+            int(level) for level in np.unique(level_of(np.array(number_ranges("ids", config.ids, MOST_IDS)), known))
+        ]
+    if config.levels is None:
+        return bundle.trained_levels
+    try:
+        levels = number_ranges("levels", config.levels, known)
+    except ValueError as error:
+        raise UserError(f"{error}, the levels of model {bundle.uri}") from None
+    if levels != list(range(known)) and not bundle.prior.conditional:
+        raise UserError(f"model {bundle.uri} does not know levels: leave out --levels")
     return levels
 
 
@@ -180,7 +191,7 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
         ),
     )
     scored, train = (real.scores, real.train.load()) if real else (None, None)
-    report = partial(write_batch_report, out, summary, slices, scored, train)
+    report = partial(write_batch_report, out, summary, slices, scored, train, job.bundle.shape.image_size)
     seal(out, summary, parts, held, report)
     if root:
         write_index(root)

@@ -1,9 +1,10 @@
 """What a job would do, in words: `--dry-run`."""
 
+import math
 from collections.abc import Iterator
 
 from oasisgen import storage
-from oasisgen.config.data import CODE_SIZE
+from oasisgen.config.data import Shape
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import steps_per_epoch
 from oasisgen.data.slices import DataSet
@@ -11,7 +12,7 @@ from oasisgen.progress import human_bytes
 from oasisgen.sampling.parts import part_uri
 from oasisgen.sampling.request import BatchRequest
 
-PNG_BYTES = 19_000  # of a slice, about
+PNG_BYTES = 0.29  # of a slice's pixel, about
 CODE_BYTES = 2  # of a position in a stored code map
 
 
@@ -22,11 +23,12 @@ def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], 
         cases, count = len(data.split(split).cases), data.count(split)
         weight, shards = human_bytes(data.file_bytes(split)), len(data.parts(split))
         yield f"{split}: {count} slices of {cases} cases, {weight} in {shards} shards"
+    yield f"data: {data.shape}; VQ-VAE crops of {' x '.join(map(str, config.vqvae.crop_of(data.image_size)))}"
     for stage in config.stages:
         c = getattr(config, stage)
         steps = steps_per_epoch(rows, c.batch_size)
         yield f"{stage}: {c.epochs} epochs x {steps} steps of {c.batch_size} slices = {c.epochs * steps} steps"
-    yield f"codes: {rows} maps, {human_bytes(rows * CODE_SIZE**2 * CODE_BYTES)} before compression"
+    yield f"codes: {rows} maps, {human_bytes(rows * data.shape.codes * CODE_BYTES)} before compression"
     held = human_bytes(data.pixels("train", "validate"))
     yield f"object store: {held} on each node that trains, the cluster has {human_bytes(cluster_has['store'])}"
     least = f"{config.min_workers} to " if config.min_workers else ""
@@ -39,14 +41,15 @@ def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], 
 
 
 def plan_batch(
-    request: BatchRequest, data: DataSet | None, out: str, finished: bool, cluster_has: dict[str, float]
+    request: BatchRequest, shape: Shape, data: DataSet | None, out: str, finished: bool, cluster_has: dict[str, float]
 ) -> Iterator[str]:
     """Lines: model, slices and parts, the data set that the batch is measured against, and resources."""
-    parts = list(request.first_parts())
+    parts = list(request.first_parts(shape.levels))
     slices = sum(map(len, parts))
     done = "finished" if finished else f"{sum(storage.exists(part_uri(out, n)) for n in range(len(parts)))} made"
     yield f"model {request.model}, base seed {request.base_seed}"
-    yield f"{slices} slices in {len(parts)} parts, {done}, about {human_bytes(slices * PNG_BYTES)}"
+    size = human_bytes(int(slices * math.prod(shape.image_size) * PNG_BYTES))
+    yield f"{slices} slices in {len(parts)} parts, {done}, about {size}"
     if data:
         yield f"measured against {data.uri}, {data.count('train')} training slices"
     yield f"to {out}; {cluster_has['CPU']:g} CPUs, {cluster_has['GPU']:g} GPUs are free"

@@ -43,9 +43,9 @@ def make_slices(job: BatchJob, real: ReferenceData | None, least: dict[str, floa
 
     `least` is what a slice must score in each measure not to be rejected.
     """
-    request, tried = job.request, 0
+    request, of, tried = job.request, job.bundle.shape.levels, 0
     parts: list[BatchPart] = []
-    planned = list(request.first_parts())
+    planned = list(request.first_parts(of))
     while planned:
         numbered = dict(enumerate(planned, len(parts)))
         missing = {number: ids for number, ids in numbered.items() if not storage.exists(part_uri(job.out, number))}
@@ -56,7 +56,7 @@ def make_slices(job: BatchJob, real: ReferenceData | None, least: dict[str, floa
         tried += sum(map(len, planned))
         kept = sum(part.slices for part in parts)
         more = 0 if request.ids else min(request.count - kept, MOST_TRIED * request.count - tried)
-        planned = list(request.parts_between(tried, tried + more))
+        planned = list(request.parts_between(of, tried, tried + more))
     return parts
 
 

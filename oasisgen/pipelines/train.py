@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from oasisgen import cluster, storage
-from oasisgen.config.data import LEVELS
 from oasisgen.config.folder import require_same_settings, write_settings
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
@@ -24,8 +23,8 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.plan import plan_run
 from oasisgen.progress import say
 from oasisgen.quality.reconstruction import evaluate
-from oasisgen.reports.run import SHOWN, write_run_report
-from oasisgen.sampling.ids import groups
+from oasisgen.reports.run import GENERATED, SHOWN, write_run_report
+from oasisgen.sampling.ids import groups, ids_of_levels, level_of
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint
 from oasisgen.training.encode import encode_split, read_codes, require_same_codes
@@ -83,9 +82,10 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     load_vqvae = partial(checkpoint.restore_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
 
-    state = complete(Stage("features", train_features, {"train": train_slices}), config, held.proof)
+    stage = Stage("features", train_features, {"train": train_slices, "shape": data.shape})
+    state = complete(stage, config, held.proof)
     histories["features"] = state["history"]
-    heads = PretextHeads()
+    heads = PretextHeads(data.shape)
     heads.load_state_dict(state["model"])
     del train_slices, inputs, stage  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
@@ -93,17 +93,18 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     require_same_codes(storage.join(config.out, config.prior), digest, held.write)
 
     codebook = vqvae.quantizer.codebook.detach()
-    codes = store(read_codes(codes_uri, "train"))
+    codes = store(read_codes(codes_uri, "train", data.shape.code_size))
     loop = pkgutil.resolve_name(PRIORS[config.prior].loop)
-    state = complete(Stage(config.prior, loop, {"codes": codes, "codebook": codebook}), config, held.proof)
+    stage = Stage(config.prior, loop, {"codes": codes, "codebook": codebook, "shape": data.shape})
+    state = complete(stage, config, held.proof)
     histories[config.prior] = state["history"]
     settings = dataclasses.asdict(getattr(config, config.prior))
-    prior = make_prior(config.prior, settings, codebook)
+    prior = make_prior(config.prior, settings, codebook, data.shape)
     prior.load_state_dict(state["averaged"])
 
     described = {
         "seed": config.seed,
-        "data": {"uri": data.uri, "fingerprint": data.fingerprint},
+        "data": described_data(data),
         "vqvae": dataclasses.asdict(config.vqvae),
         "prior": config.prior,
         config.prior: settings,
@@ -118,7 +119,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
 
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
-    generated = samples(bundle_uri, metrics["model"], config, feed)
+    generated = samples(bundle_uri, metrics["model"], config, data, feed)
     write_run_report(config.out, described, metrics, histories, pairs, generated, held.commit)
 
 
@@ -127,8 +128,26 @@ def actors_of(config: TrainConfig) -> cluster.Actors:
     return cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
 
 
+def described_data(data: DataSet) -> dict[str, Any]:
+    """What a bundle says of the data set it was trained on."""
+    levels = data.split("train").levels
+    return {
+        "uri": data.uri,
+        "fingerprint": data.fingerprint,
+        "image_size": list(data.image_size),
+        "levels": data.levels,
+        "trained_levels": None if levels is None else list(levels),
+    }
+
+
 def check_size(config: TrainConfig, data: DataSet) -> None:
-    """Raise UserError where a split is missing or damaged, or an epoch would have no step."""
+    """Raise UserError where a split is missing or damaged, an epoch would have no step, or slices are too small."""
+    half = min(data.shape.code_size) // 2
+    if config.prior == "dcgan" and config.dcgan.shift >= half:
+        raise UserError(
+            f"dcgan.shift is {config.dcgan.shift}: must be below {half}, half the shorter side of the code maps of "
+            f"{data.uri}"
+        )
     for split in ("train", "validate"):
         data.require_whole(split)
     for stage in config.stages:
@@ -140,20 +159,26 @@ def check_size(config: TrainConfig, data: DataSet) -> None:
 @torch.no_grad()
 def reconstructions(vqvae: VQVAE, held_out: Feed) -> list[tuple[np.ndarray, np.ndarray]]:
     """Eight held-out slices, spread over cases and levels, each with its reconstruction."""
-    images = torch.from_numpy(held_out.rows(evenly_spaced(len(held_out), SHOWN), "image"))  # (8, 256, 256)
-    written = to_uint8(vqvae.decode(vqvae.encode(to_unit(images.unsqueeze(1))))).squeeze(1)  # (8, 256, 256)
+    images = torch.from_numpy(held_out.rows(evenly_spaced(len(held_out), SHOWN), "image"))  # (8, H, W)
+    written = to_uint8(vqvae.decode(vqvae.encode(to_unit(images.unsqueeze(1))))).squeeze(1)  # (8, H, W)
     return list(zip(images.numpy(), written.numpy(), strict=True))
 
 
-def samples(bundle_uri: str, digest: str, config: TrainConfig, held_out: Feed) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The first 32 sample ids, each with a held-out slice of its level."""
+def samples(
+    bundle_uri: str, digest: str, config: TrainConfig, data: DataSet, held_out: Feed
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first sample ids of the levels trained on, or of some evenly spaced ones, each with a held-out slice of its
+    level: GENERATED in all.
+    """
     sampler = Sampler(bundle_uri, config.seed, expected=digest)
     levels = np.concatenate([block["level"] for block in held_out.blocks])
+    trained = data.split("train").levels or range(data.levels)
+    some = [trained[place] for place in evenly_spaced(len(trained), GENERATED)]
     chosen: list[tuple[np.ndarray, np.ndarray]] = []
-    for group in groups(np.arange(LEVELS)):
+    for group in groups(ids_of_levels(some, data.levels, 0, GENERATED)):
         made: dict[str, Any] = sampler.sample(group)
         for number, image in zip(made["id"], made["image"], strict=True):
-            same = np.flatnonzero(levels == number % LEVELS)
+            same = np.flatnonzero(levels == level_of(number, data.levels))
             row = same[number % len(same)] if len(same) else number % len(levels)
             chosen.append((image, held_out.rows(np.array([row]), "image")[0]))
     return chosen

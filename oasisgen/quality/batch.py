@@ -28,7 +28,7 @@ MOST = 2048  # slices of a batch whose fidelity and variety are measured; more w
 
 
 class FeatureExtractor:
-    """A Ray actor that turns batches of `data` (B, 256, 256) uint8 into `features` (B, F)."""
+    """A Ray actor that turns batches of `data` (B, H, W) uint8 into `features` (B, F)."""
 
     def __init__(self, load: Callable[[], nn.Module]) -> None:
         self.device = actor.set_up()
@@ -36,14 +36,14 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        images = torch.from_numpy(np.array(batch["data"])).to(self.device)  # (B, 256, 256)
+        images = torch.from_numpy(np.array(batch["data"])).to(self.device)  # (B, H, W)
         with repeatable(self.device):
             features = self.network(to_unit(images.unsqueeze(1)))  # (B, F)
         return {"features": features.float().cpu().numpy()}
 
 
 def extract_features(load: Callable[[], nn.Module], images: np.ndarray, actors: cluster.Actors) -> torch.Tensor:
-    """(N, 256, 256) uint8 -> features (N, F), with the network that `load` reads. Needs a connected Ray."""
+    """(N, H, W) uint8 -> features (N, F), with the network that `load` reads. Needs a connected Ray."""
     extracted = ray.data.from_numpy(list(chunks(images, BATCH))).map_batches(
         FeatureExtractor, fn_constructor_args=(load,), batch_size=BATCH, **cluster.pool(actors)
     )
@@ -111,7 +111,7 @@ def score_batch(
     if not len(slices):
         return {}, 0
     sample = slices.take(evenly_spaced(len(slices), MOST))
-    images = np.stack(read_images(out, request.format, sample))
+    images = np.stack(read_images(out, request.format, sample, references.image_size))
     train, held_out = (split.load() for split in (references.train, references.held_out))
     sets = equal_sets(Slices(images, sample["level"].to_numpy()), list(request.levels), train, held_out)
     return mean_scores(slices, references.scores) | score_sets(load, sets, actors), len(sets.synthetic.levels)

@@ -22,10 +22,10 @@ CANDIDATES = 6  # real slices, nearest as thumbnails, among which SSIM finds the
 AS_THEY_LIE = 3  # candidates searched for without a shift too: a slice that lacks a part has another centre
 
 
-NEIGHBOURS = 4  # levels up and down whose slices are candidates too
+NEIGHBOURS = 4  # levels up and down whose slices are candidates too, of a case of 32 or fewer; of more, an eighth
 
 
-THUMBNAIL = 32  # pixels, both ways
+THUMBNAIL = 32  # pixels of the longer side
 
 
 FOREGROUND = 16  # the least grey value that counts for a slice's centre: decoders write black as 0 to 3
@@ -72,9 +72,10 @@ def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 def thumbnail(image: np.ndarray) -> torch.Tensor:
-    """(256, 256) uint8 -> (1024,) float32, block means."""
-    small = cv2.resize(image.astype(np.float32), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)  # (32, 32)
-    return torch.from_numpy(small).flatten()  # (1024,)
+    """(H, W) uint8 -> (T,) float32, block means; T is 1024 for square slices."""
+    height, width = (max(1, round(THUMBNAIL * side / max(image.shape))) for side in image.shape)
+    small = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(small).flatten()  # (T,)
 
 
 def centred(image: np.ndarray) -> np.ndarray:
@@ -87,21 +88,21 @@ class Probe:
     """A slice to compare, with the thumbnails that its neighbours are searched by."""
 
     def __init__(self, image: np.ndarray) -> None:
-        self.image = np.array(image)  # (256, 256) uint8
+        self.image = np.array(image)  # (H, W) uint8
         self.centre = centre(self.image)
         mirror = np.ascontiguousarray(self.image[:, ::-1])
-        self.as_it_lies = thumbnail(self.image)[None]  # (1, 1024)
-        self.centred = torch.stack([thumbnail(centred(self.image)), thumbnail(centred(mirror))])  # (2, 1024)
+        self.as_it_lies = thumbnail(self.image)[None]  # (1, T)
+        self.centred = torch.stack([thumbnail(centred(self.image)), thumbnail(centred(mirror))])  # (2, T)
 
 
 class Thumbnails(NamedTuple):
     """Of all slices of a split."""
 
-    pixels: torch.Tensor  # (N, 1024)
+    pixels: torch.Tensor  # (N, T)
     norms: torch.Tensor  # (N,), squared
 
     def nearest(self, probes: torch.Tensor, places: np.ndarray, count: int) -> list[int]:
-        """The `count` pairs of `places` (M,), which rise, and `probes` (P, 1024) with the least distance.
+        """The `count` pairs of `places` (M,), which rise, and `probes` (P, T) with the least distance.
 
         A pair is numbered place by place: P x its number in `places` + that of its probe.
         """
@@ -114,7 +115,7 @@ class Thumbnails(NamedTuple):
 
 def thumbnails(images: Iterable[np.ndarray]) -> Thumbnails:
     """Those of N slices."""
-    pixels = torch.stack([thumbnail(image) for image in images])  # (N, 1024)
+    pixels = torch.stack([thumbnail(image) for image in images])  # (N, T)
     return Thumbnails(pixels, pixels.pow(2).sum(1))
 
 
@@ -166,20 +167,21 @@ class RealSlices:
 
     def __init__(self, train: Feed, held_out: Feed) -> None:
         self.train, self.held_out = SearchIndex(train), SearchIndex(held_out)
+        self.neighbours = max(NEIGHBOURS, (int(self.train.levels[-1]) + 1) // 8)
 
     def compare(self, image: np.ndarray, level: int, seed: list[int], case: str | None = None) -> Comparison:
-        """Compare a slice, (256, 256) uint8. `seed` draws the held-out slices; a level below 0 is unknown and is found.
+        """Compare a slice, (H, W) uint8. `seed` draws the held-out slices; a level below 0 is unknown and is found.
 
         The nearest training slice and the nearest held-out slice are searched for in the same way: among those of the
-        level and of NEIGHBOURS levels around it, as they are and mirrored, wherever in the picture they lie. To score
-        the reference, a held-out slice gives its own `case`, which is then left out.
+        level and of the `neighbours` levels around it, as they are and mirrored, wherever in the picture they lie. To
+        score the reference, a held-out slice gives its own `case`, which is then left out.
         """
         train, held_out = self.train, self.held_out
         probe = Probe(image)
         if level < 0:
             (place,) = train.as_they_lie.nearest(probe.as_it_lies, np.arange(len(train.levels)), 1)
             level = int(train.levels[place])
-        window = level - NEIGHBOURS, level + NEIGHBOURS
+        window = level - self.neighbours, level + self.neighbours
         to_train_from = train.poses(probe, train.places(*window))
         to_train = train.ssim_to(probe, to_train_from)
         best = to_train_from[int(to_train.argmax())].row
@@ -213,7 +215,7 @@ class ReferenceComparer:
     base_seed: int
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """`image` (B, 256, 256) uint8, `level`, `id`; a batch with `case` is of held-out slices."""
+        """`image` (B, H, W) uint8, `level`, `id`; a batch with `case` is of held-out slices."""
         actor.set_up()
         references = _references(self.train, self.held_out)
         cases = batch.get("case", [None] * len(batch["id"]))

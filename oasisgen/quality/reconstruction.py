@@ -60,15 +60,15 @@ class Reconstructor:
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, 256, 256) uint8 -> what would be written of them, and how often each code occurs (B, K)."""
+        """Images (B, H, W) uint8 -> what would be written of them, and how often each code occurs (B, K)."""
         with repeatable(self.device):
-            codes = self.vqvae.encode(to_unit(images.unsqueeze(1)))  # (B, 64, 64)
+            codes = self.vqvae.encode(to_unit(images.unsqueeze(1)))  # (B, H/4, W/4)
             with autocast(self.device):  # as slices are sampled
-                written = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (B, 256, 256)
+                written = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (B, H, W)
             return written, count_codes(codes.flatten(1), self.codebook_size)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        images = torch.from_numpy(np.array(batch["image"])).to(self.device)  # (B, 256, 256) uint8
+        images = torch.from_numpy(np.array(batch["image"])).to(self.device)  # (B, H, W) uint8
         written, counts = self.reconstruct(images)
         return {
             "case": batch["case"],

@@ -21,6 +21,7 @@ REFERENCE_SLICES = 64, 1120  # fewest and most held-out slices scored as if they
 class ReferenceData:
     """The real slices that a batch is compared with."""
 
+    image_size: tuple[int, int]
     train: Stored
     held_out: Stored
     scores: pa.Table  # of held-out slices in the place of synthetic ones: level and OF_SLICES
@@ -58,4 +59,4 @@ def read_reference_data(data: DataSet, request: BatchRequest) -> ReferenceData:
     with Progress("reference", len(real.levels), "held-out slices") as progress:
         scores = compare_slices(real, train, held_out, request.base_seed, progress)
     limits(scores, "copies")  # refuse now what could not be judged later: suspected copies are always counted
-    return ReferenceData(train, held_out, scores)
+    return ReferenceData(data.image_size, train, held_out, scores)

@@ -19,7 +19,7 @@ COMPARED_AT_ONCE = 16
 class Slices(NamedTuple):
     """Slices of known level; real ones name their case."""
 
-    images: np.ndarray  # (N, 256, 256) uint8
+    images: np.ndarray  # (N, H, W) uint8
     levels: np.ndarray  # (N,)
     cases: np.ndarray | None = None  # (N,)
 

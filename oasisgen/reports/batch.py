@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from oasisgen import storage
 from oasisgen.config.generate import Format
-from oasisgen.data.feed import Feed
+from oasisgen.data.feed import Feed, evenly_spaced
 from oasisgen.quality.measures import MEASURES, OF_SLICES
 from oasisgen.quality.summary import BatchSummary
 from oasisgen.reports import figures
@@ -16,6 +16,7 @@ from oasisgen.reports.page import Picture, Section, render
 from oasisgen.sampling.parts import read_images
 
 PER_LEVEL = 2  # slices shown of each level
+LEVELS_SHOWN = 32  # at most
 EXTREMES = 10  # slices shown of those with the lowest scores
 
 STEPS = {"floor": "references"}  # of `seconds` in the summary: what the page calls them
@@ -27,14 +28,19 @@ print(slices.groupby("level")[["ssim_real", "ssim_train_max"]].mean())"""
 
 
 def write_batch_report(
-    out: str, summary: BatchSummary, slices: pa.Table, reference: pa.Table | None, train: Feed | None
+    out: str,
+    summary: BatchSummary,
+    slices: pa.Table,
+    reference: pa.Table | None,
+    train: Feed | None,
+    image_size: tuple[int, int],
 ) -> None:
     """Write `<out>/report/index.html`.
 
     `slices` are the batch's summary table, `reference` the measures of held-out slices and `train` the training slices.
     The last two are None for a batch that was not measured.
     """
-    gallery = Gallery(out, summary.request.format, train)
+    gallery = Gallery(out, summary.request.format, train, image_size)
     sections = [measures_section(summary), levels_section(slices, gallery)]
     if reference is not None and len(slices):
         sections += [distributions_section(slices, reference), *extremes_sections(slices, gallery)]
@@ -77,14 +83,17 @@ def measures_section(summary: BatchSummary) -> Section:
 
 
 def levels_section(slices: pa.Table, gallery: "Gallery") -> Section:
-    """The first slices of each level."""
+    """The first slices of each level, or of LEVELS_SHOWN evenly spaced ones."""
     by_level = np.argsort(slices["level"].to_numpy(), kind="stable")
     levels = slices["level"].to_numpy()[by_level]
-    firsts = [by_level[levels == level][:PER_LEVEL] for level in np.unique(levels)]
+    there = np.unique(levels)
+    shown = there[evenly_spaced(len(there), LEVELS_SHOWN)]
+    which = "each level" if len(shown) == len(there) else f"{len(shown)} of the {len(there)} levels"
+    firsts = [by_level[levels == level][:PER_LEVEL] for level in shown]
     beside = ", each beside its nearest training slice" if gallery.train else ""
     return Section(
         "Slices by level",
-        f"The first sample ids of each level, not hand-picked{beside}." if firsts else "The batch has no slices.",
+        f"The first sample ids of {which}, not hand-picked{beside}." if firsts else "The batch has no slices.",
         pictures=gallery.pictures(slices.take(np.concatenate(firsts))) if firsts else (),
         filter="Level",
     )
@@ -144,8 +153,8 @@ def provenance_section(summary: BatchSummary) -> Section:
 class Gallery:
     """Makes pictures of a batch's slices, beside their nearest training slices if there are any."""
 
-    def __init__(self, out: str, kind: Format, train: Feed | None) -> None:
-        self.out, self.kind, self.train = out, kind, train
+    def __init__(self, out: str, kind: Format, train: Feed | None, image_size: tuple[int, int]) -> None:
+        self.out, self.kind, self.train, self.image_size = out, kind, train, image_size
         blocks = train.blocks if train else []
         names = (
             (case, int(level)) for block in blocks for case, level in zip(block["case"], block["level"], strict=True)
@@ -154,11 +163,11 @@ class Gallery:
 
     def pictures(self, slices: pa.Table) -> tuple[Picture, ...]:
         """A picture of each row of a batch's summary."""
-        images = read_images(self.out, self.kind, slices)
+        images = read_images(self.out, self.kind, slices, self.image_size)
         return tuple(self.picture(row, image) for row, image in zip(slices.to_pylist(), images, strict=True))
 
     def picture(self, row: dict[str, Any], image: np.ndarray) -> Picture:
-        """(256, 256) uint8 of a row -> its picture."""
+        """(H, W) uint8 of a row -> its picture."""
         caption, images = f"id {row['id']}, level {row['level']}", [image]
         if self.train:
             nearest = row["nearest_case"], row["nearest_level"]

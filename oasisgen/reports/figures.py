@@ -88,10 +88,10 @@ def grey_values(cases: dict[str, list[np.ndarray]]) -> str:
 
 
 def montage(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
-    """Rows of (256, 256) uint8 slices, each as long as the first, as one PNG."""
+    """Rows of (H, W) uint8 slices, each row as long as the first, as one PNG."""
     from torchvision.utils import make_grid  # here: it takes seconds to import, and most processes draw nothing
 
-    slices = torch.from_numpy(np.stack([image for row in rows for image in row])).unsqueeze(1)  # (N, 1, 256, 256)
+    slices = torch.from_numpy(np.stack([image for row in rows for image in row])).unsqueeze(1)  # (N, 1, H, W)
     sheet = make_grid(slices, nrow=len(rows[0]), padding=4, pad_value=255)  # (3, H, W)
     buffer = io.BytesIO()
     Image.fromarray(sheet[0].numpy()).save(buffer, "PNG", optimize=True)

@@ -14,9 +14,10 @@ from oasisgen.reports import figures
 from oasisgen.reports.page import Section, interval, render
 
 SHOWN = 8  # slices side by side
+GENERATED = 4 * SHOWN  # synthetic slices
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
-"""Two slices each, (256, 256) uint8."""
+"""Two slices each, (H, W) uint8."""
 
 
 def write_run_report(
@@ -86,7 +87,7 @@ def training_sections(
         "SSIM, validate": ["ssim"],
         "codebook": ["codes_in_use", "perplexity"],
     }
-    stage_2 = PRIORS[prior].panels | {"codes of 64 generated maps": ["codes_in_use", "perplexity"]}
+    stage_2 = PRIORS[prior].panels | {"codes of generated maps": ["codes_in_use", "perplexity"]}
     features = {task: [f"{task}_loss"] for task in ("level", "damage", "anatomy")}
     return (
         Section("Stage 1: the VQ-VAE", figure=figures.curves(histories["vqvae"], stage_1)),
@@ -109,8 +110,8 @@ def generated_section(generated: Pairs) -> Section:
     rows = [row for some in chunks(generated, SHOWN) for row in zip(*some, strict=True)]
     return Section(
         "Synthetic and real slices of the same levels",
-        "Rows alternate: synthetic slices above real held-out slices of the same levels. Sample ids start at 0; none "
-        "were hand-picked.",
+        "Rows alternate: synthetic slices above real held-out slices of the same levels. The first sample ids of "
+        "each level; none were hand-picked.",
         figure=figures.embed(figures.montage(rows)),
         slices=True,
     )

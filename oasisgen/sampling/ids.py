@@ -2,22 +2,20 @@
 
 import numpy as np
 
-from oasisgen.config.data import LEVELS
-
 # The result of a convolution may differ in the last bit with the batch size and the position in the batch. So an id
 # always has the same position in a batch of this size, whatever ids share it.
 GROUP = 16
 
 
-def level_of(ids: np.ndarray) -> np.ndarray:
-    """The level of each id: levels alternate, 0 to 31."""
-    return ids % LEVELS
+def level_of(ids: np.ndarray, of: int) -> np.ndarray:
+    """The level of each id of a model that knows `of` levels, 32 for example: they alternate, 0 to 31."""
+    return ids % of
 
 
-def ids_of_levels(levels: list[int], first: int, end: int) -> np.ndarray:
-    """The `first` to before `end` of the ids of some levels, ascending: (end - first,) int64."""
+def ids_of_levels(levels: list[int], of: int, first: int, end: int) -> np.ndarray:
+    """The `first` to before `end` of the ids of some of `of` levels, ascending: (end - first,) int64."""
     turns, places = np.divmod(np.arange(first, end, dtype=np.int64), len(levels))
-    return turns * LEVELS + np.array(sorted(levels), dtype=np.int64)[places]
+    return turns * of + np.array(sorted(levels), dtype=np.int64)[places]
 
 
 def groups(ids: np.ndarray) -> np.ndarray:

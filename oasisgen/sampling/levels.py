@@ -1,5 +1,7 @@
 """Whether the levels asked for are levels that a model, and the data set it is measured against, know."""
 
+from collections.abc import Collection
+
 from oasisgen.config.ranges import in_ranges
 from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.errors import UserError
@@ -22,14 +24,17 @@ def require_levels(wanted: list[int], data: DataSet) -> None:
 
 
 def require_trained_levels(wanted: list[int], bundle: Bundle) -> None:
-    """Raise UserError if the model has seen no slice of a level that is asked for, as its data set says.
+    """Raise UserError if the model has seen no slice of a level that is asked for.
 
-    A bundle does not say so itself. Where its data set cannot be read, or was packed again, the user is told that
-    nothing is checked.
+    Bundles of older versions do not say which they have seen, but their data set does. Where that cannot be read, or
+    was packed again, the user is told that nothing is checked.
     """
     if not bundle.prior.conditional:
         return
     trained = bundle.config["data"]
+    if (seen := trained.get("trained_levels")) is not None:
+        _require(wanted, seen)
+        return
     try:
         data = open_data_set(trained["uri"])
         reason = "" if data.fingerprint == trained["fingerprint"] else f"{data.uri} was packed again"
@@ -39,7 +44,12 @@ def require_trained_levels(wanted: list[int], bundle: Bundle) -> None:
         say("generate", f"whether the model was trained on all these levels cannot be checked: {reason}")
         return
     there = data.splits["train"].levels if "train" in data.splits else None
-    if there is not None and (lacking := sorted(set(wanted) - set(there))):
+    if there is not None:
+        _require(wanted, there)
+
+
+def _require(wanted: list[int], seen: Collection[int]) -> None:
+    if lacking := sorted(set(wanted) - set(seen)):
         raise UserError(
-            f"the model was trained on no slice of level {in_ranges(lacking)}: give --levels {in_ranges(sorted(there))}"
+            f"the model was trained on no slice of level {in_ranges(lacking)}: give --levels {in_ranges(sorted(seen))}"
         )

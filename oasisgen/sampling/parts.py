@@ -86,8 +86,8 @@ def entry_of(out: str, number: int, tried: int) -> BatchPart:
     return BatchPart(part_uri("", number), kept, tried - kept, hashlib.sha256(data).hexdigest())
 
 
-def read_images(out: str, kind: Format, slices: pa.Table) -> list[np.ndarray]:
-    """The image, (256, 256) uint8, of each row of a summary; uses its columns `id` and `file`.
+def read_images(out: str, kind: Format, slices: pa.Table, size: tuple[int, int]) -> list[np.ndarray]:
+    """The image, uint8 of `size` (H, W), of each row of a summary; uses its columns `id` and `file`.
 
     Raises InvalidFile, which names the slice and the part to make again, where an image is missing or damaged.
     """
@@ -96,7 +96,7 @@ def read_images(out: str, kind: Format, slices: pa.Table) -> list[np.ndarray]:
         try:
             if png is None:
                 raise ValueError("missing, or its file is damaged")
-            images[number] = decode_png(png)
+            images[number] = decode_png(png, size)
         except ValueError as reason:
             remedy = f"remove {_part_of(out, number)} and run the command again"
             raise InvalidFile(f"{out}: slice {number} is not what was made ({reason}): {remedy}") from None

@@ -11,11 +11,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from oasisgen import __version__
-from oasisgen.config.data import IMAGE_SIZE
 
 
 def encode_png(image: np.ndarray, text: dict[str, str]) -> bytes:
-    """(256, 256) uint8 -> PNG with `text` in its text chunks; equal input gives equal bytes."""
+    """(H, W) uint8 -> PNG with `text` in its text chunks; equal input gives equal bytes."""
     chunks = PngInfo()
     for name, value in text.items():
         chunks.add_text(name, value)
@@ -25,11 +24,11 @@ def encode_png(image: np.ndarray, text: dict[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_png(png: bytes) -> np.ndarray:
-    """PNG -> (256, 256) uint8. Raises ValueError with the reason where it is not a slice as `encode_png` writes it."""
+def decode_png(png: bytes, size: tuple[int, int]) -> np.ndarray:
+    """PNG -> uint8 of `size` (H, W). Raises ValueError with the reason for a PNG that `encode_png` does not write."""
     try:
         image = Image.open(io.BytesIO(png), formats=["PNG"])  # reads no pixels yet
-        if image.size != (IMAGE_SIZE, IMAGE_SIZE) or image.mode != "L":
+        if (image.height, image.width) != size or image.mode != "L":
             raise ValueError(f"{image.width} x {image.height} pixels of mode {image.mode}")
         return np.asarray(image)
     except (MemoryError, ValueError):

@@ -51,18 +51,18 @@ class BatchRequest:
         """As `config.json` has it."""
         return asdict(self) | {"levels": list(self.levels)}
 
-    def first_parts(self) -> Iterator[np.ndarray]:
-        """The ids of each part, if no slice is rejected."""
+    def first_parts(self, of: int) -> Iterator[np.ndarray]:
+        """The ids of each part, if no slice is rejected. The model knows `of` levels."""
         if self.ids:
             ids = np.array(number_ranges("ids", self.ids, MOST_IDS))
             yield from (ids[first : first + self.part_size] for first in range(0, len(ids), self.part_size))
         else:
-            yield from self.parts_between(0, self.count)
+            yield from self.parts_between(of, 0, self.count)
 
-    def parts_between(self, first: int, end: int) -> Iterator[np.ndarray]:
-        """The ids of the parts that hold the `first` to before `end` of the ids of the requested levels."""
+    def parts_between(self, of: int, first: int, end: int) -> Iterator[np.ndarray]:
+        """The ids of the parts that hold the `first` to before `end` of the ids of the requested levels of `of`."""
         for start in range(first, end, self.part_size):
-            yield ids_of_levels(list(self.levels), start, min(start + self.part_size, end))
+            yield ids_of_levels(list(self.levels), of, start, min(start + self.part_size, end))
 
 
 def read_with_request(uri: str, kind: type[T]) -> T:

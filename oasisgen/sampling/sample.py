@@ -31,18 +31,18 @@ class Sampler:
         self.device_name = f"{name}, bfloat16" if self.mixed else name
         bundle = read_bundle(bundle_uri, expected)
         self.vqvae, self.prior = bundle.vqvae.to(self.device), bundle.prior.to(self.device)
-        self.base_seed = base_seed
+        self.base_seed, self.levels = base_seed, bundle.shape.levels
 
     @torch.no_grad()
     def sample(self, group: np.ndarray) -> dict[str, np.ndarray]:
         """The N ids of one group (see `ids.groups`): `id`, `level`, `codes_in_use`, `device` (N,), `image`
-        (N, 256, 256) uint8. The level is -1 for models that do not know levels.
+        (N, H, W) uint8. The level is -1 for models that do not know levels.
         """
         taken = group >= 0  # (16,)
         z = np.zeros((len(group), self.prior.noise_size), np.float32)  # an empty position is computed too
         for place in np.flatnonzero(taken):
             z[place] = latent(self.base_seed, int(group[place]), self.prior.noise_size)
-        levels = torch.from_numpy(level_of(group))  # (16,)
+        levels = torch.from_numpy(level_of(group, self.levels))  # (16,)
         images, codes_in_use = self.make(torch.from_numpy(z).to(self.device), levels.to(self.device))
         return {
             "id": group[taken],
@@ -54,10 +54,10 @@ class Sampler:
 
     @torch.no_grad()
     def make(self, noise: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise (16, Z), levels (16,) -> images (16, 256, 256) uint8, and the codes in use in each (16,)."""
+        """Noise (16, Z), levels (16,) -> images (16, H, W) uint8, and the codes in use in each (16,)."""
         with repeatable(self.device), autocast(self.device, self.mixed):
-            codes = self.prior(noise, levels).codes  # (16, 64, 64)
-            images = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (16, 256, 256)
+            codes = self.prior(noise, levels).codes  # (16, H/4, W/4)
+            images = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (16, H, W)
             counts = count_codes(codes.flatten(1), len(self.vqvae.quantizer.codebook))  # (16, K)
         return images, (counts > 0).sum(1)
 

@@ -5,15 +5,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from oasisgen.config.data import LEVELS
-from oasisgen.data.feed import Feed
+from oasisgen.data.feed import Feed, evenly_spaced
 from oasisgen.models.priors import Prior
 from oasisgen.models.quantizer import perplexity
 from oasisgen.training.worker import Worker
 
+WATCHED = 32  # levels, at most, whose maps are compared
+
 
 def all_maps(maps: Feed) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every code map (N, 64, 64) int64, and its level (N,) int64."""
+    """Every code map (N, h, w) int64, and its level (N,) int64."""
     codes, levels = (
         torch.from_numpy(np.concatenate([block[name] for block in maps.blocks]).astype("int64"))
         for name in ("codes", "level")
@@ -22,24 +23,30 @@ def all_maps(maps: Feed) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def labelled(maps: Feed, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Code maps (B, 64, 64) of some rows, their levels (B,) and their numbers (B,), int64 all."""
+    """Code maps (B, h, w) of some rows, their levels (B,) and their numbers (B,), int64 all."""
     return maps.rows(numbers, "codes").astype(np.int64), maps.rows(numbers, "level").astype(np.int64), numbers
 
 
+def watched_levels(maps: Feed) -> np.ndarray:
+    """The levels in the training split whose maps are compared: all, or WATCHED evenly spaced ones; (L,) int64."""
+    there = np.unique(np.concatenate([block["level"] for block in maps.blocks]))
+    return there[evenly_spaced(len(there), WATCHED)].astype(np.int64)
+
+
 @torch.no_grad()
-def generated_maps(prior: Prior, seed: int, worker: Worker) -> torch.Tensor:
-    """Two generated maps of each level, from the same noise at every call: (2, 32, 64, 64)."""
+def generated_maps(prior: Prior, watched: np.ndarray, seed: int, worker: Worker) -> torch.Tensor:
+    """Two generated maps of each watched level (L,), from the same noise at every call: (2, L, h, w)."""
     prior.eval()
-    levels = torch.arange(2 * LEVELS) % LEVELS  # (64,)
+    levels = torch.from_numpy(watched).repeat(2)  # (2L,)
     random = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(levels), prior.noise_size, generator=random)
-    return prior(noise.to(worker.device), levels.to(worker.device)).codes.unflatten(0, (2, LEVELS))
+    return prior(noise.to(worker.device), levels.to(worker.device)).codes.unflatten(0, (2, len(watched)))
 
 
-def real_maps(maps: Feed) -> torch.Tensor:
-    """Two real maps of each level in the training split, its first and its last: (2, levels, 64, 64)."""
+def real_maps(maps: Feed, watched: np.ndarray) -> torch.Tensor:
+    """Two real maps of each watched level (L,) in the training split, its first and its last: (2, L, h, w)."""
     levels = np.concatenate([block["level"] for block in maps.blocks])
-    ends = [np.flatnonzero(levels == level)[[0, -1]] for level in np.unique(levels)]
+    ends = [np.flatnonzero(levels == level)[[0, -1]] for level in watched]
     return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1).astype("int64"))
 
 

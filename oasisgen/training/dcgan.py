@@ -8,12 +8,21 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
+from oasisgen.config.data import Shape
 from oasisgen.config.train import DCGANConfig, TrainConfig
 from oasisgen.data.feed import Feed, Stored
 from oasisgen.models.codes import make_embedding
 from oasisgen.models.dcgan import DCGAN, Discriminator, discriminator_input
 from oasisgen.training.averaging import average
-from oasisgen.training.collapse import all_maps, collapsed, generated_maps, labelled, map_statistics, real_maps
+from oasisgen.training.collapse import (
+    all_maps,
+    collapsed,
+    generated_maps,
+    labelled,
+    map_statistics,
+    real_maps,
+    watched_levels,
+)
 from oasisgen.training.stage import StageState, non_finite
 from oasisgen.training.worker import Worker, unwrap
 
@@ -22,7 +31,7 @@ Networks = tuple[torch.nn.Module, torch.nn.Module]  # the generator of a DCGAN, 
 PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 2020, arXiv:1912.04958)
 
 
-def train_dcgan(config: TrainConfig, worker: Worker, codes: Stored, codebook: torch.Tensor) -> None:
+def train_dcgan(config: TrainConfig, worker: Worker, codes: Stored, codebook: torch.Tensor, shape: Shape) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks.
 
     `codebook` is (K, D). The averaged generator, not the last one, is what a bundle samples with.
@@ -30,12 +39,12 @@ def train_dcgan(config: TrainConfig, worker: Worker, codes: Stored, codebook: to
     c = config.dcgan
     maps = codes.load()
 
-    gan = initial_dcgan(config, maps, codebook).to(worker.device)
+    gan = initial_dcgan(config, maps, codebook, shape).to(worker.device)
     worker.broadcast(*gan.buffers())
     averaged = copy.deepcopy(gan).requires_grad_(False)
     networks = generator, discriminator = (
         ray.train.torch.prepare_model(gan.generator.to(memory_format=torch.channels_last)),
-        ray.train.torch.prepare_model(Discriminator(c, gan.embedding.channels).to(memory_format=torch.channels_last)),
+        ray.train.torch.prepare_model(discriminator_of(gan, shape).to(memory_format=torch.channels_last)),
     )
     optimizers = both_adams(c, networks)
     parts = {
@@ -46,14 +55,15 @@ def train_dcgan(config: TrainConfig, worker: Worker, codes: Stored, codebook: to
         "discriminator_optimizer": optimizers[1],
     }
     state = StageState(worker, config, "dcgan", len(maps), parts, LOSSES)
-    real_use = map_statistics(real_maps(maps), len(codebook))
+    watched = watched_levels(maps)
+    real_use = map_statistics(real_maps(maps, watched), len(codebook))
 
     while state.epoch < c.epochs:
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = state.lr_factor * c.learning_rate
         for codes_of, levels, _ in worker.ahead(labelled(maps, numbers) for numbers, _ in state.batches()):
             share, random = state.share(len(levels)), state.random()
-            real = gan.embedding.embed(codes_of)  # (B, C, 64, 64)
+            real = gan.embedding.embed(codes_of)  # (B, C, h, w)
             with worker.autocast():
                 losses = adversarial_step(gan, networks, optimizers, real, levels, state.step, random, share)
             average(averaged.generator, unwrap(generator), c.weight_ema_decay, state.step)
@@ -62,11 +72,16 @@ def train_dcgan(config: TrainConfig, worker: Worker, codes: Stored, codebook: to
         means = state.mean_losses()
         if state.roll_back_if(non_finite(means)):
             continue
-        usage = map_statistics(generated_maps(averaged, config.seed, worker), len(codebook))
+        usage = map_statistics(generated_maps(averaged, watched, config.seed, worker), len(codebook))
         if state.roll_back_if(collapsed(usage, real_use, c.collapse_threshold)):
             continue
         line = adversarial_line(means["generator_loss"], means["discriminator_loss"])
         state.end_epoch({**means, **usage}, f"{line}, {usage['codes_in_use']} codes")
+
+
+def discriminator_of(gan: DCGAN, shape: Shape) -> Discriminator:
+    """An untrained discriminator of a DCGAN's maps."""
+    return Discriminator(gan.config, gan.embedding.channels, shape)
 
 
 def adversarial_line(generator_loss: torch.Tensor | float, discriminator_loss: torch.Tensor | float) -> str:
@@ -92,15 +107,15 @@ def adversarial_step(
 ) -> tuple[torch.Tensor, ...]:
     """Move the discriminator, then the generator, once each; returns `LOSSES`, each ().
 
-    `optimizers` are those of the `networks`. `real` (B, C, 64, 64) are embedded maps of levels (B,); `step` counts
+    `optimizers` are those of the `networks`. `real` (B, C, h, w) are embedded maps of levels (B,); `step` counts
     from 0; the losses' gradients weigh `share` (see `StageState.share`).
     """
     c = gan.config
     generator, discriminator = networks
     generator_optimizer, discriminator_optimizer = optimizers
     z = torch.randn(len(real), c.latent_dim, generator=random, device=real.device)  # (B, Z)
-    unquantized = gan.apply_pca_prior(generator(z, levels), z, levels)  # (B, C, 64, 64)
-    fake = gan.embedding.quantize(unquantized).image  # (B, C, 64, 64)
+    unquantized = gan.apply_pca_prior(generator(z, levels), z, levels)  # (B, C, h, w)
+    fake = gan.embedding.quantize(unquantized).image  # (B, C, h, w)
     penalised = c.r1_weight > 0 and step % PENALTY_EVERY == 0
     seen = discriminator_input(real, c, random).requires_grad_(penalised)
     real_logit = discriminator(seen, levels)
@@ -129,16 +144,16 @@ def adversarial_loss(kind: str, real_logit: torch.Tensor, fake_logit: torch.Tens
 
 
 def r1_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """R1: half the mean squared norm of the logits' (B,) gradient at the images (B, C, 64, 64) they came from."""
+    """R1: half the mean squared norm of the logits' (B,) gradient at the images (B, C, h, w) they came from."""
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return 0.5 * gradient.pow(2).sum((1, 2, 3)).mean()
 
 
-def initial_dcgan(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> DCGAN:
+def initial_dcgan(config: TrainConfig, maps: Feed, codebook: torch.Tensor, shape: Shape) -> DCGAN:
     """A DCGAN with the embedding and PCA prior of the training split, its generator untrained."""
     codes, levels = all_maps(maps)
     usage = torch.bincount(codes.flatten(), minlength=len(codebook))
-    gan = DCGAN(config.dcgan, make_embedding(config.dcgan, codebook, usage))
+    gan = DCGAN(config.dcgan, make_embedding(config.dcgan, codebook, usage), shape)
     if gan.pca_prior:
         gan.pca_prior.fit(codes, levels, gan.embedding)
     return gan

@@ -12,7 +12,6 @@ import ray.data
 import torch
 
 from oasisgen import actor, cluster, documents, storage, tables
-from oasisgen.config.data import CODE_SIZE
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.shards import Columns, Shard, read_shards
 from oasisgen.data.slices import PIECES, DataSet, read_slices
@@ -59,9 +58,9 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        x = to_unit(torch.from_numpy(np.array(batch["image"])).unsqueeze(1).to(self.device))  # (B, 1, 256, 256)
+        x = to_unit(torch.from_numpy(np.array(batch["image"])).unsqueeze(1).to(self.device))  # (B, 1, H, W)
         with repeatable(self.device):
-            codes = self.model.encode(x)  # (B, 64, 64)
+            codes = self.model.encode(x)  # (B, H/4, W/4)
         return {"case": batch["case"], "level": batch["level"], "codes": codes.cpu().numpy().astype(np.uint16)}
 
 
@@ -129,9 +128,9 @@ def shards_of(uri: str, split: str) -> list[Shard]:
     ]
 
 
-def read_codes(uri: str, split: str) -> ray.data.Dataset:
-    """A split's code maps as a Ray data set of `level` int64 and `codes` (64, 64) uint16.
+def read_codes(uri: str, split: str, code_size: tuple[int, int]) -> ray.data.Dataset:
+    """A split's code maps as a Ray data set of `level` int64 and `codes` uint16 of `code_size`.
 
     Reading a file raises InvalidFile if its bytes are not those that `encode_split` wrote.
     """
-    return read_shards(shards_of(uri, split), SCHEMA, Columns("codes", np.uint16, (CODE_SIZE, CODE_SIZE), ("level",)))
+    return read_shards(shards_of(uri, split), SCHEMA, Columns("codes", np.uint16, code_size, ("level",)))

@@ -7,20 +7,28 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen.config.data import CODE_SIZE
+from oasisgen.config.data import Shape
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Feed, Stored
 from oasisgen.models.codes import VectorEmbedding
-from oasisgen.models.masked import POSITIONS, MaskedPrior
+from oasisgen.models.masked import MaskedPrior
 from oasisgen.precision import autocast
 from oasisgen.training.averaging import average
-from oasisgen.training.collapse import all_maps, collapsed, generated_maps, labelled, map_statistics, real_maps
+from oasisgen.training.collapse import (
+    all_maps,
+    collapsed,
+    generated_maps,
+    labelled,
+    map_statistics,
+    real_maps,
+    watched_levels,
+)
 from oasisgen.training.schedule import cosine
 from oasisgen.training.stage import StageState, non_finite
 from oasisgen.training.worker import Worker, unwrap
 
 
-def train_masked(config: TrainConfig, worker: Worker, codes: Stored, codebook: torch.Tensor) -> None:
+def train_masked(config: TrainConfig, worker: Worker, codes: Stored, codebook: torch.Tensor, shape: Shape) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks.
 
     `codebook` is (K, D). The averaged predictor, not the last one, is what a bundle samples with.
@@ -28,7 +36,7 @@ def train_masked(config: TrainConfig, worker: Worker, codes: Stored, codebook: t
     c = config.masked
     maps = codes.load()
 
-    prior, coefficients = initial_masked_prior(config, maps, codebook)
+    prior, coefficients = initial_masked_prior(config, maps, codebook, shape)
     prior, coefficients = prior.to(worker.device), coefficients.to(worker.device)  # (N, P)
     worker.broadcast(coefficients, *prior.buffers())
     averaged = copy.deepcopy(prior).requires_grad_(False)
@@ -36,12 +44,13 @@ def train_masked(config: TrainConfig, worker: Worker, codes: Stored, codebook: t
     optimizer = torch.optim.Adam(predictor.parameters(), lr=c.learning_rate, betas=(0.9, 0.98), fused=True)
     parts = {"averaged": averaged, "prior": prior, "optimizer": optimizer}
     state = StageState(worker, config, "masked", len(maps), parts, ("loss",))
-    real_use = map_statistics(real_maps(maps), len(codebook))
+    watched = watched_levels(maps)
+    real_use = map_statistics(real_maps(maps, watched), len(codebook))
 
     while state.epoch < c.epochs:
         for real, levels, rows in worker.ahead(labelled(maps, numbers) for numbers, _ in state.batches()):
             share = state.share(len(levels))
-            low_rank = prior.low_rank_sample(coefficients[rows], levels)  # (B, D, 64, 64)
+            low_rank = prior.low_rank_sample(coefficients[rows], levels)  # (B, D, h, w)
             for group in optimizer.param_groups:
                 group["lr"] = state.lr_factor * cosine(c.learning_rate, state.step, state.total_steps)
             loss = loss_of(predictor, prior, real, low_rank, levels, state.random())
@@ -55,7 +64,7 @@ def train_masked(config: TrainConfig, worker: Worker, codes: Stored, codebook: t
         means = state.mean_losses()
         if state.roll_back_if(non_finite(means)):
             continue
-        usage = map_statistics(generated_maps(averaged, config.seed, worker), len(codebook))
+        usage = map_statistics(generated_maps(averaged, watched, config.seed, worker), len(codebook))
         if state.roll_back_if(collapsed(usage, real_use, c.collapse_threshold)):
             continue
         state.end_epoch({**means, **usage}, f"loss {means['loss']:.4f}, {usage['codes_in_use']} codes")
@@ -69,11 +78,11 @@ def loss_of(
     levels: torch.Tensor,
     random: torch.Generator | None,
 ) -> torch.Tensor:
-    """Cross-entropy of some masked codes of the maps `real` (B, 64, 64) of `levels` (B,): ().
+    """Cross-entropy of some masked codes of the maps `real` (B, h, w) of `levels` (B,): ().
 
-    `predictor` is the prior's, inside DDP or not; `low_rank` is (B, D, 64, 64).
+    `predictor` is the prior's, inside DDP or not; `low_rank` is (B, D, h, w).
     """
-    masked, positions = mask(real, prior.config.positions, random)
+    masked, positions = mask(real, prior.config.positions_of(prior.shape), random)
     with autocast(real.device):
         logits = predictor(prior.embedding.embed(real), masked, low_rank, levels, positions)  # (B, N, K)
     wanted = real.flatten(1).gather(1, positions)  # (B, N)
@@ -81,24 +90,26 @@ def loss_of(
 
 
 def mask(maps: torch.Tensor, asked: int, random: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random mask (B, 1, 64, 64) of maps (B, 64, 64), and `asked` of its positions (B, N), which are to be predicted.
+    """A random mask (B, 1, h, w) of maps (B, h, w), and `asked` of its positions (B, N), which are to be predicted.
 
     The share that is masked follows the cosine schedule by which a map is decoded (Chang et al. 2022,
     arXiv:2202.04200).
     """
-    count, device = len(maps), maps.device
-    order = torch.rand(count, POSITIONS, generator=random, device=device).argsort(1)  # (B, 4096)
+    count, positions, device = len(maps), maps[0].numel(), maps.device
+    order = torch.rand(count, positions, generator=random, device=device).argsort(1)  # (B, h*w)
     shares = torch.cos(torch.rand(count, 1, generator=random, device=device) * math.pi / 2)  # (B, 1)
-    chosen = torch.arange(POSITIONS, device=device) < (shares * POSITIONS).long().clamp(min=asked)  # (B, 4096)
+    chosen = torch.arange(positions, device=device) < (shares * positions).long().clamp(min=asked)  # (B, h*w)
     masked = torch.zeros_like(chosen).scatter_(1, order, chosen)
-    return masked.view(count, 1, CODE_SIZE, CODE_SIZE), order[:, :asked]
+    return masked.view(count, 1, *maps.shape[1:]), order[:, :asked]
 
 
-def initial_masked_prior(config: TrainConfig, maps: Feed, codebook: torch.Tensor) -> tuple[MaskedPrior, torch.Tensor]:
+def initial_masked_prior(
+    config: TrainConfig, maps: Feed, codebook: torch.Tensor, shape: Shape
+) -> tuple[MaskedPrior, torch.Tensor]:
     """A prior with the PCA of the training split, its predictor untrained, and the coefficients (N, P) of the maps."""
     codes, levels = all_maps(maps)
     usage = torch.bincount(codes.flatten(), minlength=len(codebook))
-    prior = MaskedPrior(config.masked, VectorEmbedding(codebook, usage))
+    prior = MaskedPrior(config.masked, VectorEmbedding(codebook, usage), shape)
     with torch.no_grad():  # the predictor starts from how frequent each code is
         prior.predictor.head.bias.copy_(((usage + 1) / usage.sum()).log())
         prior.predictor.head.weight.mul_(0.1)

@@ -8,7 +8,6 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
-from oasisgen.config.data import IMAGE_SIZE
 from oasisgen.config.train import TrainConfig, VQVAEConfig
 from oasisgen.data.feed import Feed, Stored, chunks, evenly_spaced
 from oasisgen.data.pixels import to_uint8, to_unit
@@ -30,6 +29,7 @@ def train_vqvae(config: TrainConfig, worker: Worker, train: Stored, validate: St
     slices, held_out = train.load(), validate.load()
     rows = evenly_spaced(len(held_out), c.validate_slices)
     scale = error_scale(slices, c)
+    size = c.crop_of(slices.image_size)
 
     ddp = {"broadcast_buffers": c.norm == "batch"}  # the codebook is the same on all ranks without
     model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last), parallel_strategy_kwargs=ddp)
@@ -41,9 +41,9 @@ def train_vqvae(config: TrainConfig, worker: Worker, train: Stored, validate: St
     while state.epoch < c.epochs:
         model.train()
         batches = state.batches()
-        for (pixels,) in worker.ahead((cropped(slices, numbers, points, c.crop),) for numbers, points in batches):
+        for (pixels,) in worker.ahead((cropped(slices, numbers, points, size),) for numbers, points in batches):
             share = state.share(len(pixels))
-            x = to_unit(pixels.unsqueeze(1))  # (B, 1, crop, crop)
+            x = to_unit(pixels.unsqueeze(1))  # (B, 1, h, w)
             for group in optimizer.param_groups:
                 group["lr"] = state.lr_factor * learning_rate(c, state.step, state.total_steps)
             losses = losses_of(model, x, scale, c, state.random(same_on_ranks=True))
@@ -70,15 +70,16 @@ def train_vqvae(config: TrainConfig, worker: Worker, train: Stored, validate: St
         )
 
 
-def cropped(slices: Feed, numbers: np.ndarray, points: np.ndarray, side: int) -> np.ndarray:
-    """Of some rows (B,) the square whose corner a point in [0, 1)^2 (B, 2) chooses: (B, side, side) uint8."""
-    return slices.crops(numbers, (points * (IMAGE_SIZE - side + 1)).astype(int), side)
+def cropped(slices: Feed, numbers: np.ndarray, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Of some rows (B,) the crop of `size` (h, w) whose corner a point in [0, 1)^2 (B, 2) chooses: (B, h, w) uint8."""
+    room = np.array(slices.image_size) - size + 1  # corners along each axis
+    return slices.crops(numbers, (points * room).astype(int), size)
 
 
 def losses_of(
     model: torch.nn.Module, x: torch.Tensor, scale: float, config: VQVAEConfig, random: torch.Generator | None
 ) -> tuple[torch.Tensor, ...]:
-    """`LOSSES` of a step on x (B, 1, crop, crop) in [-1, 1], each (); `scale` as `error_scale`."""
+    """`LOSSES` of a step on x (B, 1, h, w) in [-1, 1], each (); `scale` as `error_scale`."""
     with autocast(x.device):
         y = model(x, random, config.batch_size)
     error = F.mse_loss(y.image.float(), x) / scale
@@ -101,7 +102,7 @@ def score(model: VQVAE, slices: Feed, rows: Any, worker: Worker) -> dict[str, An
     total = torch.zeros((), device=worker.device)
     counts = torch.zeros(model.quantizer.codebook.shape[0], device=worker.device)  # (K,)
     mine = chunks(rows[worker.rank :: worker.world], 16)
-    for (images,) in worker.ahead((slices.rows(numbers, "image"),) for numbers in mine):  # (B, 256, 256) uint8
+    for (images,) in worker.ahead((slices.rows(numbers, "image"),) for numbers in mine):  # (B, H, W) uint8
         with worker.autocast():
             y = model(to_unit(images.unsqueeze(1)))
         total += ssim(to_uint8(y.image).squeeze(1), images).sum()

@@ -36,7 +36,7 @@ def test_rows_and_crops_come_from_the_right_block() -> None:
     assert len(feed) == 10
     assert np.array_equal(feed.rows(numbers, "image"), whole[numbers])
     corners = np.array([[0, 0], [12, 12], [3, 5], [1, 2], [8, 0]])
-    crops = feed.crops(numbers, corners, 4)
+    crops = feed.crops(numbers, corners, (4, 4))
     for crop, number, (y, x) in zip(crops, numbers, corners, strict=True):
         assert np.array_equal(crop, whole[number, y : y + 4, x : x + 4])
 

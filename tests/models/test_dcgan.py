@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from oasisgen.config.data import OASIS
 from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.config.train import DCGANConfig
 from oasisgen.models.codes import CodeEmbedding, IndexEmbedding, PCAPrior, VectorEmbedding, make_embedding
@@ -59,8 +60,8 @@ def test_the_baseline_embeds_codes_as_grey_values() -> None:
 @pytest.mark.parametrize("config", [SMALL, SMALL_BASELINE], ids=["full", "baseline"])
 def test_both_networks_fit_together(config: DCGANConfig) -> None:
     torch.manual_seed(0)
-    gan = DCGAN(config, make_embedding(config, CODEBOOK, torch.ones(32)))
-    discriminator = Discriminator(config, gan.embedding.channels)
+    gan = DCGAN(config, make_embedding(config, CODEBOOK, torch.ones(32)), OASIS)
+    discriminator = Discriminator(config, gan.embedding.channels, OASIS)
     z, levels = torch.randn(3, 6), torch.tensor([0, 15, 31])
     generated = gan(z, levels)
     discriminator(generated.image, levels).sum().backward()
@@ -93,7 +94,7 @@ def test_the_pca_prior_holds_the_mean_and_spread_of_each_levels_maps() -> None:
     levels = torch.arange(600) % 31  # no map of level 31
     codes = torch.randint(0, 32, (600, 64, 64), generator=generator)
     codes[:, 0, 0] = 7  # a corner where no map differs from another
-    pca_prior = PCAPrior(4, 3)
+    pca_prior = PCAPrior(4, 3, OASIS)
     pca_prior.fit(codes, levels, embedding)
     mine = embedding.embed(codes[levels == 5])
     assert torch.allclose(pca_prior.mean[5], mine.mean(0), atol=1e-5)
@@ -112,7 +113,7 @@ def test_components_alone_make_maps_that_vary_as_the_training_maps_do() -> None:
     codes[:, :32] += causes[:, :1, None]
     codes[:, 32:] += 3 * causes[:, 1:, None]
     levels = torch.zeros(400, dtype=torch.int64)
-    pca_prior = PCAPrior(4, 2)
+    pca_prior = PCAPrior(4, 2, OASIS)
     pca_prior.fit(codes, levels, embedding)
     z = torch.randn(3000, 2, generator=torch.Generator().manual_seed(6))
     maps = pca_prior(torch.zeros(1, 4, 64, 64), z, torch.zeros(3000, dtype=torch.int64))

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from oasisgen import storage
+from oasisgen.config.data import OASIS
 from oasisgen.config.renamed import SETTINGS
 from oasisgen.config.train import DCGANConfig, MaskedConfig, PriorName, VQVAEConfig
 from oasisgen.models.bundle import OLD_TENSORS, read_bundle, write_bundle
@@ -61,10 +62,10 @@ def test_a_bundle_of_format_2_is_read_to_the_same_networks(
 ) -> None:
     torch.manual_seed(0)
     vqvae = VQVAE(VQ)
-    prior = make_prior(kind, settings, vqvae.quantizer.codebook.detach())
+    prior = make_prior(kind, settings, vqvae.quantizer.codebook.detach(), OASIS)
     described = {"data": {"uri": "d", "fingerprint": "f"}, "vqvae": asdict(VQ), "prior": kind, kind: settings}
     metrics = {"reconstruction": {"ssim": NUMBER, "codes_in_use": 3}}
-    write_bundle(str(tmp_path), described, vqvae, prior, FeatureNetwork(), metrics, storage.write_bytes)
+    write_bundle(str(tmp_path), described, vqvae, prior, FeatureNetwork(OASIS), metrics, storage.write_bytes)
     today = read_bundle(str(tmp_path))
 
     as_format_2(tmp_path, kind)

@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from oasisgen.config.data import OASIS
 from oasisgen.config.presets import FULL
 from oasisgen.models.codes import VectorEmbedding
-from oasisgen.models.masked import POSITIONS, MaskedPrior, still_masked
+from oasisgen.models.masked import MaskedPrior, decoding_ends
 from oasisgen.training.masked import mask
 
 SMALL = replace(FULL.masked, channels=4, components=3, decoding_steps=3)
@@ -15,7 +16,7 @@ K = 32
 @pytest.fixture
 def prior() -> MaskedPrior:
     torch.manual_seed(0)
-    return MaskedPrior(SMALL, VectorEmbedding(torch.randn(K, 4), torch.ones(K))).eval()
+    return MaskedPrior(SMALL, VectorEmbedding(torch.randn(K, 4), torch.ones(K)), OASIS).eval()
 
 
 def noise(prior: MaskedPrior, count: int) -> torch.Tensor:
@@ -55,7 +56,7 @@ def test_the_predictor_sees_what_is_not_masked_and_nothing_else(prior: MaskedPri
     image, low_rank, levels = torch.randn(1, 4, 64, 64), torch.zeros(1, 4, 64, 64), torch.tensor([3])
     masked = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     masked[:, :, :32] = True
-    positions = torch.arange(POSITIONS)[None]
+    positions = torch.arange(OASIS.codes)[None]
     before = prior.predictor(image, masked, low_rank, levels, positions)
     hidden, seen = image.clone(), image.clone()
     hidden[:, :, :32] += 1.0
@@ -65,10 +66,10 @@ def test_the_predictor_sees_what_is_not_masked_and_nothing_else(prior: MaskedPri
 
 
 def test_decoding_steps_fill_in_every_position_once() -> None:
-    left = [still_masked(step, 12) for step in range(13)]
-    assert (left[0], left[-1]) == (POSITIONS, 0)
-    assert left == sorted(left, reverse=True)
-    assert left[0] - left[1] < left[-2] - left[-1]  # few while little is known
+    ends = decoding_ends(OASIS.codes, 12)
+    assert (ends[0], ends[-1], len(ends)) == (0, OASIS.codes, 13)
+    assert ends == sorted(ends)
+    assert ends[1] - ends[0] < ends[-1] - ends[-2]  # few while little is known
 
 
 def test_training_predicts_masked_positions_and_masks_every_share() -> None:
@@ -78,7 +79,7 @@ def test_training_predicts_masked_positions_and_masks_every_share() -> None:
     shares = masked.float().mean((1, 2, 3))
     assert shares.min() < 0.3
     assert shares.max() > 0.95
-    assert shares.min() >= 100 / POSITIONS
+    assert shares.min() >= 100 / OASIS.codes
 
 
 def test_low_rank_samples_are_as_varied_as_the_maps_they_come_from() -> None:
@@ -87,7 +88,7 @@ def test_low_rank_samples_are_as_varied_as_the_maps_they_come_from() -> None:
     embedding = VectorEmbedding(torch.randn(K, 4, generator=random), torch.ones(K))
     two = torch.randint(0, K, (2, 64, 64), generator=random)
     rows = torch.randint(0, 2, (256,), generator=random)
-    prior = MaskedPrior(replace(SMALL, components=1), embedding)
+    prior = MaskedPrior(replace(SMALL, components=1), embedding, OASIS)
     weights = prior.fit(two[rows], torch.zeros(256, dtype=torch.int64))  # (N, 1)
     assert torch.allclose(
         prior.low_rank_sample(weights, torch.zeros(256, dtype=torch.int64)), embedding.embed(two[rows]), atol=0.03

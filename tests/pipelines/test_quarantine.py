@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from oasisgen import storage
 from oasisgen.cluster import Actors
+from oasisgen.config.data import OASIS
 from oasisgen.config.generate import GateConfig, GenerateConfig
 from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import DEMO
@@ -72,7 +73,7 @@ def good(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     codes = torch.cat([vqvae.encode(to_unit(some)) for some in images.split(8)])
     codebook = vqvae.quantizer.codebook.detach()
     usage = torch.bincount(codes.flatten(), minlength=len(codebook))
-    prior = DCGAN(PRIOR, make_embedding(PRIOR, codebook, usage))
+    prior = DCGAN(PRIOR, make_embedding(PRIOR, codebook, usage), OASIS)
     assert prior.pca_prior
     prior.pca_prior.fit(codes, levels, prior.embedding)
     for parameter in prior.generator.ladder[-1].parameters():
@@ -98,7 +99,7 @@ def painted(good: Path, connected: str, tmp_path_factory: pytest.TempPathFactory
     for split, (seed, cases) in CASES.items():
         (raw / split).mkdir()
         sampler = Sampler(str(good), seed)
-        for group in groups(ids_of_levels(LEVELS, 0, cases * len(LEVELS))):
+        for group in groups(ids_of_levels(LEVELS, 32, 0, cases * len(LEVELS))):
             made = sampler.sample(group)
             for number, level, image in zip(made["id"], made["level"], made["image"], strict=True):
                 (raw / split / file_name(str(seed + number // 32), int(level))).write_bytes(png(image))
@@ -193,7 +194,7 @@ def test_refused_slices_are_replaced_by_the_next_ids(good: Path, painted: DataSe
     assert len(kept) == sum(entry.slices for entry in entries) == min(40, 80 - len(rejected))
     assert min(kept["copy_ratio"].to_numpy()) >= least["copy_ratio"] > max(rejected["copy_ratio"].to_numpy())
     ids = [*kept["id"].to_pylist(), *rejected["id"].to_pylist()]
-    assert sorted(ids) == ids_of_levels(LEVELS, 0, len(ids)).tolist()
+    assert sorted(ids) == ids_of_levels(LEVELS, 32, 0, len(ids)).tolist()
     assert len(list(Path(out).rglob("*.png"))) == len(kept)
     assert make_slices(job, real, least, held) == entries  # nothing is made twice
 
@@ -201,7 +202,7 @@ def test_refused_slices_are_replaced_by_the_next_ids(good: Path, painted: DataSe
 def make(parts: Bundle) -> DCGAN:
     """The good prior again, to be spoiled."""
     prior = DCGAN(
-        PRIOR, make_embedding(PRIOR, parts.vqvae.quantizer.codebook.detach(), torch.ones(CONFIG.codebook_size))
+        PRIOR, make_embedding(PRIOR, parts.vqvae.quantizer.codebook.detach(), torch.ones(CONFIG.codebook_size)), OASIS
     )
     prior.load_state_dict(parts.prior.state_dict())
     return prior.requires_grad_(False)

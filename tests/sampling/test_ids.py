@@ -7,10 +7,10 @@ from oasisgen.sampling.ids import GROUP, groups, ids_of_levels, level_of
 
 def test_ids_are_the_first_ones_of_the_levels() -> None:
     everything = np.arange(400)
-    wanted = everything[np.isin(level_of(everything), [3, 4, 31])]
-    assert ids_of_levels([4, 3, 31], 0, len(wanted)).tolist() == wanted.tolist()
-    assert ids_of_levels([4, 3, 31], 5, 9).tolist() == wanted[5:9].tolist()  # wherever a part begins
-    assert ids_of_levels(list(range(32)), 0, 400).tolist() == everything.tolist()
+    wanted = everything[np.isin(level_of(everything, 32), [3, 4, 31])]
+    assert ids_of_levels([4, 3, 31], 32, 0, len(wanted)).tolist() == wanted.tolist()
+    assert ids_of_levels([4, 3, 31], 32, 5, 9).tolist() == wanted[5:9].tolist()  # wherever a part begins
+    assert ids_of_levels(list(range(32)), 32, 0, 400).tolist() == everything.tolist()
 
 
 def test_every_id_sits_in_its_own_place() -> None:

@@ -9,7 +9,8 @@ from oasisgen.config.generate import GenerateConfig
 from oasisgen.data.description import Split
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
-from oasisgen.pipelines.generate import generate
+from oasisgen.models.bundle import read_bundle
+from oasisgen.pipelines.generate import generate, requested_levels
 from oasisgen.sampling.levels import require_levels
 from tests.conftest import described
 
@@ -38,6 +39,8 @@ def test_levels_that_the_model_was_not_trained_on_are_refused_without_measures_t
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(written))
     model = Path(shutil.copytree(trained / "model", tmp_path / "model"))
     bundle = json.loads((model / "config.json").read_text())
+    trained_levels = bundle["data"].pop("trained_levels")  # bundles of older versions do not list them
+    assert trained_levels == list(range(32))
     bundle["data"]["uri"] = str(tmp_path / "data")
     (model / "config.json").write_text(json.dumps(bundle))
 
@@ -61,3 +64,9 @@ def test_levels_that_the_model_was_not_trained_on_are_refused_without_measures_t
     generate(replace(wanted, levels="0-7", dry_run=True))
     said = capsys.readouterr().out
     assert f"trained on all these levels cannot be checked: no packed data set at {tmp_path / 'data'}" in said
+
+    bundle["data"]["trained_levels"] = list(range(8, 16))
+    (model / "config.json").write_text(json.dumps(bundle))
+    with pytest.raises(UserError, match="trained on no slice of level 6-7: give --levels 8-15"):
+        generate(replace(wanted, levels="6-9"))
+    assert requested_levels(wanted, read_bundle(str(model))) == list(range(8, 16))

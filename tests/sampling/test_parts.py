@@ -74,14 +74,14 @@ def test_images_of_rows_come_in_their_order_and_a_damaged_file_is_named_with_its
     rows = pa.concat_tables(parts).select(["id", "file"]).take([5, 0, 3, 2])
     pixels = [np.random.default_rng(part).integers(0, 256, (3, 256, 256), np.uint8) for part in range(2)]
     expected = [pixels[1][2], pixels[0][0], pixels[1][0], pixels[0][2]]
-    assert all(map(np.array_equal, read_images(place, kind, rows), expected))
+    assert all(map(np.array_equal, read_images(place, kind, rows, (256, 256)), expected))
 
     name = slice_path(103) if kind == "png" else part_path(1, kind)
     whole = storage.read_bytes(f"{place}/{name}")
     for damaged in (None, whole[: len(whole) // 3]):
         storage.remove(f"{place}/{name}") if damaged is None else storage.write_bytes(f"{place}/{name}", damaged)
         with pytest.raises(InvalidFile, match=r"slice \d+ is not .*: remove .*/summary/part-00001\.parquet and run"):
-            read_images(place, kind, rows.take([0, 2]))
+            read_images(place, kind, rows.take([0, 2]), (256, 256))
 
 
 def saved(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -93,9 +93,9 @@ def saved(image: Image.Image, kind: str = "PNG") -> bytes:
 def test_only_a_whole_png_of_the_size_and_mode_of_a_slice_is_decoded() -> None:
     grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256), np.uint8))
     whole = saved(grey)
-    assert np.array_equal(decode_png(whole), np.asarray(grey))
+    assert np.array_equal(decode_png(whole, (256, 256)), np.asarray(grey))
     foreign = [b"", b"text", saved(grey, "JPEG"), saved(grey.crop((0, 0, 255, 256))), saved(grey.convert("RGB"))]
     for data in [*foreign, *(whole[:end] for end in range(0, len(whole) - 12, len(whole) // 40))]:
         with pytest.raises(ValueError, match=r"pixels of mode|truncated or no PNG") as raised:
-            decode_png(data)
+            decode_png(data, (256, 256))
         assert "\n" not in str(raised.value)

@@ -26,7 +26,7 @@ def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_an
     (entry,) = json.loads((tmp_path / "validate.json").read_text())["parts"]
     assert (entry["name"], entry["maps"]) == (part.name, 64)
     whole = part.read_bytes()
-    assert len(read_codes(uri, "validate").take_all()) == 64
+    assert len(read_codes(uri, "validate", (64, 64)).take_all()) == 64
     encode_split(data, "validate", lambda: vqvae, uri, Actors(), storage.write_bytes)  # is finished: left as it is
     assert part.read_bytes() == whole
 
@@ -34,7 +34,7 @@ def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_an
     flipped[len(whole) // 2] ^= 1
     part.write_bytes(flipped)
     with pytest.raises(UserError, match=r"part-00000\.parquet .* remove .*/validate\.json and run the command again"):
-        read_codes(uri, "validate").take_all()
+        read_codes(uri, "validate", (64, 64)).take_all()
     (tmp_path / "validate.json").unlink()
     encode_split(data, "validate", lambda: vqvae, uri, Actors(), storage.write_bytes)
     assert part.read_bytes() == whole

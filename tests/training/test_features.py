@@ -2,6 +2,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from oasisgen.config.data import OASIS
 from oasisgen.data.phantom import subject
 from oasisgen.training.features import WEIGHTS, PretextHeads, anatomy_of, augment, blur, pretext_losses
 
@@ -36,7 +37,7 @@ def test_the_network_learns_levels_and_damage_of_people_it_has_not_seen() -> Non
     torch.manual_seed(0)
     people = torch.from_numpy(np.concatenate([subject(0, number) for number in range(1, 7)]))
     levels = torch.arange(32).repeat(6)
-    model = PretextHeads()
+    model = PretextHeads(OASIS)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     random = torch.Generator().manual_seed(0)
     for _ in range(90):

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from oasisgen import cluster, storage
+from oasisgen.config.data import OASIS
 from oasisgen.config.folder import write_settings
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Stored, store
@@ -257,7 +258,7 @@ def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) ->
     maps = {"codes": random.integers(0, 512, (96, 64, 64)).astype("uint16"), "level": np.arange(96) % 32}
     config = tiny(data, tmp_path)
     blind = replace(config.dcgan, pca_prior=False, components=0, learning_rate=1e4)
-    inputs = {"codes": Stored((ray.put(maps),)), "codebook": torch.randn(512, 4)}
+    inputs = {"codes": Stored((ray.put(maps),)), "codebook": torch.randn(512, 4), "shape": OASIS}
     with pytest.raises(UserError, match=r"stage dcgan, epoch 1: \w+ of generated maps is .*, after 3 rollbacks"):
         fit(Stage("dcgan", train_dcgan, inputs), replace(config, dcgan=blind))
 
