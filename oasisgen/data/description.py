@@ -134,7 +134,5 @@ def read_description(uri: str) -> DataSetDescription:
     try:
         Shape(*description.image_size, description.levels)
     except ValueError as fault:
-        raise UserError(
-            f"data set {uri} has slices that this program cannot work with ({fault}): pack others"
-        ) from None
+        raise UserError(f"data set {uri} has slices of a size it cannot have ({fault}): pack others") from None
     return description

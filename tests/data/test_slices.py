@@ -57,8 +57,8 @@ def test_the_image_size_of_a_data_set_is_checked(data: DataSet, tmp_path: Path) 
     file = tmp_path / "dataset.json"
     described = data.description.to_json()
     for size, said in (
-        ([100, 128], r"cannot work with \(height is 100: must be a multiple of 32 from 64 to 512\): pack others"),
-        ([256, 1024], r"cannot work with \(width is 1024"),
+        ([100, 128], r"a size it cannot have \(height is 100: must be a multiple of 32 from 64 to 512\): pack others"),
+        ([256, 1024], r"a size it cannot have \(width is 1024"),
         ([256], "image_size.1: field required"),
         (None, "image_size: field required"),
     ):
