@@ -19,7 +19,7 @@ from oasisgen.config.train import DCGANConfig, MaskedConfig, TrainConfig, VQVAEC
         ("codebook_ema_decay", 1.0),
         ("dead_below", 0.0),
         ("crop", 130),
-        ("crop", 512),
+        ("crop", 516),
         ("learning_rate", 0.0),
         ("commitment", -1.0),
     ],
@@ -29,7 +29,7 @@ def test_an_impossible_value_is_named_with_what_is_allowed(field: str, value: An
         VQVAEConfig(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("beta1", 1.0), ("shift", 32), ("weight_ema_decay", 1.0)])
+@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("beta1", 1.0), ("shift", 64), ("weight_ema_decay", 1.0)])
 def test_stage_two_is_checked_too(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"dcgan\.{field} is {value}: must be "):
         DCGANConfig(**{field: value})

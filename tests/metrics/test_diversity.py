@@ -4,7 +4,7 @@ import torch
 
 from oasisgen.data.phantom import subject
 from oasisgen.metrics.diversity import pairs_of_a_level, variety
-from oasisgen.metrics.ssim import ms_ssim
+from oasisgen.metrics.ssim import ms_ssim, scale_weights
 
 
 def test_ms_ssim_is_torchmetrics_value() -> None:
@@ -36,3 +36,25 @@ def test_repeated_slices_have_no_variety_and_different_people_have() -> None:
     assert variety(np.repeat(people[:1], 5, 0), levels) == pytest.approx(1.0)
     assert variety(people, levels) < 0.9
     assert np.isnan(variety(people[:1], levels[:1]))
+
+
+@pytest.mark.parametrize(("size", "scales"), [((64, 96), 3), ((96, 320), 4), ((160, 160), 4), ((192, 192), 5)])
+def test_smaller_slices_have_fewer_scales(size: tuple[int, int], scales: int) -> None:
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    random = torch.Generator().manual_seed(0)
+    a = torch.randint(0, 256, (2, *size), generator=random, dtype=torch.uint8)
+    b = (0.8 * a + 0.2 * torch.randint(0, 256, a.shape, generator=random)).to(torch.uint8)
+    weights = scale_weights(min(size))
+    assert len(weights) == scales
+    assert sum(weights) == pytest.approx(1.0, abs=2e-4)
+    theirs = multiscale_structural_similarity_index_measure(
+        a.unsqueeze(1).float(),
+        b.unsqueeze(1).float(),
+        sigma=1.5,
+        data_range=255.0,
+        reduction="none",
+        normalize="relu",
+        betas=weights,
+    )
+    assert torch.allclose(ms_ssim(a, b), theirs, atol=1e-4)
