@@ -12,8 +12,12 @@ from oasisgen.data.slices import SPLITS
 from oasisgen.errors import UserError
 
 FILE_NAME = re.compile(r"case_(?P<case>\d+)_slice_(?P<level>\d+)(\.nii)?\.png", re.IGNORECASE)
-SPLIT_FOLDER = re.compile(r"(keras_png_slices_)?(?P<split>train|validate|test)", re.IGNORECASE)
-LABEL_FOLDER = re.compile(r"keras_png_slices_seg_.*|seg", re.IGNORECASE)
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validate", "validation"), "validate")
+SPLIT_FOLDER = re.compile(rf"(.*[_-])?(?P<split>{'|'.join(SPLIT_NAMES)})([_-].*)?", re.IGNORECASE)
+LABEL_FOLDER = re.compile(
+    r"(.*[_-])?seg([_-].*)?|(labels?|masks?)[_-].*|.*[_-](labels?|masks?)([_-].*)?", re.IGNORECASE
+)
 Files = dict[tuple[int, int], list[tuple[SourceFile, str]]]  # (case as a number, level) -> each file, and its case
 
 
@@ -25,7 +29,9 @@ def find_cases(source: str, files: Sequence[SourceFile]) -> Found:
     unused: list[UnusedFile] = []
     for file in files:
         *folders, name = file.path.split("/")
-        splits = [match["split"].lower() for folder in folders if (match := SPLIT_FOLDER.fullmatch(folder))]
+        splits = [
+            SPLIT_NAMES[match["split"].lower()] for folder in folders if (match := SPLIT_FOLDER.fullmatch(folder))
+        ]
         if name.startswith("seg_") or any(LABEL_FOLDER.fullmatch(folder) for folder in folders):
             unused.append(UnusedFile(file.path, "a label map"))
             continue

@@ -56,6 +56,17 @@ def test_the_usual_layouts_are_understood(layout: str, tmp_path: Path) -> None:
     assert found.rejected == ()
 
 
+@pytest.mark.parametrize("folder", ["Val", "valid", "VALIDATION", "brains-validate", "keras_png_slices_val", "val_png"])
+def test_split_folders_of_other_data_sets_are_understood(folder: str, tmp_path: Path) -> None:
+    fill(tmp_path / "training", ["case_001_slice_0.nii.png"])
+    fill(tmp_path / folder, ["case_002_slice_0.nii.png"])
+    fill(tmp_path / "Testing", ["case_003_slice_0.nii.png"])
+    fill(tmp_path / "masks_train", ["case_001_slice_0.nii.png"])
+    found = survey(PackConfig(str(tmp_path), "out"))
+    assert found.rejected == ()
+    assert [(case.case, case.split) for case in found.cases] == [("001", "train"), ("002", "validate"), ("003", "test")]
+
+
 def test_what_cannot_be_used_is_set_aside_and_named(connected: str, tmp_path: Path) -> None:
     train = tmp_path / "raw" / "train"
     fill(train, ["case_001_slice_0.nii.png", "case_001_slice_7.nii.png"])
@@ -317,4 +328,6 @@ def test_the_real_slices_are_all_there(oasis: Path) -> None:
     }
     assert len(found.split_cases()["train"]) == 302
     assert found.rejected == ()
-    assert {unused.reason: unused.count for unused in found.unused}["a label map"] == 1120
+    assert {unused.reason: unused.count for unused in found.unused}[
+        "a label map"
+    ] == 9664 + 1120  # the first are in a .zip
