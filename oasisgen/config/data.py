@@ -61,6 +61,3 @@ LEVELS = OASIS.levels
 
 
 IMAGE_SIZE = OASIS.height
-
-
-CODE_SIZE = OASIS.code_size[0]

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from oasisgen.config.data import OASIS, Shape
 from oasisgen.errors import UserError
 from oasisgen.models.bundle import read_bundle, read_features, read_vqvae
 from oasisgen.quality.batch import FeatureExtractor
@@ -67,6 +69,28 @@ def test_a_damaged_file_is_named(bundle: Path, name: str) -> None:
         read_bundle(str(bundle))
     (bundle / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
+        read_bundle(str(bundle))
+
+
+def test_a_bundle_knows_its_size_and_levels_and_refuses_data_of_others(trained: Path, bundle: Path) -> None:
+    whole = read_bundle(str(bundle))
+    whole.require_shape("elsewhere", OASIS)
+    for other, said in (
+        (replace(OASIS, levels=20), "20 levels of 256 x 256 pixels"),
+        (Shape(128, 192, 32), "32 levels of 128 x 192 pixels"),
+    ):
+        both = f"^model .* knows 32 levels of 256 x 256 pixels, data set elsewhere has {said}: name a data set of the"
+        with pytest.raises(UserError, match=both):
+            whole.require_shape("elsewhere", other)
+    config = json.loads((bundle / "config.json").read_text())
+    for field in ("image_size", "levels", "trained_levels"):
+        del config["data"][field]  # as bundles of older versions have it
+    (bundle / "config.json").write_text(json.dumps(config))
+    older = read_bundle(str(bundle))
+    assert (older.shape, older.trained_levels) == (OASIS, list(range(32)))
+    config["data"]["image_size"] = [100, 100]
+    (bundle / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"do not fit its config.json \(height is 100: must be a multiple of 32"):
         read_bundle(str(bundle))
 
 
