@@ -17,7 +17,6 @@ from torch import nn
 
 from benchmarks.common import real_slices
 from benchmarks.models import training
-from oasisgen.config.data import LEVELS
 from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import FULL
 from oasisgen.data.feed import Feed
@@ -83,7 +82,7 @@ def quantizers(dim: int) -> dict[str, Callable[[], nn.Module]]:
 
 @torch.no_grad()
 def score(model: VQVAE, slices: torch.Tensor) -> tuple[float, int]:
-    """Mean SSIM of (N, 256, 256) uint8 and their reconstructions, and the codes they use."""
+    """Mean SSIM of (N, H, W) uint8 and their reconstructions, and the codes they use."""
     model.eval()
     scores, used = [], set()
     for images in slices.split(16):
@@ -125,7 +124,7 @@ def main() -> None:
 
 
 def training_and_held_out(source: str) -> tuple[Feed, torch.Tensor]:
-    """The training split, and 256 slices (256, 256, 256) uint8 of validate."""
+    """The training split, and 256 slices (256, H, W) uint8 of validate."""
     from oasisgen import cluster
     from oasisgen.data.feed import store
     from oasisgen.data.pack import pack
@@ -137,7 +136,8 @@ def training_and_held_out(source: str) -> tuple[Feed, torch.Tensor]:
         data = open_data_set(f"{folder}/data")
         train, validate = (store(read_slices(data, split)).load() for split in ("train", "validate"))
         columns = {"image": np.concatenate([block["image"] for block in train.blocks])}
-        return Feed([columns]), torch.from_numpy(select_levels(validate, np.resize(np.arange(LEVELS), SCORED)).images)
+        wanted = np.resize(np.arange(data.levels), SCORED)
+        return Feed([columns]), torch.from_numpy(select_levels(validate, wanted).images)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.common import real_slices
 from oasisgen import cluster
-from oasisgen.config.data import LEVELS
+from oasisgen.config.data import OASIS
 from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import PRESETS
 from oasisgen.data.feed import Feed, Stored, evenly_spaced, store
@@ -48,7 +48,7 @@ def rows_of(slices: Slices, rows: np.ndarray) -> Slices:
 
 def blurred(half: Slices, train: Slices) -> Slices:
     """A Gaussian of 1.2 pixels."""
-    x = torch.from_numpy(half.images).unsqueeze(1).float()  # (N, 1, 256, 256)
+    x = torch.from_numpy(half.images).unsqueeze(1).float()  # (N, 1, H, W)
     pieces = [blur(piece, torch.full((len(piece),), 1.2)) for piece in x.split(32)]
     return half._replace(images=torch.cat(pieces).squeeze(1).round().to(torch.uint8).numpy())
 
@@ -66,7 +66,7 @@ def faded(half: Slices, train: Slices) -> Slices:
 
 def lower_levels(half: Slices, train: Slices) -> Slices:
     """Nothing of the upper half of the levels."""
-    return rows_of(half, half.levels < LEVELS // 2)
+    return rows_of(half, half.levels < OASIS.levels // 2)
 
 
 def ten_repeated(half: Slices, train: Slices) -> Slices:
@@ -92,12 +92,12 @@ def mirrored_copies(half: Slices, train: Slices) -> Slices:
 
 def misfiled_copies(half: Slices, train: Slices) -> Slices:
     """The same, each under the name of a level four above or below its own."""
-    return Slices(train.images, np.where(train.levels + 4 < LEVELS, train.levels + 4, train.levels - 4))
+    return Slices(train.images, np.where(train.levels + 4 < OASIS.levels, train.levels + 4, train.levels - 4))
 
 
 def wrong_levels(half: Slices, train: Slices) -> Slices:
     """Each slice under the name of a level eight above its own."""
-    return half._replace(levels=(half.levels + 8) % LEVELS)
+    return half._replace(levels=(half.levels + 8) % OASIS.levels)
 
 
 # What must move, and where to. Of the rest nothing is asked: a blurred slice may well be more like the average.
@@ -121,7 +121,7 @@ DAMAGES: list[tuple[str, Damage, dict[str, int]]] = [
 
 def levels_of(count: int) -> np.ndarray:
     """The levels of so many slices, all alike."""
-    return np.resize(np.arange(LEVELS), count)
+    return np.resize(np.arange(OASIS.levels), count)
 
 
 def halves(held_out: Feed, seed: int) -> tuple[Slices, Slices]:
@@ -147,7 +147,7 @@ def read_scores(
     stored = Stored(tuple(ray.put(block) for block in held_out.blocks))
     compared = compare_slices(Slices(batch.images[some], batch.levels[some]), train, stored, 0)
     real = compare_slices(select_levels(held_out, levels_of(COMPARED)), train, stored, 0)
-    sets = equal_sets(batch, list(range(LEVELS)), train.load(), held_out)
+    sets = equal_sets(batch, list(range(OASIS.levels)), train.load(), held_out)
     scores = mean_scores(compared, real) | score_sets(load, sets)
     return {key: score.value for key, score in scores.items()}
 
