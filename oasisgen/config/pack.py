@@ -7,9 +7,10 @@ from typing import Any
 
 from oasisgen import storage
 from oasisgen.config.check import check
+from oasisgen.config.columns import titles_of
 
 PLACES = "source", "out", "preview", "strict", "dry_run"  # flags that do not change what a data set holds
-ADDRESSES = "source", "out", "splits"  # flags whose value is a URI
+ADDRESSES = "source", "out", "splits", "table"  # flags whose value is a URI
 DEFAULT_SPLIT = "0.8,0.1,0.1"  # where the source names no splits
 
 
@@ -37,6 +38,11 @@ class PackConfig:
     the splits of the source, or 0.8,0.1,0.1 if it names none."""
     split_seed: int = 0
     """Seed of that hash: another one gives another split."""
+    table: str | None = None
+    """URI of a CSV or TSV file with a row per subject or case, such as oasis_cross-sectional.csv. Default:
+    participants.tsv in the source, if there is one."""
+    columns: str | None = None
+    """Columns of the table that become columns of the data set, such as age,sex,CDR (the default: those it has)."""
     preview: int = 0
     """Show this many cases, at most 100, in <out>/preview/index.html, and pack nothing."""
     strict: bool = False
@@ -49,6 +55,8 @@ class PackConfig:
         if self.split is not None:
             shares_of(self.split)
             check("splits", self.splits, self.splits is None, "left out if --split is given")
+        if self.columns is not None:
+            titles_of(self.columns)
 
     def absolute(self) -> "PackConfig":
         """The same flags with addresses that are valid in any process."""

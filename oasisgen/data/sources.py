@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from oasisgen import storage
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.cases import Survey, UnusedFile
+from oasisgen.data.covariates import add_covariates, address_of_table
 from oasisgen.data.description import Unused
 from oasisgen.data.slice_files import find_cases
 from oasisgen.data.splits import assign_splits
@@ -25,23 +26,26 @@ def survey(config: PackConfig) -> Survey:
     source = config.source
     splits = read_text_table(config.splits, "--splits") if config.splits else None
     files, dangling, outside = list_tree(source)
-    files = [file for file in files if storage.join(source, file.path) != config.splits]
+    tables = config.splits, address_of_table(config)
+    scans = [file for file in files if storage.join(source, file.path) not in tables]
     layout = "slices"
-    found = find_cases(source, files)
+    found = find_cases(source, scans)
     cases, left_out = assign_splits(config, found.cases, splits)
+    joined = add_covariates(config, cases, files)
     digest, times = hashlib.sha256(), hashlib.sha256()
     for file in found.used:
         digest.update(f"{file.path} {file.size}\n".encode())
         times.update(f"{file.modified}\n".encode())
-    if splits:
-        digest.update(f"splits {splits.sha256}\n".encode())
+    for name, sha256 in (("splits", splits.sha256 if splits else ""), ("table", joined.sha256)):
+        digest.update(f"{name} {sha256}\n".encode() if sha256 else b"")
     return Survey(
         layout=layout,
-        cases=tuple(cases),
+        cases=tuple(joined.cases),
         rejected=(*dangling, *found.rejected),
-        unused=_by_reason([*outside, *found.unused, *left_out]),
+        unused=_by_reason([*outside, *found.unused, *left_out, *joined.unused]),
         image_size=found.image_size,
         label_classes=found.label_classes,
+        covariates=joined.covariates,
         fingerprint=digest.hexdigest(),
         times=times.hexdigest(),
     )

@@ -29,6 +29,7 @@ def nothing(folder: Path) -> None:
     """The flags alone are bad."""
 
 
+TABLE = {"table": "{}/t.csv"}
 SPLITS = {"splits": "{}/t.csv"}
 BAD = {
     "no table": Bad(nothing, SPLITS, r"no file at .*t\.csv: give --splits the address of a CSV or TSV file"),
@@ -69,6 +70,28 @@ BAD = {
         SPLITS,
         r"line 2 puts subject 001 in train, line 4 in val: give it one split",
     ),
+    "no table of covariates": Bad(
+        nothing, TABLE, r"no file at .*t\.csv: give --table the address of a CSV or TSV file"
+    ),
+    "a folder for a table": Bad(lambda folder: (folder / "t.csv").mkdir(), TABLE, r"t\.csv"),
+    "a subject twice": Bad(
+        write("t.csv", "ID,age\n1,70\n2,71\n001,70\n"), TABLE, r"t\.csv: lines 2 and 4 are both of 001: remove one"
+    ),
+    "a table of other subjects": Bad(
+        write("t.csv", "ID,age\n9,70\n"), TABLE, r"no row of .*its line 2 names 9, the source has case 001"
+    ),
+    "a column that is not there": Bad(
+        write("t.csv", "ID,age\n1,70\n"), TABLE | {"columns": "age,IQ"}, r"no column IQ: --columns may name ID, age"
+    ),
+    "a table without the usual columns": Bad(
+        write("t.csv", "ID,IQ\n1,70\n"),
+        TABLE,
+        r"has no column age, sex, CDR: name others with --columns, out of ID, IQ",
+    ),
+    "a table without subjects": Bad(
+        write("t.csv", "name,age\n1,70\n"), TABLE, r"has no column that names the subject: call it one of case, "
+    ),
+    "columns of no table": Bad(nothing, {"columns": "age"}, r"--columns age names columns of no table: give one with"),
 }
 
 
