@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from oasisgen import storage
 from oasisgen.config.check import check
@@ -31,6 +31,9 @@ class PackConfig:
     """URI of the folder with the images, or of an archive of it: .tar, .tar.gz or .zip; archives in it are read too."""
     out: str
     """URI of the data set, <root>/datasets/<name>."""
+    layout: Literal["auto", "slices", "oasis1"] = "auto"
+    """How the source is laid out: slices (image files in split folders), oasis1 (the official OASIS-1 folders
+    OAS1_xxxx_MR1 with PROCESSED and FSL_SEG), or auto: recognised by the names of the files."""
     splits: str | None = None
     """URI of a CSV or TSV file with columns subject (or case) and split: train, validate or test."""
     split: str | None = None

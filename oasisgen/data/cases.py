@@ -39,6 +39,17 @@ class SliceFile:
     labels: SourceFile | None = None
 
 
+@dataclass(frozen=True)
+class Volume:
+    """The Analyze volume of a scan, and that of its labels, if there is one."""
+
+    header: SourceFile
+    image: SourceFile
+    labels_header: SourceFile | None = None
+    labels_image: SourceFile | None = None
+    first: int | None = None  # z of level 0; None: the labels tell
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One scan of one person and the files that its slices come from."""
@@ -47,18 +58,23 @@ class Case:
     subject: str
     split: str
     slices: tuple[SliceFile, ...] = ()  # by level
+    volume: Volume | None = None  # instead of slices
+    levels: int = 0  # of a volume
     covariates: dict[str, float | str | None] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """Number of slices that it should have."""
-        return len(self.slices)
+        return self.levels if self.volume else len(self.slices)
 
     @property
     def files(self) -> Iterator[SourceFile]:
         """The files that it is read from."""
         for of in self.slices:
             yield from (of.image, of.labels) if of.labels else (of.image,)
+        if self.volume:
+            of_volume = self.volume.header, self.volume.image, self.volume.labels_header, self.volume.labels_image
+            yield from (file for file in of_volume if file)
 
 
 class Slice(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from threading import Semaphore
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +15,10 @@ import pyarrow as pa
 from oasisgen import documents, storage, tables
 from oasisgen.config.pack import PackConfig
 from oasisgen.data import degenerate
-from oasisgen.data.cases import Case, Slice, SliceFile, Survey
+from oasisgen.data.cases import Case, Slice, SliceFile, Survey, Volume
 from oasisgen.data.description import Covariate, LabelClass, PackedPart, RejectedFile
 from oasisgen.data.images import read_png
+from oasisgen.data.oasis1 import read_scan
 from oasisgen.data.slices import columns_of
 from oasisgen.data.tree import read_file
 from oasisgen.lock import LockProof
@@ -24,6 +26,7 @@ from oasisgen.lock import LockProof
 SLICES_PER_PART = 1024  # or one case more
 ROWS_PER_GROUP = 128
 OPEN_FILES = 16  # concurrent reads per task, to hide an object store's latency
+ONE_VOLUME = Semaphore()  # volumes take tens of megabytes: a process reads one at a time
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,17 @@ def _row(case: Case, of: Slice, schema: pa.Schema) -> dict[str, Any]:
 
 def _readings(plan: PartPlan, case: Case) -> Iterable[Callable[[], list[Slice | RejectedFile]]]:
     """Functions that read the slices of a case; they may run at the same time."""
+    if case.volume:
+        return [partial(_read_volume, plan, case.case, case.volume)]
     return [partial(_read_slice_file, plan, file) for file in case.slices]
+
+
+def _read_volume(plan: PartPlan, case: str, volume: Volume) -> list[Slice | RejectedFile]:
+    try:
+        with ONE_VOLUME:
+            return [*read_scan(volume, partial(read_file, plan.config.source))]
+    except ValueError as reason:
+        return [RejectedFile(case, str(reason))]
 
 
 def _read_slice_file(plan: PartPlan, file: SliceFile) -> list[Slice | RejectedFile]:

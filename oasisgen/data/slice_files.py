@@ -21,6 +21,15 @@ LABEL_FOLDER = re.compile(
 Files = dict[tuple[int, int], list[tuple[SourceFile, str]]]  # (case as a number, level) -> each file, and its case
 
 
+def matches(files: Sequence[SourceFile]) -> bool:
+    """Whether any file is named like a slice and stands in the folder of a split."""
+    for file in files:
+        *folders, name = file.path.split("/")
+        if FILE_NAME.fullmatch(name) and any(SPLIT_FOLDER.fullmatch(folder) for folder in folders):
+            return True
+    return False
+
+
 def find_cases(source: str, files: Sequence[SourceFile]) -> Found:
     """The cases whose slices are among `files`. Raises UserError if there are none."""
     found: dict[str, Files] = defaultdict(lambda: defaultdict(list))

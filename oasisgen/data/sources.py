@@ -2,17 +2,20 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from oasisgen import storage
 from oasisgen.config.pack import PackConfig
-from oasisgen.data.cases import Survey, UnusedFile
+from oasisgen.data import oasis1, slice_files
+from oasisgen.data.cases import SourceFile, Survey, UnusedFile
 from oasisgen.data.covariates import add_covariates, address_of_table
 from oasisgen.data.description import Unused
-from oasisgen.data.slice_files import find_cases
 from oasisgen.data.splits import assign_splits
 from oasisgen.data.text_tables import read_text_table
-from oasisgen.data.tree import list_tree
+from oasisgen.data.tree import list_tree, read_file
+from oasisgen.errors import UserError
+from oasisgen.progress import say
 
 EXAMPLES = 3  # unused files listed for each reason
 
@@ -28,8 +31,13 @@ def survey(config: PackConfig) -> Survey:
     files, dangling, outside = list_tree(source)
     tables = config.splits, address_of_table(config)
     scans = [file for file in files if storage.join(source, file.path) not in tables]
-    layout = "slices"
-    found = find_cases(source, scans)
+    layout = _layout(config, scans)
+    if layout == "oasis1":
+        found = oasis1.find_cases(source, scans, partial(read_file, source))
+        subjects = len({case.subject for case in found.cases})
+        say("pack", f"oasis1: {len(found.cases)} scans of {subjects} subjects")
+    else:
+        found = slice_files.find_cases(source, scans)
     cases, left_out = assign_splits(config, found.cases, splits)
     joined = add_covariates(config, cases, files)
     digest, times = hashlib.sha256(), hashlib.sha256()
@@ -49,6 +57,20 @@ def survey(config: PackConfig) -> Survey:
         fingerprint=digest.hexdigest(),
         times=times.hexdigest(),
     )
+
+
+def _layout(config: PackConfig, files: Sequence[SourceFile]) -> str:
+    """The layout that the flags or the names of the files tell. Raises UserError if they fit two."""
+    if config.layout != "auto":
+        return config.layout
+    if not oasis1.matches(files):
+        return "slices"
+    if slice_files.matches(files):
+        raise UserError(
+            f"{config.source} holds OASIS-1 scans and slices in split folders: choose with --layout oasis1 or "
+            "--layout slices"
+        )
+    return "oasis1"
 
 
 def _by_reason(files: Iterable[UnusedFile]) -> tuple[Unused, ...]:
