@@ -16,6 +16,7 @@ from oasisgen.data.cases import Case, Found, Slice, SourceFile, UnusedFile, Volu
 from oasisgen.data.description import LabelClass, RejectedFile
 from oasisgen.data.volume_reader import read_analyze
 from oasisgen.errors import UserError
+from oasisgen.progress import say
 
 SHAPE = 176, 208, 176  # voxels of 1 mm: left-right, back-front, bottom-top
 ROW, COLUMN = 40, 24  # where a slice of 176 x 208 begins in 256 x 256
@@ -115,6 +116,7 @@ def _with_level(cases: list[Case], read: Read) -> tuple[list[Case], list[Rejecte
         why = f"no FSL_SEG volume, and those of the other scans give {len(firsts)} places of level 0 instead of one"
         return [case for case in cases if case not in bare], [RejectedFile(case.case, why) for case in bare]
     (first,) = firsts
+    say("pack", f"{len(bare)} scans without FSL_SEG labels: their level 0 is plane {first}, as in all other scans")
     return [
         replace(case, volume=replace(case.volume, first=first)) if case in bare and case.volume else case
         for case in cases

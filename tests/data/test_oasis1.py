@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -237,3 +238,16 @@ def test_real_slices_come_back_from_volumes_made_of_them(tmp_path: Path) -> None
     assert rejected == []
     for number, of in slices.items():
         require_same(found[f"train OAS1_0{number}_MR1"], *of)
+
+
+def test_a_disc_archive_is_read_in_place(tmp_path: Path) -> None:
+    slices = synthetic(0)
+    write_scan(tmp_path / "disc1", "OAS1_0001_MR1", slices, 0)
+    (tmp_path / "raw").mkdir()
+    with tarfile.open(tmp_path / "raw" / "oasis_cross-sectional_disc1.tar.gz", "w:gz", compresslevel=1) as archive:
+        archive.add(tmp_path / "disc1", "disc1")
+    for source in (tmp_path / "raw", tmp_path / "raw" / "oasis_cross-sectional_disc1.tar.gz"):
+        found, rejected = read(source)
+        assert (list(found), rejected) == (["train OAS1_0001_MR1"], [])
+        require_same(found["train OAS1_0001_MR1"], *slices)
+    assert [file.name for file in (tmp_path / "raw").iterdir()] == ["oasis_cross-sectional_disc1.tar.gz"]
