@@ -29,6 +29,8 @@ def main() -> None:
             say("pack", f"rejected {file.file}: {file.reason}")
         for unused in description.unused:
             say("pack", str(unused))
+        for converted in description.converted:
+            say("pack", str(converted))
         for line in lines(description):
             say("pack", line)
         say("pack", f"data set: {storage.absolute(flags.out)}")

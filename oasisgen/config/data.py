@@ -55,9 +55,3 @@ class Shape:
 
 
 OASIS = Shape(256, 256, 32)  # levels from the mid-brain (0) to above the ventricles (31)
-
-
-LEVELS = OASIS.levels
-
-
-IMAGE_SIZE = OASIS.height

@@ -8,9 +8,12 @@ from typing import Any, Literal
 from oasisgen import storage
 from oasisgen.config.check import check
 from oasisgen.config.columns import titles_of
+from oasisgen.config.data import OASIS, Shape
 
 PLACES = "source", "out", "preview", "strict", "dry_run"  # flags that do not change what a data set holds
 ADDRESSES = "source", "out", "splits", "table"  # flags whose value is a URI
+CLASSES = 'each value once, and its name, like "0=background,1=left,2=right"'
+Fit = Literal["pad", "crop", "resize"]
 DEFAULT_SPLIT = "0.8,0.1,0.1"  # where the source names no splits
 
 
@@ -21,6 +24,16 @@ def shares_of(split: str) -> list[Fraction]:
     ok = len(pieces) == len(numbers) == 3 and sum(numbers) == 1
     check("split", split, ok, "three shares that sum to 1: train, validate, test, like 0.8,0.1,0.1")
     return numbers
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError unless `pattern` is a regular expression with the groups that tell case and level."""
+    example = r"one with named groups, like 'sub-(?P<case>\d+).*_z(?P<level>\d+)'"
+    try:
+        groups = re.compile(pattern).groupindex
+    except re.error as error:
+        raise ValueError(f"pattern is {pattern}: no regular expression ({error}); give {example}") from None
+    check("pattern", pattern, "level" in groups and ("case" in groups or "subject" in groups), example)
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,9 @@ class PackConfig:
     layout: Literal["auto", "slices", "oasis1"] = "auto"
     """How the source is laid out: slices (image files in split folders), oasis1 (the official OASIS-1 folders
     OAS1_xxxx_MR1 with PROCESSED and FSL_SEG), or auto: recognised by the names of the files."""
+    pattern: str | None = None
+    """Of image files: a regular expression that is searched in each path below the source, with groups (?P<level>…) and
+    (?P<case>…) or (?P<subject>…), and perhaps (?P<session>…) and (?P<split>…). Default: the usual names."""
     splits: str | None = None
     """URI of a CSV or TSV file with columns subject (or case) and split: train, validate or test."""
     split: str | None = None
@@ -46,6 +62,15 @@ class PackConfig:
     participants.tsv in the source, if there is one."""
     columns: str | None = None
     """Columns of the table that become columns of the data set, such as age,sex,CDR (the default: those it has)."""
+    size: str | None = None
+    """Height and width of the slices in pixels, multiples of 32 from 64 to 512, such as 256x256. Default: the most
+    common size of the image files, rounded up; 256x256 of volumes."""
+    fit: Fit = "pad"
+    """Image files of another size are centred: padded with zeros (larger ones are rejected), cropped and padded, or
+    resized to fit and padded."""
+    label_classes: str | None = None
+    """Values of label maps and their names, such as "0=background,1=left,2=right". Default: OASIS's tissues if the
+    values are theirs; else every value up to the highest one is a class."""
     preview: int = 0
     """Show this many cases, at most 100, in <out>/preview/index.html, and pack nothing."""
     strict: bool = False
@@ -60,12 +85,40 @@ class PackConfig:
             check("splits", self.splits, self.splits is None, "left out if --split is given")
         if self.columns is not None:
             titles_of(self.columns)
+        if self.pattern is not None:
+            check_pattern(self.pattern)
+        Shape(*self.slice_size, OASIS.levels)  # raises for one that cannot be
+        if self.label_classes is not None:
+            check("label-classes", self.label_classes, len(self.classes) > 1, CLASSES)
 
     def absolute(self) -> "PackConfig":
         """The same flags with addresses that are valid in any process."""
         uris: dict[str, Any] = {name: uri for name in ADDRESSES if (uri := getattr(self, name)) is not None}
         uris = {name: storage.absolute(uri) for name, uri in uris.items()}
         return replace(self, **uris)
+
+    @property
+    def slice_size(self) -> tuple[int, int]:
+        """`size`, or OASIS's. Raises ValueError."""
+        if self.size is None:
+            return OASIS.image_size
+        match = re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", self.size)
+        check("size", self.size, match is not None, "height x width in pixels, like 256x256")
+        assert match
+        return int(match[1]), int(match[2])
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Value -> name of the label classes. Raises ValueError."""
+        classes: dict[int, str] = {}
+        for piece in (self.label_classes or "").split(","):
+            match = re.fullmatch(r" *([0-9]{1,6}) *=([^=]+)", piece)
+            value = int(match[1]) if match else -1
+            check("label-classes", self.label_classes, match is not None and value not in classes, CLASSES)
+            assert match
+            classes[value] = match[2].strip()
+        check("label-classes", self.label_classes, len(classes) <= 256, "at most 256 classes")
+        return classes
 
     @property
     def settings(self) -> dict[str, Any]:

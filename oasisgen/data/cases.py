@@ -83,6 +83,7 @@ class Slice(NamedTuple):
     level: int
     image: np.ndarray  # (H, W) uint8
     labels: np.ndarray | None = None  # (H, W) uint8, a class per pixel
+    converted: tuple[str, ...] = ()  # how the file differed from a slice
 
 
 class UnusedFile(NamedTuple):

@@ -55,6 +55,19 @@ class Unused:
 
 
 @dataclass(frozen=True)
+class Converted:
+    """Slices whose files were not as a slice should be, and were converted, for one reason."""
+
+    reason: str
+    count: Count
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = self.count - len(self.examples)
+        return f"{self.count} converted, {self.reason}: {', '.join(self.examples)}{f' and {more} more' if more else ''}"
+
+
+@dataclass(frozen=True)
 class LabelClass:
     """A class of the label maps. Its number, which the maps hold, is its place in `label_classes`."""
 
@@ -112,6 +125,7 @@ class DataSetDescription:
     covariates: tuple[Covariate, ...] = ()
     rejected: tuple[RejectedFile, ...]
     unused: tuple[Unused, ...] = ()
+    converted: tuple[Converted, ...] = ()
     blank: tuple[SliceName, ...] = ()  # slices of one grey value
     equal: tuple[tuple[SliceName, ...], ...] = ()  # groups of slices with the same pixels
 

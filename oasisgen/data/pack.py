@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
@@ -14,7 +14,15 @@ from oasisgen.config.folder import differences, require_ours
 from oasisgen.config.pack import PackConfig
 from oasisgen.data import degenerate
 from oasisgen.data.cases import Survey
-from oasisgen.data.description import FILE, SCHEMA_VERSION, DataSetDescription, RejectedFile, SliceName, Split
+from oasisgen.data.description import (
+    FILE,
+    SCHEMA_VERSION,
+    Converted,
+    DataSetDescription,
+    RejectedFile,
+    SliceName,
+    Split,
+)
 from oasisgen.data.parts import WrittenPart, pack_part, plan_parts
 from oasisgen.data.sources import survey
 from oasisgen.errors import UserError
@@ -143,11 +151,23 @@ def write_data_set(config: PackConfig, found: Survey, held: Lock) -> DataSetDesc
         covariates=found.covariates,
         rejected=tuple(rejected),
         unused=found.unused,
+        converted=_merged(parts),
         blank=tuple(blank),
         equal=tuple(map(tuple, equal)),
     )
     held.commit(storage.join(out, FILE), (json.dumps(description.to_json(), indent=1) + "\n").encode())
     return description
+
+
+def _merged(parts: Sequence[WrittenPart]) -> tuple[Converted, ...]:
+    """What was converted in all parts, by reason."""
+    groups: dict[str, list[Converted]] = defaultdict(list)
+    for part in sorted(parts, key=lambda part: (part.split, part.part.name)):
+        for each in part.converted:
+            groups[each.reason].append(each)
+    return tuple(
+        Converted(reason, sum(each.count for each in of), of[0].examples) for reason, of in sorted(groups.items())
+    )
 
 
 def _split_of(written: Sequence[WrittenPart]) -> Split:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,14 +10,16 @@ from functools import partial
 from threading import Semaphore
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from oasisgen import documents, storage, tables
 from oasisgen.config.pack import PackConfig
 from oasisgen.data import degenerate
 from oasisgen.data.cases import Case, Slice, SliceFile, Survey, Volume
-from oasisgen.data.description import Covariate, LabelClass, PackedPart, RejectedFile
-from oasisgen.data.images import read_png
+from oasisgen.data.description import Converted, Covariate, LabelClass, PackedPart, RejectedFile
+from oasisgen.data.fit import fit
+from oasisgen.data.images import decode, decode_labels
 from oasisgen.data.oasis1 import read_scan
 from oasisgen.data.slices import columns_of
 from oasisgen.data.tree import read_file
@@ -25,6 +27,7 @@ from oasisgen.lock import LockProof
 
 SLICES_PER_PART = 1024  # or one case more
 ROWS_PER_GROUP = 128
+EXAMPLES = 3  # converted slices named for each reason
 OPEN_FILES = 16  # concurrent reads per task, to hide an object store's latency
 ONE_VOLUME = Semaphore()  # volumes take tens of megabytes: a process reads one at a time
 
@@ -54,6 +57,7 @@ class WrittenPart:
     without_labels: int  # slices
     pixels: tuple[tuple[str, int, str], ...]  # case, level and digest of each slice
     rejected: tuple[RejectedFile, ...]
+    converted: tuple[Converted, ...] = ()
 
 
 def plan_parts(found: Survey, config: PackConfig, lock: LockProof | None) -> list[PartPlan]:
@@ -106,8 +110,17 @@ def pack_part(row: dict[str, str]) -> dict[str, str]:
         without_labels=sum(each.labels is None for _, each in slices),
         pixels=tuple((case.case, each.level, degenerate.pixel_digest(each.image)) for case, each in slices),
         rejected=tuple(each for _, each in results if isinstance(each, RejectedFile)),
+        converted=_converted(slices),
     )
     return {"written": json.dumps(asdict(written))}
+
+
+def _converted(slices: Sequence[tuple[Case, Slice]]) -> tuple[Converted, ...]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for case, each in slices:
+        for reason in each.converted:
+            names[reason].append(f"case {case.case} level {each.level}")
+    return tuple(Converted(reason, len(of), tuple(of[:EXAMPLES])) for reason, of in sorted(names.items()))
 
 
 def read_cases(plan: PartPlan) -> list[tuple[Case, Slice | RejectedFile]]:
@@ -145,7 +158,37 @@ def _read_volume(plan: PartPlan, case: str, volume: Volume) -> list[Slice | Reje
 
 
 def _read_slice_file(plan: PartPlan, file: SliceFile) -> list[Slice | RejectedFile]:
+    """The slice of an image file with its label map, or why it has none."""
     try:
-        return [Slice(file.level, read_png(read_file(plan.config.source, file.image), plan.image_size))]
+        pixels, converted = decode(read_file(plan.config.source, file.image))
+        image = fit(pixels, plan.image_size, plan.config.fit)
     except ValueError as reason:  # from the decoder; an error of storage ends the job, which can be run again
         return [RejectedFile(file.image.path, str(reason))]
+    height, width = pixels.shape
+    fitted = "" if pixels.shape == plan.image_size else f"{width} x {height} pixels, --fit {plan.config.fit}"
+    notes = tuple(filter(None, (converted, fitted)))
+    try:
+        return [Slice(file.level, image, _labels(plan, file, pixels.shape), notes)]
+    except ValueError as reason:
+        assert file.labels
+        return [Slice(file.level, image, None, notes), RejectedFile(file.labels.path, str(reason))]
+
+
+def _labels(plan: PartPlan, file: SliceFile, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The label map of an image file of `shape`, as classes (H, W) uint8. Raises ValueError with the reason."""
+    if not file.labels:
+        return None
+    values = decode_labels(read_file(plan.config.source, file.labels))
+    if values.shape != shape:
+        raise ValueError(f"{values.shape[1]} x {values.shape[0]} pixels, and its slice has {shape[1]} x {shape[0]}")
+    return fit(classes_of(values, plan.label_classes), plan.image_size, plan.config.fit, labels=True)
+
+
+def classes_of(values: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
+    """Values of a label map -> classes, uint8. Raises ValueError for a value without a class."""
+    known = np.array([of.value for of in classes])
+    found, places = np.unique(values, return_inverse=True)
+    if strange := sorted(set(found.tolist()) - set(known.tolist())):
+        raise ValueError(f"value {strange[0]} of its label map has no class: name it with --label-classes")
+    order = np.argsort(known)
+    return order[np.searchsorted(known, found, sorter=order)][places].reshape(values.shape).astype(np.uint8)

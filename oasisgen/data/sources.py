@@ -37,7 +37,7 @@ def survey(config: PackConfig) -> Survey:
         subjects = len({case.subject for case in found.cases})
         say("pack", f"oasis1: {len(found.cases)} scans of {subjects} subjects")
     else:
-        found = slice_files.find_cases(source, scans)
+        found = slice_files.find_cases(config, scans, partial(read_file, source))
     cases, left_out = assign_splits(config, found.cases, splits)
     joined = add_covariates(config, cases, files)
     digest, times = hashlib.sha256(), hashlib.sha256()
