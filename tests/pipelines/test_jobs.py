@@ -44,7 +44,7 @@ from tests.conftest import digests, one_line, run_job, start_job, tiny, tiny_fla
         ("train", "huge --data d --out o", "Available subcommands: demo, baseline, full"),
         ("train", "demo --data d", "--out"),
         ("generate", "--model m --out o --count 0", "count is 0: must be from 1 to"),
-        ("generate", "--model m --out o --levels 30-40", "levels is 30-40: must be like 10-20,25"),
+        ("generate", "--model m --out o --levels 500-600", "levels is 500-600: must be like 10-20,25"),
         ("generate", "--verify b --count 3", "Unrecognized options: --count"),
         ("evaluate", "--model m --data d --out o --split all", "Expected one of ('train', 'validate', 'test')"),
         ("pack", "--source s", "--out"),
