@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from oasisgen import storage
 from oasisgen.config.check import check
@@ -14,6 +16,8 @@ PLACES = "source", "out", "preview", "strict", "dry_run"  # flags that do not ch
 ADDRESSES = "source", "out", "splits", "table"  # flags whose value is a URI
 CLASSES = 'each value once, and its name, like "0=background,1=left,2=right"'
 Fit = Literal["pad", "crop", "resize"]
+CUTS = {"axial": (82.0, 51.0), "coronal": (120.0, 58.0), "sagittal": (106.0, 44.0)}  # mm; of heads without skull
+WINDOW = "two percentiles from 0 to 100, the lower first, like 0,99.5"
 DEFAULT_SPLIT = "0.8,0.1,0.1"  # where the source names no splits
 
 
@@ -44,9 +48,10 @@ class PackConfig:
     """URI of the folder with the images, or of an archive of it: .tar, .tar.gz or .zip; archives in it are read too."""
     out: str
     """URI of the data set, <root>/datasets/<name>."""
-    layout: Literal["auto", "slices", "oasis1"] = "auto"
+    layout: Literal["auto", "slices", "oasis1", "volumes"] = "auto"
     """How the source is laid out: slices (image files in split folders), oasis1 (the official OASIS-1 folders
-    OAS1_xxxx_MR1 with PROCESSED and FSL_SEG), or auto: recognised by the names of the files."""
+    OAS1_xxxx_MR1 with PROCESSED and FSL_SEG), volumes (NIfTI, Analyze or MGH files), or auto: recognised by the names
+    of the files."""
     pattern: str | None = None
     """Of image files: a regular expression that is searched in each path below the source, with groups (?P<level>…) and
     (?P<case>…) or (?P<subject>…), and perhaps (?P<session>…) and (?P<split>…). Default: the usual names."""
@@ -71,6 +76,21 @@ class PackConfig:
     label_classes: str | None = None
     """Values of label maps and their names, such as "0=background,1=left,2=right". Default: OASIS's tissues if the
     values are theirs; else every value up to the highest one is a class."""
+    axis: Literal["axial", "coronal", "sagittal"] = "axial"
+    """Of volumes: the direction in which they are cut."""
+    levels: int = OASIS.levels
+    """Of volumes: slices per volume, evenly from --from to --to."""
+    from_mm: Annotated[float | None, tyro.conf.arg(name="from")] = None
+    """Of volumes: millimetres from the top of the head (axial), its front (coronal) or its right side (sagittal) to
+    level 0. Default: 82, 120 or 106."""
+    to_mm: Annotated[float | None, tyro.conf.arg(name="to")] = None
+    """Of volumes: millimetres from there to the last level. Default: 51, 58 or 44."""
+    mm: float = 1.0
+    """Of volumes: millimetres between the centres of neighbouring pixels."""
+    window: str = "0,99.5"
+    """Of volumes: percentiles of the values that are not 0; they become black and white."""
+    window_per: Literal["volume", "slice"] = "volume"
+    """Of volumes: what the percentiles are taken of; slice makes each slice use the whole range of grey values."""
     preview: int = 0
     """Show this many cases, at most 100, in <out>/preview/index.html, and pack nothing."""
     strict: bool = False
@@ -87,9 +107,14 @@ class PackConfig:
             titles_of(self.columns)
         if self.pattern is not None:
             check_pattern(self.pattern)
-        Shape(*self.slice_size, OASIS.levels)  # raises for one that cannot be
+        Shape(*self.slice_size, self.levels)  # raises for one that cannot be
         if self.label_classes is not None:
             check("label-classes", self.label_classes, len(self.classes) > 1, CLASSES)
+        check("mm", self.mm, 0.1 <= self.mm <= 10, "from 0.1 to 10")
+        for name, value in (("from", self.from_mm), ("to", self.to_mm)):
+            check(name, value, value is None or -500 <= value <= 500, "from -500 to 500 mm")
+        low, high = self.window_percentiles
+        check("window", self.window, 0 <= low < high <= 100, WINDOW)
 
     def absolute(self) -> "PackConfig":
         """The same flags with addresses that are valid in any process."""
@@ -119,6 +144,20 @@ class PackConfig:
             classes[value] = match[2].strip()
         check("label-classes", self.label_classes, len(classes) <= 256, "at most 256 classes")
         return classes
+
+    @property
+    def window_percentiles(self) -> tuple[float, float]:
+        """The percentiles that become black and white. Raises ValueError."""
+        numbers = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]+)?),([0-9]{1,3}(?:\.[0-9]+)?)", self.window)
+        check("window", self.window, numbers is not None, WINDOW)
+        assert numbers
+        return float(numbers[1]), float(numbers[2])
+
+    @property
+    def cut_range(self) -> tuple[float, float]:
+        """Millimetres from the edge of the head to the first and the last level of a volume."""
+        first, last = CUTS[self.axis]
+        return first if self.from_mm is None else self.from_mm, last if self.to_mm is None else self.to_mm
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -50,6 +50,27 @@ class Volume:
     first: int | None = None  # z of level 0; None: the labels tell
 
 
+@dataclass(frozen=True)
+class VolumeFile:
+    """A volume in any format that can be read."""
+
+    image: SourceFile
+    header: SourceFile | None = None  # of an Analyze or NIfTI pair
+
+    @property
+    def files(self) -> list[SourceFile]:
+        """The files that it is read from."""
+        return [self.image, self.header] if self.header else [self.image]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The volume of a scan, and that of its labels, if there is one."""
+
+    image: VolumeFile
+    labels: VolumeFile | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One scan of one person and the files that its slices come from."""
@@ -58,14 +79,15 @@ class Case:
     subject: str
     split: str
     slices: tuple[SliceFile, ...] = ()  # by level
-    volume: Volume | None = None  # instead of slices
+    volume: Volume | None = None  # of OASIS-1, instead of slices
+    scan: Scan | None = None  # any other volume, instead of slices
     levels: int = 0  # of a volume
     covariates: dict[str, float | str | None] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """Number of slices that it should have."""
-        return self.levels if self.volume else len(self.slices)
+        return self.levels or len(self.slices)
 
     @property
     def files(self) -> Iterator[SourceFile]:
@@ -75,6 +97,9 @@ class Case:
         if self.volume:
             of_volume = self.volume.header, self.volume.image, self.volume.labels_header, self.volume.labels_image
             yield from (file for file in of_volume if file)
+        if self.scan:
+            yield from self.scan.image.files
+            yield from self.scan.labels.files if self.scan.labels else ()
 
 
 class Slice(NamedTuple):

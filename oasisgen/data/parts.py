@@ -15,12 +15,11 @@ import pyarrow as pa
 
 from oasisgen import documents, storage, tables
 from oasisgen.config.pack import PackConfig
-from oasisgen.data import degenerate
-from oasisgen.data.cases import Case, Slice, SliceFile, Survey, Volume
+from oasisgen.data import degenerate, oasis1, volumes
+from oasisgen.data.cases import Case, Scan, Slice, SliceFile, Survey, Volume
 from oasisgen.data.description import Converted, Covariate, LabelClass, PackedPart, RejectedFile
 from oasisgen.data.fit import fit
 from oasisgen.data.images import decode, decode_labels
-from oasisgen.data.oasis1 import read_scan
 from oasisgen.data.slices import columns_of
 from oasisgen.data.tree import read_file
 from oasisgen.lock import LockProof
@@ -146,15 +145,22 @@ def _readings(plan: PartPlan, case: Case) -> Iterable[Callable[[], list[Slice | 
     """Functions that read the slices of a case; they may run at the same time."""
     if case.volume:
         return [partial(_read_volume, plan, case.case, case.volume)]
+    if case.scan:
+        return [partial(_read_scan, plan, case.scan)]
     return [partial(_read_slice_file, plan, file) for file in case.slices]
 
 
 def _read_volume(plan: PartPlan, case: str, volume: Volume) -> list[Slice | RejectedFile]:
     try:
         with ONE_VOLUME:
-            return [*read_scan(volume, partial(read_file, plan.config.source))]
+            return [*oasis1.read_scan(volume, partial(read_file, plan.config.source))]
     except ValueError as reason:
         return [RejectedFile(case, str(reason))]
+
+
+def _read_scan(plan: PartPlan, scan: Scan) -> list[Slice | RejectedFile]:
+    with ONE_VOLUME:
+        return volumes.read_scan(scan, plan.config, plan.label_classes, partial(read_file, plan.config.source))
 
 
 def _read_slice_file(plan: PartPlan, file: SliceFile) -> list[Slice | RejectedFile]:

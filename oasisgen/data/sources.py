@@ -1,13 +1,14 @@
 """Survey a source: list its files, recognise its layout, find its cases."""
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 
 from oasisgen import storage
 from oasisgen.config.pack import PackConfig
-from oasisgen.data import oasis1, slice_files
+from oasisgen.data import oasis1, slice_files, volumes
 from oasisgen.data.cases import SourceFile, Survey, UnusedFile
 from oasisgen.data.covariates import add_covariates, address_of_table
 from oasisgen.data.description import Unused
@@ -17,6 +18,7 @@ from oasisgen.data.tree import list_tree, read_file
 from oasisgen.errors import UserError
 from oasisgen.progress import say
 
+DICOM = re.compile(r"\.(dcm|dicom|ima)$|(^|/)DICOMDIR$", re.IGNORECASE)
 EXAMPLES = 3  # unused files listed for each reason
 
 
@@ -36,6 +38,10 @@ def survey(config: PackConfig) -> Survey:
         found = oasis1.find_cases(source, scans, partial(read_file, source))
         subjects = len({case.subject for case in found.cases})
         say("pack", f"oasis1: {len(found.cases)} scans of {subjects} subjects")
+    elif layout == "volumes":
+        found = volumes.find_cases(config, scans, partial(read_file, source))
+        labelled = sum(case.scan is not None and case.scan.labels is not None for case in found.cases)
+        say("pack", f"volumes: {len(found.cases)} scans, {labelled} with label maps")
     else:
         found = slice_files.find_cases(config, scans, partial(read_file, source))
     cases, left_out = assign_splits(config, found.cases, splits)
@@ -60,17 +66,22 @@ def survey(config: PackConfig) -> Survey:
 
 
 def _layout(config: PackConfig, files: Sequence[SourceFile]) -> str:
-    """The layout that the flags or the names of the files tell. Raises UserError if they fit two."""
+    """The layout that the flags or the names of the files tell. Raises UserError if they fit two, or are DICOM."""
     if config.layout != "auto":
         return config.layout
-    if not oasis1.matches(files):
-        return "slices"
-    if slice_files.matches(files):
+    is_slices = slice_files.matches(files)
+    other = "oasis1" if oasis1.matches(files) else "volumes" if volumes.matches(files) else ""
+    if is_slices and other:
+        what = "OASIS-1 scans" if other == "oasis1" else "volumes"
         raise UserError(
-            f"{config.source} holds OASIS-1 scans and slices in split folders: choose with --layout oasis1 or "
-            "--layout slices"
+            f"{config.source} holds {what} and slices in split folders: choose with --layout {other} or --layout slices"
         )
-    return "oasis1"
+    if not is_slices and not other and (dicom := next((file for file in files if DICOM.search(file.path)), None)):
+        raise UserError(
+            f"{config.source} holds DICOM files ({dicom.path}), which are not read: convert them to NIfTI by "
+            "dcm2niix -z y -f %i_%p -o <folder> <source> and pack that folder"
+        )
+    return other or "slices"
 
 
 def _by_reason(files: Iterable[UnusedFile]) -> tuple[Unused, ...]:

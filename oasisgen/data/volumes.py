@@ -1,0 +1,212 @@
+"""The layout `volumes`: NIfTI, Analyze and MGH files of one scan each, in any folders; BIDS is recognised."""
+
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from oasisgen.config.pack import PackConfig
+from oasisgen.data.cases import Case, Found, Scan, Slice, SourceFile, UnusedFile, VolumeFile
+from oasisgen.data.cut import cut
+from oasisgen.data.description import LabelClass, RejectedFile
+from oasisgen.data.feed import evenly_spaced
+from oasisgen.data.volume_reader import FILE_NAME, MOST_BYTES, VolumeData, read_volume
+from oasisgen.errors import UserError
+
+BIDS = re.compile(r"(?:^|.*/)sub-[^/]+/(?:ses-[^/]+/)?anat/[^/]+_T1w\.[^/]+")
+BIDS_NAME = re.compile(r"(?P<subject>sub-[A-Za-z0-9]+)(?P<session>_ses-[A-Za-z0-9]+)?(?:_.*)?")
+DERIVATIVES = re.compile(r"(?:^|.*/)derivatives/.+")
+OTHER_SPACE = re.compile(r"(?:^|.*_)space-(?!(?:T1w|orig|native)(?:_|$)).*", re.IGNORECASE)
+LABEL_KINDS = "dseg", "fseg", "aseg", "segmentation", "seg", "labels", "label", "brainmask", "mask"  # the best first
+LABELS = re.compile(rf"(?:(?P<before>.*)[_.-])?(?P<kind>{'|'.join(LABEL_KINDS)})(?:[_.-].*)?", re.IGNORECASE)
+CONTRAST = re.compile(r"[_.-](?:T1w?|MPRAGE)$", re.IGNORECASE)
+LABELS_LOOKED_AT = 8  # label volumes that are read to find the classes
+MOST_VALUE = 255
+Read = Callable[[SourceFile], bytes]
+Placed = tuple[VolumeFile, str]  # a volume, and its path without the ending
+
+
+def matches(files: Sequence[SourceFile]) -> bool:
+    """Whether any file is named like a volume."""
+    return any(FILE_NAME.fullmatch(posixpath.basename(file.path)) for file in files)
+
+
+def find_cases(config: PackConfig, files: Sequence[SourceFile], read: Read) -> Found:
+    """The scans among `files`, of which a few label volumes are read. Raises UserError if there is no scan."""
+    volumes, rejected, unused = _volumes(files)
+    scans, labels = [], []
+    bids = [placed for placed in volumes if BIDS.fullmatch(placed[0].image.path) and not _is_derived(placed)]
+    for placed in volumes:
+        stem = posixpath.basename(placed[1])
+        if LABELS.fullmatch(stem):
+            labels.append(placed)
+        elif _is_derived(placed):
+            unused.append(UnusedFile(placed[0].image.path, "a derivative, not a scan"))
+        elif bids and placed not in bids:
+            unused.append(UnusedFile(placed[0].image.path, "not the T1w scan of a BIDS subject"))
+        else:
+            scans.append(placed)
+    name_of = _naming(scans)
+    by_case: dict[str, list[VolumeFile]] = defaultdict(list)
+    for volume, stem in scans:
+        by_case[name_of(stem)].append(volume)
+    labels_of, more_rejected, more_unused = _labels(labels, by_case, name_of)
+    rejected += more_rejected
+    cases = []
+    for name, of in sorted(by_case.items()):
+        if len(of) > 1:
+            both = f"{of[0].image.path} and {of[1].image.path}"
+            why = f"{both} are {len(of)} scans of case {name}: keep one, or pack from a folder that holds only one"
+            rejected.append(RejectedFile(of[0].image.path, why))
+        else:
+            match = BIDS_NAME.fullmatch(name)
+            scan = Scan(of[0], labels_of.get(name))
+            subject = match["subject"] if match else name
+            cases.append(Case(case=name, subject=subject, split="", levels=config.levels, scan=scan))
+    if not cases:
+        why = f"{rejected[0].file}: {rejected[0].reason}" if rejected else "expected .nii, .nii.gz, .img and .hdr, .mgz"
+        raise UserError(f"no volumes in {config.source}: {why}")
+    classes = _classes(config, cases, read)
+    used = [file for volume, _ in volumes for file in volume.files]
+    return Found(cases, used, rejected, [*unused, *more_unused], config.slice_size, classes)
+
+
+def _is_derived(placed: Placed) -> bool:
+    return DERIVATIVES.fullmatch(placed[0].image.path) is not None
+
+
+def _volumes(files: Sequence[SourceFile]) -> tuple[list[Placed], list[RejectedFile], list[UnusedFile]]:
+    """The volumes among `files`, what cannot be one, and the other files."""
+    volumes, rejected, unused = [], [], []
+    pairs: dict[str, dict[str, SourceFile]] = defaultdict(dict)
+    for file in files:
+        match = FILE_NAME.fullmatch(posixpath.basename(file.path))
+        if not match:
+            unused.append(UnusedFile(file.path, "not a volume"))
+            continue
+        stem, kind = posixpath.join(posixpath.dirname(file.path), match["stem"]), match["kind"].lower()
+        if file.size > MOST_BYTES:
+            rejected.append(RejectedFile(file.path, f"{file.size} bytes: no volume takes more than {MOST_BYTES}"))
+        elif kind in ("img", "hdr"):
+            pairs[stem][kind] = file
+        else:
+            volumes.append((VolumeFile(file), stem))
+    for stem, pair in pairs.items():
+        if len(pair) == 2:
+            volumes.append((VolumeFile(pair["img"], pair["hdr"]), stem))
+        else:
+            (kind,), (file,) = pair, pair.values()
+            other = "hdr" if kind == "img" else "img"
+            why = f"no {posixpath.basename(stem)}.{other} beside it: copy both files of the pair"
+            rejected.append(RejectedFile(file.path, why))
+    return sorted(volumes, key=lambda placed: placed[0].image.path), rejected, unused
+
+
+def _naming(scans: Sequence[Placed]) -> Callable[[str], str]:
+    """A function that gives the case of a path without ending: sub-X or sub-X_ses-Y, or else the name of the file; or
+    of its folders, if all files have the same name."""
+    stems = {posixpath.basename(stem) for _, stem in scans}
+    folders = [posixpath.dirname(stem).split("/") for _, stem in scans]
+    depth = min(map(len, folders), default=0)
+    differ = [at for at in range(depth) if len({of[at] for of in folders}) > 1]
+    by_folder = len(stems) == 1 and len(scans) > 1 and bool(differ)
+
+    def name_of(stem: str) -> str:
+        *parents, name = stem.split("/")
+        if match := BIDS_NAME.fullmatch(name):
+            return match["subject"] + (match["session"] or "")
+        return "_".join(parents[at] for at in differ if at < len(parents)) if by_folder else name
+
+    return name_of
+
+
+def _labels(
+    labels: Sequence[Placed], cases: Iterable[str], name_of: Callable[[str], str]
+) -> tuple[dict[str, VolumeFile], list[RejectedFile], list[UnusedFile]]:
+    """The label volume of each case, what cannot be used, and the others."""
+    names = {CONTRAST.sub("", case): case for case in cases} | {case: case for case in cases}
+    found: dict[str, dict[str, list[VolumeFile]]] = defaultdict(lambda: defaultdict(list))
+    rejected, unused = [], []
+    for volume, stem in labels:
+        match = LABELS.fullmatch(posixpath.basename(stem))
+        assert match
+        alone = posixpath.join(posixpath.dirname(stem), match["before"] or "labels")
+        case = names.get(name_of(alone), names.get(CONTRAST.sub("", name_of(alone))))
+        if OTHER_SPACE.fullmatch(posixpath.basename(stem)):
+            unused.append(UnusedFile(volume.image.path, "a label map in another space than its scan"))
+        elif case is None:
+            unused.append(UnusedFile(volume.image.path, "a label map of no scan"))
+        else:
+            found[case][match["kind"].lower()].append(volume)
+    chosen = {}
+    for case, kinds in found.items():
+        (best, first), *others = sorted(kinds.items(), key=lambda item: LABEL_KINDS.index(item[0]))
+        unused += [UnusedFile(of.image.path, f"not needed beside a {best}") for _, more in others for of in more]
+        if len(first) == 1:
+            chosen[case] = first[0]
+        else:
+            why = f"{first[0].image.path} and {first[1].image.path} are both label maps of case {case}: remove one"
+            rejected.append(RejectedFile(first[0].image.path, why))
+    return chosen, rejected, unused
+
+
+def _classes(config: PackConfig, cases: Sequence[Case], read: Read) -> tuple[LabelClass, ...]:
+    """The classes of the label volumes: those of --label-classes, or every value up to the highest in a few volumes."""
+    if config.label_classes is not None:
+        return tuple(LabelClass(name, value) for value, name in config.classes.items())
+    labelled = [case.scan.labels for case in cases if case.scan and case.scan.labels]
+    most = -1
+    for number in evenly_spaced(len(labelled), LABELS_LOOKED_AT):
+        try:
+            most = max(most, int(_values(_read(labelled[number], read)).max()))
+        except ValueError:
+            continue  # packing rejects it, with the reason
+    return tuple(LabelClass(f"class {value}", value) for value in range(most + 1))
+
+
+def _read(volume: VolumeFile, read: Read) -> VolumeData:
+    return read_volume(volume.image.path, read(volume.image), read(volume.header) if volume.header else None)
+
+
+def _values(labels: VolumeData) -> np.ndarray:
+    """The values of a label volume. Raises ValueError unless they are small whole numbers."""
+    values = labels.voxels
+    if (values != np.rint(values)).any():
+        raise ValueError("a label map with values that are not whole numbers: pack the discrete one")
+    if not (values.min() >= 0 and values.max() <= MOST_VALUE):
+        raise ValueError(
+            f"labels from {values.min():g} to {values.max():g}: must be from 0 to {MOST_VALUE}; name those to pack "
+            "with --label-classes"
+        )
+    return values
+
+
+def read_scan(scan: Scan, config: PackConfig, classes: Sequence[LabelClass], read: Read) -> list[Slice | RejectedFile]:
+    """The slices of a scan; if its label volume cannot be used, the reason, and the slices without labels."""
+    rejected: list[RejectedFile] = []
+    labels = None
+    try:
+        volume = _read(scan.image, read)
+        if scan.labels:
+            try:
+                labels = _read(scan.labels, read)
+                _class_numbers(labels.voxels, classes)
+            except ValueError as reason:
+                rejected, labels = [RejectedFile(scan.labels.image.path, str(reason))], None
+        images, values = cut(volume, labels, config)
+    except ValueError as reason:
+        return [*rejected, RejectedFile(scan.image.image.path, str(reason))]
+    maps = [None] * len(images) if values is None else _class_numbers(values, classes)
+    return [*rejected, *(Slice(level, *of, volume.notes) for level, of in enumerate(zip(images, maps, strict=True)))]
+
+
+def _class_numbers(values: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
+    """The class of each value, uint8. Raises ValueError for a value that has none."""
+    known = np.array([of.value for of in classes], np.float32)
+    order = np.argsort(known)
+    at = np.searchsorted(known[order], values).clip(0, len(known) - 1)
+    if (strange := known[order][at] != values).any():
+        raise ValueError(f"label {values[strange].flat[0]:g} has no class: name all values with --label-classes")
+    return order[at].astype(np.uint8)
