@@ -50,7 +50,7 @@ def test_one_place_has_one_spelling(tmp_path: Path) -> None:
 
 
 JOBS = {
-    "pack": "--source raw --out d",
+    "pack": "--source raw --splits p --table t --out d",
     "phantom": "--out raw",
     "train": "--data d --out r",
     "generate": "--model r --out b --data d --inception w.pth",
