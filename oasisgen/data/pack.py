@@ -121,7 +121,7 @@ def write_data_set(config: PackConfig, found: Survey, held: Lock) -> DataSetDesc
         parts = []
         for part in _write_parts(found, config, held.proof):
             parts.append(part)
-            progress.advance(part.part.slices + len(part.rejected))
+            progress.advance(part.planned)
     rejected = sorted(
         [*found.rejected, *(file for part in parts for file in part.rejected)], key=lambda file: file.file
     )

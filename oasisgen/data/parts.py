@@ -56,7 +56,8 @@ class WrittenPart:
     without_labels: int  # slices
     pixels: tuple[tuple[str, int, str], ...]  # case, level and digest of each slice
     rejected: tuple[RejectedFile, ...]
-    converted: tuple[Converted, ...] = ()
+    converted: tuple[Converted, ...]
+    planned: int  # slices, those of rejected files too
 
 
 def plan_parts(found: Survey, config: PackConfig, lock: LockProof | None) -> list[PartPlan]:
@@ -110,6 +111,7 @@ def pack_part(row: dict[str, str]) -> dict[str, str]:
         pixels=tuple((case.case, each.level, degenerate.pixel_digest(each.image)) for case, each in slices),
         rejected=tuple(each for _, each in results if isinstance(each, RejectedFile)),
         converted=_converted(slices),
+        planned=sum(case.count for case in plan.cases),
     )
     return {"written": json.dumps(asdict(written))}
 

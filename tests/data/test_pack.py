@@ -329,3 +329,28 @@ def test_the_real_slices_are_all_there(oasis: Path) -> None:
         ("grey matter", 170),
         ("white matter", 255),
     ]
+
+
+def test_label_maps_are_packed_beside_their_slices(connected: str, tmp_path: Path) -> None:
+    tissues = np.array([0, 85, 170, 255], np.uint8)[GREY % 4]
+    fill(tmp_path / "raw" / "train", [f"case_001_slice_{level}.png" for level in range(4)])
+    for level, data in ((0, png(tissues)), (1, b"no image"), (2, png(GREY))):
+        file = tmp_path / "raw" / "seg_train" / f"seg_001_slice_{level}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(data)
+    flags = ["--label-classes", "0=background,85=CSF,170=grey matter,255=white matter"]
+    done = run_job("pack", "--source", str(tmp_path / "raw"), "--out", str(tmp_path / "d"), *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "done: 4 slices" in done.stdout  # a rejected label map is no slice
+    described = read_description(str(tmp_path / "d"))
+    assert {file.file: file.reason for file in described.rejected} == {
+        "seg_train/seg_001_slice_1.png": "not a PNG, JPEG, TIFF or BMP file",
+        "seg_train/seg_001_slice_2.png": "value 1 of its label map has no class: name it with --label-classes",
+    }
+    assert [of.name for of in described.label_classes] == ["background", "CSF", "grey matter", "white matter"]
+    assert described.slices_without_labels == 3
+    table = pq.read_table(tmp_path / "d" / "train" / "part-00000.parquet")
+    assert table["level"].to_pylist() == [0, 1, 2, 3]
+    labels = table["labels"].to_pylist()
+    assert np.array_equal(np.frombuffer(labels[0], np.uint8), (GREY % 4).ravel())
+    assert labels[1:] == [None] * 3
