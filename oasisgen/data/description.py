@@ -118,6 +118,7 @@ class DataSetDescription:
     source_times: str | None = None  # digest of their modification times, to notice one that was changed in place
     fingerprint: str  # digest of the shards; compared by a training run
     image_size: tuple[Count, Count]  # height, width
+    edges: dict[str, str] = field(default_factory=dict)  # edge of a slice -> side of the head; {}: unknown
     levels: Count = OASIS.levels  # number of levels: the highest level plus 1
     splits: dict[Name, Split]
     label_classes: tuple[LabelClass, ...] = ()  # empty: the data set has no label maps

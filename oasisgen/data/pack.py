@@ -14,6 +14,7 @@ from oasisgen.config.folder import differences, require_ours
 from oasisgen.config.pack import PackConfig
 from oasisgen.data import degenerate
 from oasisgen.data.cases import Survey
+from oasisgen.data.cut import EDGES
 from oasisgen.data.description import (
     FILE,
     SCHEMA_VERSION,
@@ -144,6 +145,7 @@ def write_data_set(config: PackConfig, found: Survey, held: Lock) -> DataSetDesc
         source_times=found.times,
         fingerprint=hashlib.sha256(digests.encode()).hexdigest(),
         image_size=found.image_size,
+        edges=EDGES[config.axis] if found.layout == "volumes" else {},
         levels=1 + max(level for split in splits.values() for level in split.levels or ()),
         splits=splits,
         label_classes=found.label_classes,

@@ -12,6 +12,7 @@ from oasisgen import __version__, storage
 from oasisgen.config.folder import require_ours
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.cases import Case, Slice, Survey
+from oasisgen.data.cut import EDGES
 from oasisgen.data.description import RejectedFile
 from oasisgen.data.feed import evenly_spaced
 from oasisgen.data.pack import MARKS, PREVIEW, refuse_overlap
@@ -124,7 +125,8 @@ def _page(
         Section(
             "Slices",
             "A row per case, in the order of the table below, with evenly spaced levels from the lowest (left) to the "
-            f"highest (right). {_legend(found)}Check that all heads have the same orientation and are complete, and "
+            f"highest (right). {_edges(found, config)}{_legend(found)}"
+            "Check that all heads have the same orientation and are complete, and "
             "that none is much darker or brighter than the others.",
             figure=figures.embed(sheet),
             slices=True,
@@ -149,6 +151,14 @@ def _page(
         subtitle=f"{config.source}, read as layout {found.layout}, oasisgen {__version__}. Nothing was packed.",
         sections=[section for section in sections if section.table or section.figure],
     )
+
+
+def _edges(found: Survey, config: PackConfig) -> str:
+    """Which side of the head each edge of a slice is, in words, where headers tell it."""
+    if found.layout != "volumes":
+        return ""
+    sides = ", ".join(f"{side} at the {edge}" for edge, side in EDGES[config.axis].items())
+    return f"By the headers, slices show the head's {sides}. "
 
 
 def _legend(found: Survey) -> str:
