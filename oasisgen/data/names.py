@@ -8,11 +8,11 @@ from oasisgen.config.data import MOST_LEVELS
 IMAGE = re.compile(r"(?P<stem>.+?)(\.nii)?\.(png|jpe?g|tiff?|bmp)", re.IGNORECASE)
 NUMBERED = re.compile(r"(?:(?P<case>.+?)[_-])?(?:slice|level|z)[_-]?(?P<level>\d{1,9})", re.IGNORECASE)
 BARE = re.compile(r"(?P<level>\d{1,9})")
-MODALITY = re.compile(r"[_-](t1w?|t2w?|pdw?|flair|mprage)$", re.IGNORECASE)
+T1 = re.compile(r"[_-](t1w?|mprage)$", re.IGNORECASE)  # at the end of a case; images of other contrasts keep theirs
 SUBJECT = re.compile(r"(?P<subject>sub-[A-Za-z0-9]+|IXI\d+|OAS\d_\d+)(?![A-Za-z0-9]).*")
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validate", "validation"), "validate")
-SPLIT_FOLDER = re.compile(rf"(.*[_-])?(?P<split>{'|'.join(SPLIT_NAMES)})([_-].*)?", re.IGNORECASE)
+SPLIT_FOLDER = re.compile(rf"(?!test-retest)(.*[_-])?(?P<split>{'|'.join(SPLIT_NAMES)})([_-].*)?", re.IGNORECASE)
 LABEL_WORD = r"(d?seg|segmentations?|labels?|masks?)"
 LABEL_FOLDER = re.compile(rf"(.*[_-])?{LABEL_WORD}([_-].*)?", re.IGNORECASE)
 LABEL_START = re.compile(rf"{LABEL_WORD}[_-]", re.IGNORECASE)
@@ -64,7 +64,7 @@ def parse_name(path: str, pattern: re.Pattern[str] | None = None) -> Named:
         case = next((folder for folder in folders[-1:] if not _is_known(folder)), None)
     if not match or not case:
         raise ValueError(f"its name does not tell case and level: {EXPECTED}")
-    case = re.sub(r"^case[_-]?(?=\d)", "", MODALITY.sub("", case), flags=re.IGNORECASE)
+    case = re.sub(r"^case[_-]?(?=\d)", "", T1.sub("", case), flags=re.IGNORECASE)
     return Named(case, subject_of(case), _level(match["level"]), split, labels)
 
 

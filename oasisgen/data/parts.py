@@ -20,6 +20,7 @@ from oasisgen.data.cases import Case, Scan, Slice, SliceFile, Survey, Volume
 from oasisgen.data.description import Converted, Covariate, LabelClass, PackedPart, RejectedFile
 from oasisgen.data.fit import fit
 from oasisgen.data.images import decode, decode_labels
+from oasisgen.data.labels import classes_of
 from oasisgen.data.slices import columns_of
 from oasisgen.data.tree import read_file
 from oasisgen.lock import LockProof
@@ -190,13 +191,3 @@ def _labels(plan: PartPlan, file: SliceFile, shape: tuple[int, ...]) -> np.ndarr
     if values.shape != shape:
         raise ValueError(f"{values.shape[1]} x {values.shape[0]} pixels, and its slice has {shape[1]} x {shape[0]}")
     return fit(classes_of(values, plan.label_classes), plan.image_size, plan.config.fit, labels=True)
-
-
-def classes_of(values: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
-    """Values of a label map -> classes, uint8. Raises ValueError for a value without a class."""
-    known = np.array([of.value for of in classes])
-    found, places = np.unique(values, return_inverse=True)
-    if strange := sorted(set(found.tolist()) - set(known.tolist())):
-        raise ValueError(f"value {strange[0]} of its label map has no class: name it with --label-classes")
-    order = np.argsort(known)
-    return order[np.searchsorted(known, found, sorter=order)][places].reshape(values.shape).astype(np.uint8)

@@ -12,6 +12,8 @@ from oasisgen.data.cases import Case, Found, Scan, Slice, SourceFile, UnusedFile
 from oasisgen.data.cut import cut
 from oasisgen.data.description import LabelClass, RejectedFile
 from oasisgen.data.feed import evenly_spaced
+from oasisgen.data.labels import classes_of
+from oasisgen.data.names import subject_of
 from oasisgen.data.volume_reader import FILE_NAME, MOST_BYTES, VolumeData, read_volume
 from oasisgen.errors import UserError
 
@@ -63,7 +65,7 @@ def find_cases(config: PackConfig, files: Sequence[SourceFile], read: Read) -> F
         else:
             match = BIDS_NAME.fullmatch(name)
             scan = Scan(of[0], labels_of.get(name))
-            subject = match["subject"] if match else name
+            subject = match["subject"] if match else subject_of(name)
             cases.append(Case(case=name, subject=subject, split="", levels=config.levels, scan=scan))
     if not cases:
         why = f"{rejected[0].file}: {rejected[0].reason}" if rejected else "expected .nii, .nii.gz, .img and .hdr, .mgz"
@@ -192,21 +194,11 @@ def read_scan(scan: Scan, config: PackConfig, classes: Sequence[LabelClass], rea
         if scan.labels:
             try:
                 labels = _read(scan.labels, read)
-                _class_numbers(labels.voxels, classes)
+                classes_of(labels.voxels, classes)
             except ValueError as reason:
                 rejected, labels = [RejectedFile(scan.labels.image.path, str(reason))], None
         images, values = cut(volume, labels, config)
     except ValueError as reason:
         return [*rejected, RejectedFile(scan.image.image.path, str(reason))]
-    maps = [None] * len(images) if values is None else _class_numbers(values, classes)
+    maps = [None] * len(images) if values is None else classes_of(values, classes)
     return [*rejected, *(Slice(level, *of, volume.notes) for level, of in enumerate(zip(images, maps, strict=True)))]
-
-
-def _class_numbers(values: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
-    """The class of each value, uint8. Raises ValueError for a value that has none."""
-    known = np.array([of.value for of in classes], np.float32)
-    order = np.argsort(known)
-    at = np.searchsorted(known[order], values).clip(0, len(known) - 1)
-    if (strange := known[order][at] != values).any():
-        raise ValueError(f"label {values[strange].flat[0]:g} has no class: name all values with --label-classes")
-    return order[at].astype(np.uint8)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.sources import survey
 from oasisgen.errors import UserError
-from tests.conftest import one_line
+from tests.conftest import one_line, png
 
 
 class Bad(NamedTuple):
@@ -31,6 +32,9 @@ def nothing(folder: Path) -> None:
 
 TABLE = {"table": "{}/t.csv"}
 SPLITS = {"splits": "{}/t.csv"}
+SLICES = "train/case_001_slice_0.nii.png", "validate/case_002_slice_0.nii.png"
+LARGE = png(np.zeros((600, 600), np.uint8))
+
 BAD = {
     "no table": Bad(nothing, SPLITS, r"no file at .*t\.csv: give --splits the address of a CSV or TSV file"),
     "an empty table": Bad(write("t.csv", " \n\n"), SPLITS, r"t\.csv is empty: it must have a header and a row"),
@@ -90,6 +94,16 @@ BAD = {
     ),
     "a table without subjects": Bad(
         write("t.csv", "name,age\n1,70\n"), TABLE, r"has no column that names the subject: call it one of case, "
+    ),
+    "a pattern that finds nothing": Bad(
+        nothing,
+        {"pattern": r"z(?P<level>\d+)_(?P<case>\w+)"},
+        r"no slices in .*raw: train/case_001_slice_0.nii.png: --pattern does not find its case and level",
+    ),
+    "slices larger than models take": Bad(
+        lambda folder: [(folder / "raw" / name).write_bytes(LARGE) for name in SLICES],
+        {},
+        r"most slices in .*raw have 600 x 600 pixels, and models take at most 512 x 512: give --size 512x512",
     ),
     "columns of no table": Bad(nothing, {"columns": "age"}, r"--columns age names columns of no table: give one with"),
 }

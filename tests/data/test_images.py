@@ -10,7 +10,7 @@ from oasisgen.config.pack import PackConfig
 from oasisgen.data.description import LabelClass
 from oasisgen.data.fit import fit
 from oasisgen.data.images import decode, decode_labels
-from oasisgen.data.parts import classes_of
+from oasisgen.data.labels import classes_of
 from tests.conftest import png
 
 GREY = np.arange(65536, dtype=np.uint32).reshape(256, 256).astype(np.uint8)

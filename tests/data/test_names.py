@@ -28,6 +28,8 @@ from tests.conftest import png
         ("sub-012_T1w_slice007.png", "sub-012", "sub-012", 7, ""),
         ("val/sub-012_ses-1_T1w_slice007.jpg", "sub-012_ses-1", "sub-012", 7, "validate"),
         ("IXI002-Guys-0828-T1_z104.png", "IXI002-Guys-0828", "IXI002", 104, ""),
+        ("sub-012_T2w_slice007.png", "sub-012_T2w", "sub-012", 7, ""),
+        ("test-retest/sub-012_slice_7.png", "sub-012", "sub-012", 7, ""),
         ("Subject12-slice-3.JPEG", "Subject12", "Subject12", 3, ""),
         ("test/OAS1_0003_MR1/007.tif", "OAS1_0003_MR1", "OAS1_0003", 7, "test"),
         ("a/12/slice_7.bmp", "12", "12", 7, ""),

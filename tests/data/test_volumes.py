@@ -216,7 +216,7 @@ def test_labels_without_a_class_or_of_fractions_are_rejected_and_their_scan_is_p
     _, slices, rejected = read(tmp_path, label_classes="0=background,1=brain")
     assert sorted(slices) == ["a", "b", "c"]
     said = {each.file: each.reason for each in rejected}
-    assert said["b_seg.nii.gz"] == "label 7 has no class: name all values with --label-classes"
+    assert said["b_seg.nii.gz"] == "value 7 of its label map has no class: name it with --label-classes"
     assert sorted(said) == ["b_seg.nii.gz", "c_seg.nii.gz"]
 
 
