@@ -13,9 +13,10 @@ def main() -> None:
         from oasisgen import cluster
         from oasisgen.data.degenerate import lines
         from oasisgen.data.pack import pack
-        from oasisgen.reports.preview import write_preview
 
         if flags.preview:
+            from oasisgen.reports.preview import write_preview  # it draws, so it needs torch and matplotlib
+
             say("pack", f"preview: {write_preview(flags)}")
             return
 
