@@ -43,7 +43,7 @@ Damage = Callable[[Slices, Slices], Slices]
 
 def rows_of(slices: Slices, rows: np.ndarray) -> Slices:
     """The slices that `rows` picks, booleans (N,)."""
-    return Slices(slices.images[rows], slices.levels[rows], None if slices.cases is None else slices.cases[rows])
+    return Slices(slices.images[rows], slices.levels[rows], None if slices.subjects is None else slices.subjects[rows])
 
 
 def blurred(half: Slices, train: Slices) -> Slices:
@@ -127,15 +127,15 @@ def levels_of(count: int) -> np.ndarray:
 def halves(held_out: Feed, seed: int) -> tuple[Slices, Slices]:
     """All held-out slices, of one half of the cases and of the other."""
     everything = select_levels(held_out, levels_of(len(held_out)))
-    assert everything.cases is not None
-    cases = np.random.default_rng(seed).permutation(np.unique(everything.cases))
-    first = np.isin(everything.cases, cases[: len(cases) // 2])
+    assert everything.subjects is not None
+    subjects = np.random.default_rng(seed).permutation(np.unique(everything.subjects))
+    first = np.isin(everything.subjects, subjects[: len(subjects) // 2])
     return rows_of(everything, first), rows_of(everything, ~first)
 
 
 def as_feed(slices: Slices) -> Feed:
-    assert slices.cases is not None
-    return Feed([{"level": slices.levels, "case": slices.cases, "image": slices.images}])
+    assert slices.subjects is not None
+    return Feed([{"level": slices.levels, "case": slices.subjects, "subject": slices.subjects, "image": slices.images}])
 
 
 def read_scores(

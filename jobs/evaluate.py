@@ -60,7 +60,7 @@ def main() -> None:
             summary = evaluate_bundle(flags.model, data, flags.split, out, flags.gpus_per_worker, flags.wait_minutes)
         say(
             "evaluate",
-            f"{flags.split}: {summary['slices']} slices of {summary['cases']} cases; 95 % intervals over cases",
+            f"{flags.split}: {summary['slices']} slices of {summary['cases']} cases; 95 % intervals over subjects",
         )
         for line in lines(summary):
             say("evaluate", line)

@@ -5,14 +5,14 @@ import numpy as np
 RESAMPLES = 10_000
 
 
-def mean_with_interval(values: np.ndarray, cases: np.ndarray) -> dict[str, float]:
-    """The mean over slices and its 95 % interval by bootstrap over cases (Efron & Tibshirani 1993, chapter 13).
+def mean_with_interval(values: np.ndarray, subjects: np.ndarray) -> dict[str, float]:
+    """The mean over slices and its 95 % interval by bootstrap over subjects (Efron & Tibshirani 1993, chapter 13).
 
-    `values` (N,), `cases` (N,) name the case of each. Slices of one case are alike: resampling them one by one would
-    promise too much. Returns `mean`, `low`, `high`; the same data gives the same interval.
+    `values` (N,), `subjects` (N,) name the subject of each. Slices of one person are alike, so resampling single slices
+    would give too narrow an interval. Returns `mean`, `low`, `high`; the same data gives the same interval.
     """
-    _, owner = np.unique(cases, return_inverse=True)  # (N,)
-    sums = np.bincount(owner, weights=values)  # (cases,)
+    _, owner = np.unique(subjects, return_inverse=True)  # (N,)
+    sums = np.bincount(owner, weights=values)  # (subjects,)
     sizes = np.bincount(owner)
     drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)  # (RESAMPLES,)

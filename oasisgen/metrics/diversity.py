@@ -8,10 +8,10 @@ from oasisgen.metrics.ssim import ms_ssim
 PAIRS = 512
 
 
-def pairs_of_a_level(levels: np.ndarray, cases: np.ndarray | None, count: int, seed: int) -> np.ndarray:
-    """Up to `count` different pairs of rows (P, 2), each of one level and, where `cases` are given, of two cases.
+def pairs_of_a_level(levels: np.ndarray, subjects: np.ndarray | None, count: int, seed: int) -> np.ndarray:
+    """Up to `count` different pairs of rows (P, 2), each of one level and, where `subjects` are given, of two subjects.
 
-    Levels take part alike, as far as they have pairs. `levels` (N,), `cases` (N,).
+    Levels take part alike, as far as they have pairs. `levels` (N,), `subjects` (N,).
     """
     random = np.random.default_rng(seed)
     names = np.unique(levels)
@@ -20,18 +20,18 @@ def pairs_of_a_level(levels: np.ndarray, cases: np.ndarray | None, count: int, s
         first, second = np.triu_indices(int((levels == level).sum()), 1)
         rows = np.flatnonzero(levels == level)
         pairs = np.stack([rows[first], rows[second]], 1)  # (P, 2)
-        if cases is not None:
-            pairs = pairs[cases[pairs[:, 0]] != cases[pairs[:, 1]]]
+        if subjects is not None:
+            pairs = pairs[subjects[pairs[:, 0]] != subjects[pairs[:, 1]]]
         chosen.append(random.permutation(pairs)[: -(-count // len(names))])
     return np.concatenate(chosen)
 
 
-def variety(images: np.ndarray, levels: np.ndarray, cases: np.ndarray | None = None, seed: int = 0) -> float:
+def variety(images: np.ndarray, levels: np.ndarray, subjects: np.ndarray | None = None, seed: int = 0) -> float:
     """Mean MS-SSIM over pairs of slices of one level: (N, H, W) uint8. The higher, the more alike they are.
 
     NaN where no level has two slices.
     """
-    pairs = pairs_of_a_level(levels, cases, PAIRS, seed)
+    pairs = pairs_of_a_level(levels, subjects, PAIRS, seed)
     scores = [
         ms_ssim(torch.from_numpy(images[chunk[:, 0]]), torch.from_numpy(images[chunk[:, 1]]))
         for chunk in np.array_split(pairs, max(1, len(pairs) // 16))

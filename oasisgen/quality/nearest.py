@@ -124,19 +124,20 @@ class SearchIndex:
 
     def __init__(self, slices: Feed) -> None:
         self.slices = slices
-        levels, cases = (np.concatenate([block[name] for block in slices.blocks]) for name in ("level", "case"))
+        names = "level", "case", "subject"
+        levels, cases, subjects = (np.concatenate([block[name] for block in slices.blocks]) for name in names)
         self.rows = np.argsort(levels, kind="stable")  # (N,): places, by level -> row numbers
-        self.levels, self.cases = levels[self.rows], cases[self.rows]
+        self.levels, self.cases, self.subjects = (of[self.rows] for of in (levels, cases, subjects))
         images = [image for block in slices.blocks for image in block["image"]]
         self.centres = np.array([centre(images[row]) for row in self.rows])  # (N, 2)
         self.as_they_lie = thumbnails(images[row] for row in self.rows)
         self.centred = thumbnails(centred(images[row]) for row in self.rows)
 
     def places(self, lowest: int, highest: int, without: str | None = None) -> np.ndarray:
-        """Places of slices of some levels, those of a case left out; of any level if the split has none of these."""
+        """Places of slices of some levels, those of a subject left out; of any level if the split has none of these."""
         first, last = np.searchsorted(self.levels, [lowest, highest + 1])
         for places in (np.arange(first, last), np.arange(len(self.levels))):
-            places = places[self.cases[places] != without]
+            places = places[self.subjects[places] != without]
             if len(places):
                 break
         return places
@@ -169,12 +170,12 @@ class RealSlices:
         self.train, self.held_out = SearchIndex(train), SearchIndex(held_out)
         self.neighbours = max(NEIGHBOURS, (int(self.train.levels[-1]) + 1) // 8)
 
-    def compare(self, image: np.ndarray, level: int, seed: list[int], case: str | None = None) -> Comparison:
+    def compare(self, image: np.ndarray, level: int, seed: list[int], subject: str | None = None) -> Comparison:
         """Compare a slice, (H, W) uint8. `seed` draws the held-out slices; a level below 0 is unknown and is found.
 
         The nearest training slice and the nearest held-out slice are searched for in the same way: among those of the
         level and of the `neighbours` levels around it, as they are and mirrored, wherever in the picture they lie. To
-        score the reference, a held-out slice gives its own `case`, which is then left out.
+        score the reference, a held-out slice gives its own `subject`, which is then left out.
         """
         train, held_out = self.train, self.held_out
         probe = Probe(image)
@@ -186,9 +187,9 @@ class RealSlices:
         to_train = train.ssim_to(probe, to_train_from)
         best = to_train_from[int(to_train.argmax())].row
 
-        drawn = np.random.default_rng(seed).permutation(held_out.places(level, level, without=case))[:HELD_OUT]
+        drawn = np.random.default_rng(seed).permutation(held_out.places(level, level, without=subject))[:HELD_OUT]
         as_they_lie = [Pose(int(row), False, 0, 0) for row in drawn]
-        near = held_out.poses(probe, held_out.places(*window, without=case))
+        near = held_out.poses(probe, held_out.places(*window, without=subject))
         to_real, to_held_out = held_out.ssim_to(probe, as_they_lie + near).split([len(as_they_lie), len(near)])
         return Comparison(
             level,
@@ -215,14 +216,14 @@ class ReferenceComparer:
     base_seed: int
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """`image` (B, H, W) uint8, `level`, `id`; a batch with `case` is of held-out slices."""
+        """`image` (B, H, W) uint8, `level`, `id`; a batch with `subject` is of held-out slices."""
         actor.set_up()
         references = _references(self.train, self.held_out)
-        cases = batch.get("case", [None] * len(batch["id"]))
+        subjects = batch.get("subject", [None] * len(batch["id"]))
         compared = [
             # The 1 keeps this stream apart from the one that z is drawn from.
-            references.compare(image, int(level), [self.base_seed, int(number), 1], case)
-            for image, level, number, case in zip(batch["image"], batch["level"], batch["id"], cases, strict=True)
+            references.compare(image, int(level), [self.base_seed, int(number), 1], subject)
+            for image, level, number, subject in zip(batch["image"], batch["level"], batch["id"], subjects, strict=True)
         ]
         columns = {
             name: np.array(values) for name, values in zip(Comparison._fields, zip(*compared, strict=True), strict=True)

@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
     """What `evaluate` returns."""
 
     summary: dict[str, Any]
-    slices: pa.Table  # case, level, ssim, psnr
+    slices: pa.Table  # case, subject, level, ssim, psnr
     code_counts: np.ndarray  # (K,) int64
 
 
@@ -72,6 +72,7 @@ class Reconstructor:
         written, counts = self.reconstruct(images)
         return {
             "case": batch["case"],
+            "subject": batch["subject"],
             "level": batch["level"],
             "ssim": ssim(written, images).cpu().numpy(),
             "psnr": psnr(written, images).cpu().numpy(),
@@ -95,14 +96,14 @@ def evaluate(load: Callable[[], VQVAE], data: DataSet, split: str, actors: clust
             tables.append(pa.table(batch))
             progress.advance(len(tables[-1]))
     slices = pa.concat_tables(tables)
-    cases = slices["case"].to_numpy()
+    subjects = slices["subject"].to_numpy()
     summary = {
         "data": {"uri": data.uri, "fingerprint": data.fingerprint},
         "split": split,
         "slices": len(slices),
-        "cases": len(np.unique(cases)),
-        "ssim": mean_with_interval(slices["ssim"].to_numpy(), cases),
-        "psnr_db": mean_with_interval(slices["psnr"].to_numpy(), cases),
+        "cases": len(np.unique(slices["case"].to_numpy())),
+        "ssim": mean_with_interval(slices["ssim"].to_numpy(), subjects),
+        "psnr_db": mean_with_interval(slices["psnr"].to_numpy(), subjects),
         "codes_in_use": int((counts > 0).sum()),
         "codes_in_use_percent": float(100.0 * (counts > 0).mean()),
         "perplexity": float(perplexity(torch.from_numpy(counts))),

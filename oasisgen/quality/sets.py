@@ -17,11 +17,11 @@ COMPARED_AT_ONCE = 16
 
 
 class Slices(NamedTuple):
-    """Slices of known level; real ones name their case."""
+    """Slices of known level; real ones name their subject."""
 
     images: np.ndarray  # (N, H, W) uint8
     levels: np.ndarray  # (N,)
-    cases: np.ndarray | None = None  # (N,)
+    subjects: np.ndarray | None = None  # (N,)
 
 
 def compare_slices(
@@ -29,7 +29,7 @@ def compare_slices(
 ) -> pa.Table:
     """`level` and the measures that each slice has, of slices in memory."""
     columns = {
-        name: column for name, column in zip(("image", "level", "case"), slices, strict=True) if column is not None
+        name: column for name, column in zip(("image", "level", "subject"), slices, strict=True) if column is not None
     }
     rows = [{"id": i, **{name: column[i] for name, column in columns.items()}} for i in range(len(slices.levels))]
     compared = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // COMPARED_AT_ONCE)).map_batches(
@@ -48,22 +48,22 @@ def compare_slices(
 
 def select_levels(feed: Feed, wanted: np.ndarray, without: Collection[tuple[str, int]] = ()) -> Slices:
     """Real slices, as many of each level as `wanted` (M,) has, or all there are; none of `without` (case, level)."""
-    columns = {name: np.concatenate([block[name] for block in feed.blocks]) for name in ("level", "case")}
+    columns = {name: np.concatenate([block[name] for block in feed.blocks]) for name in ("level", "case", "subject")}
     named = zip(columns["case"], columns["level"].tolist(), strict=True)
     fit = np.flatnonzero([name not in without for name in named])
     rows = fit[rows_of_levels(columns["level"][fit], wanted)]
-    return Slices(feed.rows(rows, "image"), columns["level"][rows], columns["case"][rows])
+    return Slices(feed.rows(rows, "image"), columns["level"][rows], columns["subject"][rows])
 
 
 def take(slices: Slices, rows: np.ndarray) -> Slices:
     """Some rows of all columns."""
-    return Slices(slices.images[rows], slices.levels[rows], None if slices.cases is None else slices.cases[rows])
+    return Slices(slices.images[rows], slices.levels[rows], None if slices.subjects is None else slices.subjects[rows])
 
 
 def rows_of_levels(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Row numbers of as many slices of each level as `wanted` (M,) has, or all there are, spread over the rows."""
     picked = []
     for level, count in zip(*np.unique(wanted, return_counts=True), strict=True):
-        rows = np.roll(np.flatnonzero(levels == level), level)  # other cases for every level
+        rows = np.roll(np.flatnonzero(levels == level), level)  # other subjects for every level
         picked.append(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)])
     return np.sort(np.concatenate(picked))

@@ -55,7 +55,7 @@ def reconstruction_section(quality: dict[str, Any], codebook_size: int) -> Secti
     return Section(
         "Reconstruction",
         f"All {quality['slices']} slices of the {quality['cases']} cases in the validate split, in evaluation mode, as "
-        "the 8-bit images that would be written. In brackets: 95 % interval, bootstrap over cases.",
+        "the 8-bit images that would be written. In brackets: 95 % interval, bootstrap over subjects.",
         columns=("measure", "this run", "the baseline's report"),
         table=(
             ("SSIM", interval(quality["ssim"]), "0.8462 (best epoch, one batch of 16 test slices)"),

@@ -12,6 +12,7 @@ def feed(cases: int, levels: range) -> Feed:
         [
             {
                 "case": np.array([case for case, _ in columns], object),
+                "subject": np.array([case for case, _ in columns], object),
                 "level": np.array([level for _, level in columns]),
                 "image": np.zeros((len(columns), 4, 4), np.uint8),
             }
@@ -22,8 +23,8 @@ def feed(cases: int, levels: range) -> Feed:
 def test_the_reference_is_chosen_without_slices_that_are_blank_or_lie_in_another_split() -> None:
     everything = feed(3, range(2))
     rest = select_levels(everything, np.resize([0, 1], 6), {("001", 0), ("001", 1), ("002", 0)})
-    assert rest.cases is not None
-    assert sorted(zip(rest.cases, rest.levels.tolist(), strict=True)) == [("000", 0), ("000", 1), ("002", 1)]
+    assert rest.subjects is not None
+    assert sorted(zip(rest.subjects, rest.levels.tolist(), strict=True)) == [("000", 0), ("000", 1), ("002", 1)]
     assert len(select_levels(everything, np.resize([0, 1], 6)).levels) == 6
 
 
