@@ -49,7 +49,7 @@ instruments: $(READY)  ## do the measures see known damage? needs OASISGEN_OASIS
 
 lock: $(READY)  ## pin the dependencies of pyproject.toml anew: of nodes, and of developers with the same versions
 	$(COMPILE) --upgrade -o requirements.lock
-	$(COMPILE) --upgrade --extra dev --extra bench --extra dicom -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --upgrade --extra dev --extra bench -c requirements.lock -o requirements-dev.lock
 
 # pip brings the locked uv, which installs the rest; where only pip knows the mirror, pip does.
 # Our own package is built with the lock's setuptools: a build of its own would fetch one that nobody checked.
