@@ -22,7 +22,7 @@ test: $(READY)  ## with its coverage, but for what runs in Ray's workers and in 
 	$(BIN)/pytest -q -n 2 --cov=oasisgen
 
 test-slow: $(READY)  ## real faults
-	$(BIN)/pytest -q -m slow -n 2 --dist loadfile
+	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --timeout 1200
 
 test-infra: $(READY)  ## an image and three nights as pods would run them; needs root, buildah, kubectl
 	$(BIN)/pytest -q -m infra
