@@ -29,9 +29,9 @@ def main() -> None:
         for file in description.rejected:
             say("pack", f"rejected {file.file}: {file.reason}")
         for unused in description.unused:
-            say("pack", str(unused))
+            say("pack", unused.in_words("not used"))
         for converted in description.converted:
-            say("pack", str(converted))
+            say("pack", converted.in_words("converted"))
         for line in lines(description):
             say("pack", line)
         say("pack", f"data set: {storage.absolute(flags.out)}")

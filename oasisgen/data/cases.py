@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from oasisgen.data.description import Covariate, LabelClass, RejectedFile, Unused
+from oasisgen.data.description import ByReason, Covariate, LabelClass, RejectedFile
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Survey:
     layout: str
     cases: tuple[Case, ...]  # by split (train, validate, test), then by case
     rejected: tuple[RejectedFile, ...]  # files that look like slices or scans, but cannot be used
-    unused: tuple[Unused, ...]  # files that are something else, by reason
+    unused: tuple[ByReason, ...]  # files that are something else, by reason
     image_size: tuple[int, int]  # height, width
     label_classes: tuple[LabelClass, ...] = ()  # empty: the slices have no label maps
     covariates: tuple[Covariate, ...] = ()

@@ -1,5 +1,7 @@
 """`dataset.json`, the record of a data set that packing writes and every other job reads."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from oasisgen.errors import UserError
 FILE = "dataset.json"
 SCHEMA_VERSION = 2
 READABLE = 1, SCHEMA_VERSION
+EXAMPLES = 3  # named for each reason
 
 
 @dataclass(frozen=True)
@@ -42,29 +45,25 @@ class RejectedFile:
 
 
 @dataclass(frozen=True)
-class Unused:
-    """Files of the source that are not slices, for one reason."""
+class ByReason:
+    """Files that were not used, or slices that were converted, for one reason."""
 
     reason: str
     count: Count
     examples: tuple[str, ...]
 
-    def __str__(self) -> str:
+    def in_words(self, what: str) -> str:
+        """One line, such as `5 not used, not an image: a.txt, b.txt, c.txt and 2 more`, for `what` "not used"."""
         more = self.count - len(self.examples)
-        return f"{self.count} not used, {self.reason}: {', '.join(self.examples)}{f' and {more} more' if more else ''}"
+        return f"{self.count} {what}, {self.reason}: {', '.join(self.examples)}{f' and {more} more' if more else ''}"
 
 
-@dataclass(frozen=True)
-class Converted:
-    """Slices whose files were not as a slice should be, and were converted, for one reason."""
-
-    reason: str
-    count: Count
-    examples: tuple[str, ...]
-
-    def __str__(self) -> str:
-        more = self.count - len(self.examples)
-        return f"{self.count} converted, {self.reason}: {', '.join(self.examples)}{f' and {more} more' if more else ''}"
+def by_reason(named: Iterable[tuple[str, str]]) -> tuple[ByReason, ...]:
+    """How many names there are for each reason, with the first EXAMPLES of them. `named` are pairs (name, reason)."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in named:
+        names[reason].append(name)
+    return tuple(ByReason(reason, len(of), tuple(of[:EXAMPLES])) for reason, of in sorted(names.items()))
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,8 @@ class DataSetDescription:
     slices_without_labels: Count = 0  # of a data set with label maps
     covariates: tuple[Covariate, ...] = ()
     rejected: tuple[RejectedFile, ...]
-    unused: tuple[Unused, ...] = ()
-    converted: tuple[Converted, ...] = ()
+    unused: tuple[ByReason, ...] = ()
+    converted: tuple[ByReason, ...] = ()
     blank: tuple[SliceName, ...] = ()  # slices of one grey value
     equal: tuple[tuple[SliceName, ...], ...] = ()  # groups of slices with the same pixels
 

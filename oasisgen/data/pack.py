@@ -18,7 +18,7 @@ from oasisgen.data.cut import EDGES
 from oasisgen.data.description import (
     FILE,
     SCHEMA_VERSION,
-    Converted,
+    ByReason,
     DataSetDescription,
     RejectedFile,
     SliceName,
@@ -102,7 +102,7 @@ def planned(found: Survey, old: DataSetDescription | None, out: str) -> Iterator
     for file in found.rejected:
         yield f"rejected {file.file}: {file.reason}"
     for unused in found.unused:
-        yield str(unused)
+        yield unused.in_words("not used")
     yield from degenerate.lines(old) if old else ["packing will look for blank slices and equal pixels"]
     yield f"the data set {'is finished' if old else f'would be written to {out}'}"
 
@@ -161,14 +161,14 @@ def write_data_set(config: PackConfig, found: Survey, held: Lock) -> DataSetDesc
     return description
 
 
-def _merged(parts: Sequence[WrittenPart]) -> tuple[Converted, ...]:
+def _merged(parts: Sequence[WrittenPart]) -> tuple[ByReason, ...]:
     """What was converted in all parts, by reason."""
-    groups: dict[str, list[Converted]] = defaultdict(list)
+    groups: dict[str, list[ByReason]] = defaultdict(list)
     for part in sorted(parts, key=lambda part: (part.split, part.part.name)):
         for each in part.converted:
             groups[each.reason].append(each)
     return tuple(
-        Converted(reason, sum(each.count for each in of), of[0].examples) for reason, of in sorted(groups.items())
+        ByReason(reason, sum(each.count for each in of), of[0].examples) for reason, of in sorted(groups.items())
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from oasisgen import documents, storage, tables
 from oasisgen.config.pack import PackConfig
 from oasisgen.data import degenerate, oasis1, volumes
 from oasisgen.data.cases import Case, Scan, Slice, SliceFile, Survey, Volume
-from oasisgen.data.description import Converted, Covariate, LabelClass, PackedPart, RejectedFile
+from oasisgen.data.description import ByReason, Covariate, LabelClass, PackedPart, RejectedFile, by_reason
 from oasisgen.data.fit import fit
 from oasisgen.data.images import decode, decode_labels
 from oasisgen.data.labels import classes_of
@@ -27,7 +27,6 @@ from oasisgen.lock import LockProof
 
 SLICES_PER_PART = 1024  # or one case more
 ROWS_PER_GROUP = 128
-EXAMPLES = 3  # converted slices named for each reason
 OPEN_FILES = 16  # concurrent reads per task, to hide an object store's latency
 ONE_VOLUME = Semaphore()  # volumes take tens of megabytes: a process reads one at a time
 
@@ -57,7 +56,7 @@ class WrittenPart:
     without_labels: int  # slices
     pixels: tuple[tuple[str, int, str], ...]  # case, level and digest of each slice
     rejected: tuple[RejectedFile, ...]
-    converted: tuple[Converted, ...]
+    converted: tuple[ByReason, ...]
     planned: int  # slices, those of rejected files too
 
 
@@ -111,18 +110,12 @@ def pack_part(row: dict[str, str]) -> dict[str, str]:
         without_labels=sum(each.labels is None for _, each in slices),
         pixels=tuple((case.case, each.level, degenerate.pixel_digest(each.image)) for case, each in slices),
         rejected=tuple(each for _, each in results if isinstance(each, RejectedFile)),
-        converted=_converted(slices),
+        converted=by_reason(
+            (f"case {case.case} level {each.level}", reason) for case, each in slices for reason in each.converted
+        ),
         planned=sum(case.count for case in plan.cases),
     )
     return {"written": json.dumps(asdict(written))}
-
-
-def _converted(slices: Sequence[tuple[Case, Slice]]) -> tuple[Converted, ...]:
-    names: dict[str, list[str]] = defaultdict(list)
-    for case, each in slices:
-        for reason in each.converted:
-            names[reason].append(f"case {case.case} level {each.level}")
-    return tuple(Converted(reason, len(of), tuple(of[:EXAMPLES])) for reason, of in sorted(names.items()))
 
 
 def read_cases(plan: PartPlan) -> list[tuple[Case, Slice | RejectedFile]]:

@@ -2,16 +2,15 @@
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from oasisgen import storage
 from oasisgen.config.pack import PackConfig
 from oasisgen.data import oasis1, slice_files, volumes
-from oasisgen.data.cases import SourceFile, Survey, UnusedFile
+from oasisgen.data.cases import SourceFile, Survey
 from oasisgen.data.covariates import add_covariates, address_of_table
-from oasisgen.data.description import Unused
+from oasisgen.data.description import by_reason
 from oasisgen.data.splits import assign_splits
 from oasisgen.data.text_tables import read_text_table
 from oasisgen.data.tree import list_tree, read_file
@@ -19,7 +18,6 @@ from oasisgen.errors import UserError
 from oasisgen.progress import say
 
 DICOM = re.compile(r"\.(dcm|dicom|ima)$|(^|/)DICOMDIR$", re.IGNORECASE)
-EXAMPLES = 3  # unused files listed for each reason
 
 
 def survey(config: PackConfig) -> Survey:
@@ -56,7 +54,7 @@ def survey(config: PackConfig) -> Survey:
         layout=layout,
         cases=tuple(joined.cases),
         rejected=(*dangling, *found.rejected),
-        unused=_by_reason([*outside, *found.unused, *left_out, *joined.unused]),
+        unused=by_reason([*outside, *found.unused, *left_out, *joined.unused]),
         image_size=found.image_size,
         label_classes=found.label_classes,
         covariates=joined.covariates,
@@ -82,11 +80,3 @@ def _layout(config: PackConfig, files: Sequence[SourceFile]) -> str:
             "dcm2niix -z y -f %i_%p -o <folder> <source> and pack that folder"
         )
     return other or "slices"
-
-
-def _by_reason(files: Iterable[UnusedFile]) -> tuple[Unused, ...]:
-    """How many files are unused for each reason, with examples."""
-    paths: dict[str, list[str]] = defaultdict(list)
-    for file in files:
-        paths[file.reason].append(file.path)
-    return tuple(Unused(reason, len(of), tuple(of[:EXAMPLES])) for reason, of in sorted(paths.items()))
