@@ -12,7 +12,7 @@ from oasisgen.config.columns import DEFAULT_COLUMNS, SEX, covariate_name, titles
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.cases import Case, SourceFile, UnusedFile
 from oasisgen.data.description import Covariate
-from oasisgen.data.text_tables import Row, TextTable, example_of, key_of, keys_of, read_text_table
+from oasisgen.data.text_tables import Row, TextTable, key_of, keys_of, no_match, read_text_table
 from oasisgen.errors import InvalidFile, StorageError, UserError
 from oasisgen.progress import say
 
@@ -78,10 +78,7 @@ def join_covariates(
     rows = _rows_by_key(table)
     found = [next((rows[key] for key in keys_of(case) if key in rows), None) for case in cases]
     if not any(found):
-        raise UserError(
-            f"no row of {table.uri} names a case of the source: its line {table.rows[0].line} names "
-            f"{table.rows[0].values[table.key]}, the source has {example_of(cases)}"
-        )
+        raise no_match(table, cases)
     without = list(dict.fromkeys(case.subject for case, row in zip(cases, found, strict=True) if not row))
     if without:
         subjects = len({case.subject for case in cases})

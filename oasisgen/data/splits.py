@@ -7,21 +7,11 @@ from dataclasses import replace
 
 from oasisgen.config.pack import DEFAULT_SPLIT, PackConfig, shares_of
 from oasisgen.data.cases import Case, UnusedFile
+from oasisgen.data.names import SPLIT_NAMES
 from oasisgen.data.slices import SPLITS
-from oasisgen.data.text_tables import Row, TextTable, canonical_number, example_of, key_of, keys_of
+from oasisgen.data.text_tables import Row, TextTable, canonical_number, key_of, keys_of, no_match
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.progress import say
-
-SYNONYMS = {
-    "train": "train",
-    "training": "train",
-    "val": "validate",
-    "valid": "validate",
-    "validate": "validate",
-    "validation": "validate",
-    "test": "test",
-    "testing": "test",
-}
 
 
 def assign_splits(
@@ -112,14 +102,11 @@ def _by_table(cases: Sequence[Case], table: TextTable) -> tuple[list[Case], list
         for row in found:
             _require_same_split(table.uri, case.subject, chosen.setdefault(case.subject, row), row, column)
         if found:
-            named.append(replace(case, split=SYNONYMS[found[0].values[column].lower()]))
+            named.append(replace(case, split=SPLIT_NAMES[found[0].values[column].lower()]))
         else:
             left_out.append(UnusedFile(case.case, "a case that the table of --splits does not name"))
     if not named:
-        raise UserError(
-            f"no row of {table.uri} names a case of the source: its line {table.rows[0].line} names "
-            f"{table.rows[0].values[table.key]}, the source has {example_of(cases)}"
-        )
+        raise no_match(table, cases)
     unknown = list(_unknown(table, cases))
     if unknown:
         say("pack", f"{len(unknown)} rows of {table.uri} name no case of the source: {', '.join(unknown[:3])}")
@@ -133,7 +120,7 @@ def _rows_by_key(table: TextTable) -> tuple[dict[str, list[Row]], int]:
         raise InvalidFile(f"{table.uri} has no column split: add one with train, validate or test in every row")
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in table.rows:
-        if row.values[column].lower() not in SYNONYMS:
+        if row.values[column].lower() not in SPLIT_NAMES:
             raise InvalidFile(
                 f"{table.uri}, line {row.line}: split is {row.values[column]!r}: must be train, validate or test"
             )
@@ -143,7 +130,7 @@ def _rows_by_key(table: TextTable) -> tuple[dict[str, list[Row]], int]:
 
 def _require_same_split(uri: str, subject: str, a: Row, b: Row, column: int) -> None:
     """Raise InvalidFile if two rows of one subject give different splits."""
-    if SYNONYMS[a.values[column].lower()] != SYNONYMS[b.values[column].lower()]:
+    if SPLIT_NAMES[a.values[column].lower()] != SPLIT_NAMES[b.values[column].lower()]:
         first, second = sorted((a, b))
         raise InvalidFile(
             f"{uri}: line {first.line} puts subject {subject} in {first.values[column]}, line {second.line} in "

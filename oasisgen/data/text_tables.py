@@ -124,7 +124,11 @@ def keys_of(case: Case) -> Iterator[str]:
     yield from dict.fromkeys([key_of(case.case), key_of(case.subject)])
 
 
-def example_of(cases: Sequence[Case]) -> str:
-    """One case, in words, for a table in which none is found."""
+def no_match(table: TextTable, cases: Sequence[Case]) -> UserError:
+    """The error for a table in which none of the cases is found, with an example of both."""
     of = cases[0]
-    return f"case {of.case}" if of.case == of.subject else f"case {of.case} of subject {of.subject}"
+    case = f"case {of.case}" if of.case == of.subject else f"case {of.case} of subject {of.subject}"
+    return UserError(
+        f"no row of {table.uri} names a case of the source: its line {table.rows[0].line} names "
+        f"{table.rows[0].values[table.key]}, the source has {case}"
+    )

@@ -63,10 +63,8 @@ def find_cases(config: PackConfig, files: Sequence[SourceFile], read: Read) -> F
             why = f"{both} are {len(of)} scans of case {name}: keep one, or pack from a folder that holds only one"
             rejected.append(RejectedFile(of[0].image.path, why))
         else:
-            match = BIDS_NAME.fullmatch(name)
             scan = Scan(of[0], labels_of.get(name))
-            subject = match["subject"] if match else subject_of(name)
-            cases.append(Case(case=name, subject=subject, split="", levels=config.levels, scan=scan))
+            cases.append(Case(case=name, subject=subject_of(name), split="", levels=config.levels, scan=scan))
     if not cases:
         why = f"{rejected[0].file}: {rejected[0].reason}" if rejected else "expected .nii, .nii.gz, .img and .hdr, .mgz"
         raise UserError(f"no volumes in {config.source}: {why}")
