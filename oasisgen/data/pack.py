@@ -49,6 +49,24 @@ def pack(config: PackConfig) -> DataSetDescription | None:
     a connection to Ray. Raises UserError if storage cannot be used, the source is unusable, `out` holds another data
     set or is being packed by another job, or, with `strict`, if any file is rejected.
     """
+    config, found = survey_for(config)
+    old = finished(config, found)
+    if config.dry_run:
+        require_unlocked(config.out)
+        for line in planned(found, old, config.out):
+            say("plan", line)
+        return None
+    if old:
+        return old
+    with lock(config.out) as held:
+        return write_data_set(config, found, held)
+
+
+def survey_for(config: PackConfig) -> tuple[PackConfig, Survey]:
+    """The flags with absolute addresses, and what the source holds, if `out` may be written to.
+
+    Raises as `pack` does for the source, and for an `out` that overlaps with it or that packing did not write.
+    """
     config = config.absolute()
     source, out = config.source, config.out
     storage.check(source, write=False)
@@ -60,16 +78,7 @@ def pack(config: PackConfig) -> DataSetDescription | None:
     require_ours(out, *MARKS)
     if storage.exists(storage.join(out, "config.json")):
         raise UserError(f"{out} is the folder of a run or a batch: use another --out")
-    old = finished(config, found)
-    if config.dry_run:
-        require_unlocked(out)
-        for line in planned(found, old, out):
-            say("plan", line)
-        return None
-    if old:
-        return old
-    with lock(out) as held:
-        return write_data_set(config, found, held)
+    return config, found
 
 
 def finished(config: PackConfig, found: Survey) -> DataSetDescription | None:

@@ -23,6 +23,7 @@ STYLE: Any = {
 }
 
 
+GAP = 4  # pixels between the slices of a montage
 REAL, SYNTHETIC = "#8a8f98", "#b5472f"
 
 
@@ -88,13 +89,16 @@ def grey_values(cases: dict[str, list[np.ndarray]]) -> str:
 
 
 def montage(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
-    """Rows of (H, W) uint8 slices, each row as long as the first, as one PNG."""
+    """Rows of slices, all (H, W) uint8 or all in color (H, W, 3), as one PNG; shorter rows end in white."""
     from torchvision.utils import make_grid  # here: it takes seconds to import, and most processes draw nothing
 
-    slices = torch.from_numpy(np.stack([image for row in rows for image in row])).unsqueeze(1)  # (N, 1, H, W)
-    sheet = make_grid(slices, nrow=len(rows[0]), padding=4, pad_value=255)  # (3, H, W)
+    longest, white = max(map(len, rows)), np.full_like(rows[0][0], 255)
+    images = np.stack([image for row in rows for image in (*row, *[white] * (longest - len(row)))])  # (N, H, W[, 3])
+    slices = torch.from_numpy(images.reshape(*images.shape[:3], -1)).permute(0, 3, 1, 2)  # (N, 1 or 3, H, W)
+    sheet = make_grid(slices, nrow=longest, padding=GAP, pad_value=255)  # (3, H, W)
     buffer = io.BytesIO()
-    Image.fromarray(sheet[0].numpy()).save(buffer, "PNG", optimize=True)
+    pixels = sheet[0] if images.ndim == 3 else sheet.permute(1, 2, 0)
+    Image.fromarray(pixels.numpy()).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

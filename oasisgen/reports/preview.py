@@ -1,29 +1,24 @@
 """The preview of a data set: what packing would write, for a person to look at before hours of training."""
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
 
 from oasisgen import __version__, storage
-from oasisgen.config.folder import require_ours
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.cases import Case, Slice, Survey
 from oasisgen.data.cut import EDGES
 from oasisgen.data.description import RejectedFile
 from oasisgen.data.feed import evenly_spaced
-from oasisgen.data.pack import MARKS, PREVIEW, refuse_overlap
+from oasisgen.data.pack import PREVIEW, survey_for
 from oasisgen.data.parts import plan_parts, read_cases
-from oasisgen.data.sources import survey
 from oasisgen.errors import UserError
 from oasisgen.reports import figures
 from oasisgen.reports.page import Section, render
 
 LEVELS_SHOWN = 8
-GAP = 4  # pixels between slices
 COLORS = np.array(  # of label classes, from 1 on, repeated; class 0 stays as it is
     [(86, 180, 233), (230, 159, 0), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66)], np.float32
 )
@@ -39,13 +34,8 @@ def write_preview(config: PackConfig) -> str:
     They show `config.preview` cases, evenly spaced over the source, and nothing is packed. Raises UserError as `pack`
     does for the source, if `out` holds files that oasisgen did not write, and if no shown slice can be read.
     """
-    config = config.absolute()
-    source, out = config.source, config.out
-    storage.check(source, write=False)
-    storage.check(out, write=True)
-    refuse_overlap(source, out)
-    require_ours(out, *MARKS)
-    found = survey(config)
+    config, found = survey_for(config)
+    out = config.out
     chosen = [found.cases[number] for number in evenly_spaced(len(found.cases), config.preview)]
     slices, rejected = _read(found, chosen, config)
     if not slices:
@@ -80,17 +70,7 @@ def contact_sheet(cases: Sequence[Sequence[Slice]]) -> bytes:
         rows.append([np.repeat(each.image[..., None], 3, 2) for each in shown])
         if any(each.labels is not None for each in shown):
             rows.append([colored(each) for each in shown])
-    height, width = rows[0][0].shape[:2]
-    sheet = np.full(
-        (GAP + len(rows) * (height + GAP), GAP + max(map(len, rows)) * (width + GAP), 3), 255, np.uint8
-    )  # (H, W, 3)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            top, left = GAP + y * (height + GAP), GAP + x * (width + GAP)
-            sheet[top : top + height, left : left + width] = image
-    png = io.BytesIO()
-    Image.fromarray(sheet).save(png, "PNG", optimize=True)
-    return png.getvalue()
+    return figures.montage(rows)
 
 
 def colored(of: Slice) -> np.ndarray:

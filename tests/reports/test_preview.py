@@ -9,7 +9,8 @@ from oasisgen.config.pack import PackConfig
 from oasisgen.data.cases import Slice
 from oasisgen.data.pack import pack
 from oasisgen.errors import UserError
-from oasisgen.reports.preview import COLORS, GAP, colored, contact_sheet, write_preview
+from oasisgen.reports.figures import GAP
+from oasisgen.reports.preview import COLORS, colored, contact_sheet, write_preview
 from tests.conftest import png
 
 GREY = np.arange(65536, dtype=np.uint32).reshape(256, 256).astype(np.uint8)
