@@ -36,8 +36,17 @@ METHODS: dict[int, Literal["stored", "deflated"]] = {zipfile.ZIP_STORED: "stored
 ENCRYPTED = 0x1  # flag of a member of a .zip
 SYMLINK = 0o120000
 DAMAGE = (  # what the libraries raise when they meet it
-    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, ZranError, CrcError),
-    *(EOFError, ValueError, NotImplementedError, OverflowError, struct.error),
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    ZranError,
+    CrcError,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    OverflowError,
+    struct.error,
 )
 Members = tuple[list[SourceFile], list[UnusedFile]]
 

@@ -122,12 +122,8 @@ def read_cases(plan: PartPlan) -> list[tuple[Case, Slice | RejectedFile]]:
     """Read the slices of a part's cases; a file that cannot be used gives the reason instead."""
     jobs = [(case, read) for case in plan.cases for read in _readings(plan, case)]
     with ThreadPoolExecutor(OPEN_FILES) as pool:
-        results = pool.map(_call, jobs)
+        results = pool.map(lambda job: job[1](), jobs)
         return [(case, each) for (case, _), of in zip(jobs, results, strict=True) for each in of]
-
-
-def _call(job: tuple[Case, Callable[[], list[Slice | RejectedFile]]]) -> list[Slice | RejectedFile]:
-    return job[1]()
 
 
 def _row(case: Case, of: Slice, schema: pa.Schema) -> dict[str, Any]:
