@@ -65,6 +65,13 @@ def test_a_preview_that_shows_nothing_or_has_no_place_is_one_line(tmp_path: Path
         write_preview(PackConfig(str(raw), str(theirs), preview=3))
     with pytest.raises(UserError, match="overlap"):
         write_preview(PackConfig(str(raw), str(raw / "out"), preview=3))
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "validate").symlink_to(raw / "validate")
+    before = sorted(raw.rglob("*"))
+    with pytest.raises(UserError, match="overlap"):
+        write_preview(PackConfig(str(linked), str(raw / "validate"), preview=3))
+    assert sorted(raw.rglob("*")) == before
     (raw / "validate" / "case_000_slice_0.nii.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"no slice of the cases shown can be read: .*slice_0.nii.png: not a PNG"):
         write_preview(PackConfig(str(raw), str(tmp_path / "out"), preview=3))
