@@ -156,7 +156,7 @@ def data_on_s3(nodes: Nodes, raw: Path, s3: str, data: DataSet) -> str:
     carried = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     assert {file.relative_to(package).parts[0] for file in carried} >= {"jobs", "oasisgen"}
     assert not (package / "tests").exists()
-    assert sum(file.stat().st_size for file in carried) < 500_000
+    assert sum(file.stat().st_size for file in carried) < 1_000_000  # docs/cluster.md says so
     packed = storage.read_json(f"{s3}/datasets/phantom/dataset.json")
     assert packed["fingerprint"] == data.fingerprint  # byte for byte what local storage got
     return f"{s3}/datasets/phantom"

@@ -103,6 +103,8 @@ def painted(good: Path, connected: str, tmp_path_factory: pytest.TempPathFactory
             made = sampler.sample(group)
             for number, level, image in zip(made["id"], made["level"], made["image"], strict=True):
                 (raw / split / file_name(str(seed + number // 32), int(level))).write_bytes(png(image))
+        last = OASIS.levels - 1  # the model knows as many levels
+        (raw / split / file_name(str(seed), last)).write_bytes(png(subject(seed, 0)[last]))
     pack(PackConfig(str(raw), str(packed)))
     return open_data_set(str(packed))
 
