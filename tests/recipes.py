@@ -25,7 +25,8 @@ BLOCK = re.compile(r"^( *)```(sh|python)\n(.*?)^ *```$", re.MULTILINE | re.DOTAL
 PROGRAMS = "python", "ray", "pip", "make", "kubectl", "helm", "docker"  # that are noted; others are run
 PASSED_ON = "bash", "cp", "base64", "cat"
 NOTE = """#!/bin/bash
-{{ printf '%s\\x1f' {program} "$@"; printf '\\x1e'; }} >> {log}
+note=$(printf '%s\\x1f' {program} "$@")
+printf '%s\\x1e' "$note" >> {log}  # one write: programs in the background do not mix
 """
 NO_SERVER = "http://127.0.0.1:1"
 
