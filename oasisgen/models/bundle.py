@@ -21,7 +21,7 @@ from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import PRIORS, Prior, make_prior
 from oasisgen.models.vqvae import VQVAE
 
-FORMAT = 3  # 1 had no feature network; 2 had other names (OLD_TENSORS, config/renamed.py)
+FORMAT = 3  # 1 had no feature network; 2 used other names (OLD_TENSORS, config/renamed.py)
 OLD_TENSORS = (  # prefix of a prior's tensors in format 2 -> prefix now
     ("palette.colours", "embedding.weight"),
     ("template.", "pca_prior."),
@@ -29,22 +29,21 @@ OLD_TENSORS = (  # prefix of a prior's tensors in format 2 -> prefix now
     ("guesser.", "predictor."),
 )
 
-
 ENDING = ".safetensors"
 
 
 class TrainedOn(TypedDict):
-    """The data set of a model."""
+    """The data set that a model was trained on."""
 
     uri: str
     fingerprint: str
-    image_size: NotRequired[tuple[int, int]]  # missing in bundles of older versions: those of OASIS
+    image_size: NotRequired[tuple[int, int]]  # missing in older bundles, as is `levels`: both are OASIS's
     levels: NotRequired[int]
-    trained_levels: NotRequired[list[int] | None]  # those of the training split, where its data set lists them
+    trained_levels: NotRequired[list[int] | None]  # of the training split; None if the data set does not list them
 
 
 class BundleFile(TypedDict):
-    """`config.json` of a bundle; it has the configuration of the prior too."""
+    """`config.json` of a bundle. It also holds the prior's configuration, under the prior's name."""
 
     data: TrainedOn
     files: dict[Name, str]  # -> sha256
@@ -54,7 +53,7 @@ class BundleFile(TypedDict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model read back. `digest` names exactly these weights and this configuration."""
+    """A model read from storage. `digest` identifies its weights and configuration."""
 
     uri: str
     digest: str
@@ -65,25 +64,25 @@ class Bundle:
 
     @property
     def shape(self) -> Shape:
-        """Size of its slices, and the number of levels it knows."""
+        """The size of its slices, and its number of levels."""
         return shape_of(self.config)
 
     @property
     def trained_levels(self) -> list[int]:
-        """The levels it was trained on; all, where the bundle does not say."""
+        """The levels it was trained on; all levels if the bundle does not list them."""
         return self.config["data"].get("trained_levels") or list(range(self.shape.levels))
 
     def require_shape(self, data: str, shape: Shape) -> None:
-        """Raise UserError if the slices of the data set at `data` are of another shape than the model's."""
+        """Raise UserError if `shape`, that of the data set at `data`, is not the model's."""
         if shape != self.shape:
             raise UserError(
-                f"model {self.uri} knows {self.shape}, data set {data} has {shape}: name a data set of the same size "
+                f"model {self.uri} has {self.shape}, data set {data} has {shape}: name a data set with the same size "
                 "and number of levels"
             )
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
-    """The shape in a bundle's configuration. Raises ValueError for one that no model has."""
+    """The shape in a bundle's configuration. Raises ValueError if no model can have it."""
     data = config["data"]
     height, width = data.get("image_size", OASIS.image_size)
     return Shape(height, width, data.get("levels", OASIS.levels))
@@ -98,9 +97,9 @@ def write_bundle(
     metrics: dict[str, Any],
     commit: Commit,
 ) -> str:
-    """Write a bundle; `config.json`, which names the digests of the rest, is written last, by `commit`.
+    """Write a bundle; returns the model digest.
 
-    Returns the model digest.
+    `commit` writes `config.json`, which holds the digests of the weights, after all other files.
     """
     weights = {
         name + ENDING: safetensors.torch.save(
@@ -121,20 +120,20 @@ def write_bundle(
 
 
 def find_bundle(uri: str) -> str:
-    """The bundle's own URI, given that of a bundle or of a run. Raises UserError where there is none."""
+    """The URI of a bundle, given that URI or the one of its run. Raises UserError if there is no bundle."""
     for place in (uri, storage.join(uri, "model")):
-        # A run has a config.json too: a bundle's lies beside weights.
+        # A run also has a config.json, so look for weights.
         if any(storage.exists(storage.join(place, name + ENDING)) for name in ("vqvae", *PRIORS)):
             return storage.absolute(place)
-    storage.check(uri, write=False)  # a bucket that is not there has no files either
+    storage.check(uri, write=False)  # if the bucket is missing, say so
     raise UserError(f"no model bundle at {uri}: give --model a run that jobs/train.py finished, or its model folder")
 
 
 def read_bundle(uri: str, expected: str = "") -> Bundle:
-    """Read a bundle (or the one of a run) and check every file against its digest.
+    """Read a bundle, or that of a run, and check every file against its digest.
 
-    Raises UserError naming the file that is missing, damaged or of another format, and if the bundle's digest is not
-    the `expected` one: actors read it anew, perhaps hours after the job did.
+    Raises UserError if a file is missing or damaged, if the format is unknown, and if the bundle's digest is not the
+    `expected` one: actors read the bundle again, perhaps hours after the job did.
     """
     uri = find_bundle(uri)
     file = storage.join(uri, "config.json")
@@ -144,12 +143,12 @@ def read_bundle(uri: str, expected: str = "") -> Bundle:
     except (FileNotFoundError, InvalidFile):
         raise UserError(f"bundle {uri}: config.json is missing or damaged: run the training command again") from None
     if config.get("format") not in (2, FORMAT):
-        raise UserError(f"bundle {uri} has format {config.get('format')}, this program reads 2 and 3: train it again")
+        raise UserError(f"bundle {uri} has format {config.get('format')}, this version reads 2 and 3: train it again")
     documents.parse(text, BundleFile, file)
     digest = hashlib.sha256(text).hexdigest()
     if expected and digest != expected:
         change = f"{expected[:12]} by {digest[:12]}"
-        raise UserError(f"bundle {uri} was replaced, {change}: put the old one back, or begin anew")
+        raise UserError(f"bundle {uri} was replaced, {change}: put the old one back, or use another --out")
     weights = {}
     for name, sha256 in config["files"].items():
         try:
@@ -176,7 +175,7 @@ def _new_name(tensor: str) -> str:
 
 def _networks(config: dict[str, Any], tensors: dict[str, Any]) -> tuple[VQVAE, Prior, FeatureNetwork]:
     """VQ-VAE, prior and feature network with their weights, in evaluation mode."""
-    kind = config.get("prior", "dcgan")  # a bundle from before there were two
+    kind = config.get("prior", "dcgan")  # older bundles do not name it: there was only one
     if config["format"] == 2:
         config = renamed.upgrade(config)
         tensors[kind] = {_new_name(name): tensor for name, tensor in tensors[kind].items()}
@@ -193,7 +192,7 @@ def _networks(config: dict[str, Any], tensors: dict[str, Any]) -> tuple[VQVAE, P
 
 
 def is_whole(uri: str) -> bool:
-    """Whether a bundle lies there and every file of it is what was written."""
+    """Whether there is a complete and undamaged bundle at `uri`."""
     try:
         read_bundle(uri)
     except UserError:
@@ -202,12 +201,12 @@ def is_whole(uri: str) -> bool:
 
 
 def read_vqvae(uri: str, expected: str = "") -> VQVAE:
-    """The VQ-VAE of a bundle, in evaluation mode. As `read_bundle`."""
+    """The VQ-VAE of a bundle, in evaluation mode. Arguments and errors are those of `read_bundle`."""
     return read_bundle(uri, expected).vqvae
 
 
 def read_features(uri: str, expected: str = "") -> FeatureNetwork:
-    """The feature network of a bundle, in evaluation mode. As `read_bundle`."""
+    """The feature network of a bundle, in evaluation mode. Arguments and errors are those of `read_bundle`."""
     return read_bundle(uri, expected).features
 
 

@@ -11,19 +11,15 @@ from oasisgen.config.data import Shape
 from oasisgen.config.train import DCGANConfig
 from oasisgen.models.quantizer import nearest, straight_through
 
-MOST_ANALYSED = 10_000 * 64**2  # codes of the maps that principal components are computed from; 16 bytes each
-
-
-SMALL_SPREAD = 0.05  # of embedded codes, which have unit variance: no deviation is divided by less
-
-
+MOST_ANALYSED = 10_000 * 64**2  # codes, at most, that principal components are computed from; 16 bytes each
+SMALL_SPREAD = 0.05  # deviations are divided by the spread, but by no less than this; embedded codes have variance 1
 RESIDUAL = 0.5  # how far the untrained generator moves a map, in units of the spread
 
 
 class CodeMap(NamedTuple):
     """A generated code map."""
 
-    image: torch.Tensor  # (B, C, h, w): its codes embedded, as the discriminator sees it
+    image: torch.Tensor  # (B, C, h, w): its embedded codes, as the discriminator sees them
     codes: torch.Tensor  # (B, h, w) int64 in [0, K): every output is a valid code map
 
 
@@ -33,7 +29,7 @@ class VectorEmbedding(nn.Module):
     weight: torch.Tensor  # (K, D)
 
     def __init__(self, codebook: torch.Tensor, usage: torch.Tensor) -> None:
-        """`codebook` (K, D); `usage` (K,): how often each code occurs, the weights of mean and spread."""
+        """`codebook` (K, D); `usage` (K,): how often each code occurs, which weights it in mean and spread."""
         super().__init__()
         share = (usage.double() / usage.sum()).unsqueeze(1)  # (K, 1)
         mean = (share * codebook.double()).sum(0)  # (D,)
@@ -53,7 +49,7 @@ class VectorEmbedding(nn.Module):
 
 
 class IndexEmbedding(nn.Module):
-    """The baseline's: embeds a code as its index, scaled to [-1, 1] like a grey value."""
+    """The baseline's embedding: the index of a code, scaled to [-1, 1] like a grey value."""
 
     def __init__(self, codebook_size: int) -> None:
         super().__init__()
@@ -94,7 +90,10 @@ class PCAPrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding) -> None:
-        """Compute all three from code maps (N, h, w) of levels (N,); a level without maps gets those of all."""
+        """Compute the buffers from code maps (N, h, w) of levels (N,).
+
+        A level without maps gets the mean and spread over the maps of all levels.
+        """
         total, squares = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for maps, of in zip(codes.split(256), levels.split(256), strict=True):
             image = embedding.embed(maps)  # (256, C, h, w)

@@ -1,4 +1,4 @@
-"""A small network that describes a slice by numbers in which anatomy and texture can be compared."""
+"""A small network whose features describe the texture and the anatomy of a slice."""
 
 import math
 
@@ -11,17 +11,17 @@ TEXTURE, ANATOMY = 64, 128
 
 
 class FeatureNetwork(nn.Module):
-    """A slice -> 192 features: 64 means of an early layer, which know texture, and 128 numbers for what lies where.
+    """A slice -> 192 features: 64 channel means of an early layer for texture, 128 of a late layer for anatomy.
 
-    Learned from real slices alone (`oasisgen.training.features`): weights of photographs are neither needed nor loaded.
+    Trained on real slices only (`oasisgen.training.features`); no weights pretrained on photographs are loaded.
     """
 
-    num_features = TEXTURE + ANATOMY  # the name by which torchmetrics asks
+    num_features = TEXTURE + ANATOMY  # torchmetrics reads this attribute
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        # The last pooling of an odd number of regions ends in one that averages fewer.
-        places = math.prod(-(-side // SIDE_STEP // 2) for side in shape.image_size)  # 4 x 4 of 256 x 256 pixels
+        # Along a side with an odd number of regions, the last pooling window covers only one.
+        places = math.prod(-(-side // SIDE_STEP // 2) for side in shape.image_size)  # 4 x 4 for 256 x 256 pixels
 
         def halve(narrow: int, wide: int) -> nn.Module:
             return nn.Sequential(nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.BatchNorm2d(wide), nn.ReLU())

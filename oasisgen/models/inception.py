@@ -1,4 +1,4 @@
-"""Inception's features, for who has its weights: FID and KID as others report them, from a network of photographs."""
+"""Features of Inception v3, trained on photographs, for users who have its weights: FID and KID as usually reported."""
 
 import hashlib
 import io
@@ -11,11 +11,11 @@ from torch import nn
 from oasisgen import storage
 from oasisgen.errors import UserError
 
-SIDE = 299  # pixels that it was trained on
+SIDE = 299  # pixels of the images it was trained on
 
 
 class Inception(nn.Module):
-    """A slice -> what Inception v3 (Szegedy et al. 2015, arXiv:1512.00567) knows of it before it names a thing."""
+    """A slice -> its features in Inception v3 (Szegedy et al. 2015, arXiv:1512.00567), the input of the classifier."""
 
     num_features = 2048
 
@@ -32,20 +32,20 @@ class Inception(nn.Module):
 
 
 def digest(uri: str) -> str:
-    """Of the weights at `uri`. Raises UserError where nothing is there, or not torchvision's `inception_v3`."""
+    """The digest of the weights at `uri`. Raises UserError if these are not weights of torchvision's `inception_v3`."""
     data = _read(uri)
     _build(data, uri)
     return hashlib.sha256(data).hexdigest()
 
 
 def read_inception(uri: str, expected: str = "") -> Inception:
-    """The network with the weights at `uri`, a file of torchvision's for `inception_v3`, in evaluation mode.
+    """The network in evaluation mode, with the weights for torchvision's `inception_v3` at `uri`.
 
     Raises UserError if their digest is not the `expected` one.
     """
     data = _read(uri)
     if expected and hashlib.sha256(data).hexdigest() != expected:
-        raise UserError(f"weights {uri} were replaced while the job ran: put the old ones back, or begin anew")
+        raise UserError(f"weights {uri} were replaced while the job ran: put the old ones back, or use another --out")
     return _build(data, uri)
 
 

@@ -1,7 +1,7 @@
 """A masked prior over code maps (MaskGIT, Chang et al. 2022, arXiv:2202.04200), conditioned on a low-rank sample.
 
-Noise weights the components of the PCA prior, which the DCGAN has too: that gives a low-rank sample of a map. A network
-that has learned to predict masked codes from this sample and from the unmasked codes then fills in the map, some
+The components of the PCA prior, weighted by noise, give a low-rank sample of a map; the DCGAN uses the same PCA prior.
+A network has learned to predict masked codes from this sample and the unmasked codes. It fills in the map, some
 positions at every decoding step.
 """
 
@@ -33,9 +33,10 @@ class ZeroInitResidualBlock(nn.Module):
 
 
 class MaskedCodePredictor(nn.Module):
-    """Predicts the codes at masked positions: strided convolutions, three halvings and up again, as in a U-Net.
+    """Predicts the codes at masked positions: a U-Net of strided convolutions that halves the sides three times.
 
-    The sides of a code map are multiples of 8. Layers are called after their side for 64 x 64 codes, as in the bundles.
+    The sides of a code map are multiples of 8. Layers are named after their side for 64 x 64 codes; these are also
+    their names in a bundle.
     """
 
     def __init__(self, channels: int, embedding_dim: int, codebook_size: int, shape: Shape) -> None:
@@ -87,7 +88,7 @@ class MaskedCodePredictor(nn.Module):
 
 
 class MaskedPrior(nn.Module):
-    """Predictor, embedding of codes and PCA prior: everything that sampling needs."""
+    """Predictor, code embedding and PCA prior: everything that sampling needs."""
 
     cholesky: torch.Tensor  # (L, P, P): maps unit noise to coefficients with a level's covariance
 
@@ -108,7 +109,7 @@ class MaskedPrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Fit PCA prior and `cholesky` to code maps (N, h, w) of levels (N,); returns their coefficients (N, P)."""
+        """Fit the PCA prior and `cholesky` to code maps (N, h, w) of levels (N,); returns their coefficients (N, P)."""
         self.pca_prior.fit(codes, levels, self.embedding)
         coefficients = self.pca_prior.coefficients(codes, levels, self.embedding)  # (N, P)
         P = self.config.components
@@ -116,7 +117,7 @@ class MaskedPrior(nn.Module):
         for level in range(self.shape.levels):
             its = coefficients[levels == level]
             own = torch.cov(its.t()).view(P, P) if len(its) > 1 else everything
-            # A level has few cases for so many parameters: its covariance is shrunk towards that of all.
+            # A level has few cases for so many parameters: its covariance is shrunk towards that of all levels.
             mixed = 0.8 * own + 0.2 * everything + 1e-4 * torch.eye(P)
             self.cholesky[level] = torch.linalg.cholesky(mixed)
         return coefficients
@@ -127,7 +128,7 @@ class MaskedPrior(nn.Module):
 
     @torch.no_grad()
     def forward(self, noise: torch.Tensor, levels: torch.Tensor) -> CodeMap:
-        """Standard normal `noise` (B, noise_size), levels (B,) int64 -> CodeMap, each map from its own row alone."""
+        """Standard normal `noise` (B, noise_size), levels (B,) int64 -> CodeMap; a map depends on its own row only."""
         P, size = self.config.components, self.shape.code_size
         coefficients = torch.einsum("bpq,bq->bp", self.cholesky[levels], noise[:, :P])  # (B, P)
         order, chance = torch.special.ndtr(noise[:, P:]).chunk(2, 1)  # (B, h*w) in [0, 1] each
@@ -147,7 +148,7 @@ class MaskedPrior(nn.Module):
 
 
 def decoding_ends(positions: int, steps: int) -> list[int]:
-    """Of so many positions, how many are filled in before each of `steps` decoding steps, and after the last one.
+    """How many of the positions are filled in before each of `steps` decoding steps, and after the last one.
 
     A cosine schedule: few at first.
     """

@@ -1,4 +1,4 @@
-"""The one table of priors: what each is made of, where it is trained, and what its report shows."""
+"""The one table of priors: what each is made of, how it is trained, and what its report shows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class PriorKind:
     """A row of the table."""
 
     label: str  # in headings and on the model card
-    config: type[Any]  # of the field of TrainConfig that has the prior's name
+    config: type[Any]  # the type of its settings, which are the field of TrainConfig with the prior's name
     model: type[DCGAN] | type[MaskedPrior]
     # The training loop as module:function, which `pkgutil.resolve_name` imports. Not the function itself: training
     # lies above models, and no import runs upward.
     loop: str
-    panels: dict[str, list[str]]  # curves of a training report: title of a panel -> metrics of an epoch
+    panels: dict[str, list[str]]  # curves in a training report: title of a panel -> metrics of an epoch
 
 
 PRIORS: Mapping[PriorName, PriorKind] = {
@@ -46,9 +46,9 @@ PRIORS: Mapping[PriorName, PriorKind] = {
 
 
 def make_prior(kind: PriorName, settings: Mapping[str, Any], codebook: torch.Tensor, shape: Shape) -> Prior:
-    """The prior that `kind` names, over a codebook (K, D), for slices of a `shape`; its weights are yet to be loaded.
+    """An untrained prior of a `kind` over a codebook (K, D), for slices of a `shape`.
 
-    `settings` are the fields of its configuration.
+    `settings` are the fields of its configuration. The caller loads the weights.
     """
     row = PRIORS[kind]
     return row.model.from_codebook(row.config(**settings), codebook, torch.ones(len(codebook)), shape)

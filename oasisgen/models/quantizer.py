@@ -1,7 +1,7 @@
 """The codebook: encoder outputs -> nearest codes, and how the codes learn.
 
 Both quantizers share one interface: `quantizer(z)` returns a `Quantized`, `quantizer.embed(codes)` looks codes up,
-and `quantizer.step()` ends a step of training, as an optimizer's does.
+and `quantizer.step()` ends a training step, like `optimizer.step()`.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-ROWS = 1024  # at a time on a CPU, so that their distances stay in its cache
+ROWS = 1024  # vectors at a time on a CPU, so that their distances stay in its cache
 
 
 class Quantized(NamedTuple):
@@ -29,30 +29,30 @@ def nearest(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """
     squares = codebook.pow(2).sum(1)  # (K,)
     rows = ROWS if z.device.type == "cpu" else len(z)
-    with torch.autocast(z.device.type, enabled=False):  # in bfloat16 the nearest code is often another
+    with torch.autocast(z.device.type, enabled=False):  # bfloat16 often finds a code that is not the nearest
         distances = (torch.addmm(squares, part, codebook.t(), alpha=-2.0) for part in z.float().split(rows))
         return torch.cat([each.min(1).indices for each in distances])  # each (ROWS, K); argmin is slow on CPUs
 
 
 def straight_through(z: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """`vectors` going forward, the gradient of z going back (Bengio et al. 2013, arXiv:1308.3432)."""
+    """`vectors` in the forward pass; their gradient goes to z unchanged (Bengio et al. 2013, arXiv:1308.3432)."""
     return z + (vectors - z).detach()
 
 
 def perplexity(counts: torch.Tensor) -> torch.Tensor:
-    """exp(entropy) of code counts (K,): 1 where one code does all the work, K where all share it evenly."""
+    """exp(entropy) of code counts (K,): 1 if a single code is used, K if all are used equally often."""
     p = counts.double() / counts.sum().clamp(min=1)
     return torch.exp(torch.special.entr(p).sum())
 
 
 def count_codes(codes: torch.Tensor, codebook_size: int) -> torch.Tensor:
-    """How often each code occurs in each row: (B, N) int64 -> (B, K) float32. `bincount` would make the host wait."""
+    """How often each code occurs in each row: (B, N) int64 -> (B, K) float32. `bincount` would need a host sync."""
     counts = torch.zeros(len(codes), codebook_size, device=codes.device)
     return counts.scatter_add_(1, codes, torch.ones_like(codes, dtype=counts.dtype))
 
 
 class Quantizer(nn.Module):
-    """A codebook of K codes with D dimensions; what both quantizers have in common."""
+    """A codebook of K codes with D dimensions: the part that both quantizers share."""
 
     codebook: torch.Tensor  # (K, D)
 
@@ -61,7 +61,7 @@ class Quantizer(nn.Module):
         return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)  # (B, D, H, W)
 
     def step(self) -> None:
-        """End a step of training, after `backward`: move the codebook, unless an optimizer does."""
+        """End a training step, after `backward`: update the codebook, unless an optimizer does."""
 
     def encode(self, z: torch.Tensor) -> torch.Tensor:
         """(B, D, H, W) -> (B, H, W) int64 in [0, K)."""
@@ -89,19 +89,19 @@ class GradientQuantizer(Quantizer):
 
 
 class EMAQuantizer(Quantizer):
-    """The codebook follows moving averages of what it is used for (van den Oord et al. 2017, appendix A.1).
+    """Each code is a moving average of the vectors it is nearest to (van den Oord et al. 2017, appendix A.1).
 
-    A code that is hardly used is dead; it starts again at a random encoder output of the step (Dhariwal et al. 2020,
-    arXiv:2005.00341). Counts, sums and revived codes are the same on all ranks; evaluation has no collectives.
+    A code that is hardly used is dead; it restarts at a random encoder output of the step (Dhariwal et al. 2020,
+    arXiv:2005.00341). Counts, sums and restarts are the same on all ranks; evaluation has no collectives.
 
-    In training every `forward` is followed by one `step`, which is asserted.
+    In training, every `forward` must be followed by one `step`; this is asserted.
     """
 
-    ema_count: torch.Tensor  # (K,): vectors per step that a code is nearest to
+    ema_count: torch.Tensor  # (K,): how many vectors of a step a code is nearest to
     ema_sum: torch.Tensor  # (K, D): their sum
-    # From `forward` to `step`, (K, 1 + 2D): counts, sums, and where dead codes start again.
+    # Set by `forward` for `step`, (K, 1 + 2D): counts, sums, and vectors where dead codes restart.
     sums: torch.Tensor | None
-    reduction: dist.Work | None  # in progress: adds up `sums` over all ranks
+    reduction: dist.Work | None  # in progress: adds `sums` over all ranks
 
     def __init__(self, codebook_size: int, code_dim: int, commitment: float, decay: float, dead_below: float) -> None:
         super().__init__()
@@ -125,10 +125,10 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def _gather(self, z: torch.Tensor, codes: torch.Tensor, generator: torch.Generator | None, whole: int) -> None:
-        """Sum up one step's vectors (B, H*W, D) by their codes (B*H*W,) over all ranks; `step` waits for them.
+        """Sum one step's vectors (B, H*W, D) per code (B*H*W,) over all ranks; `step` waits for the result.
 
-        `generator` is in the same state on all ranks, which hold every world-th slice of the step's batch: a dead code
-        starts again at the same vector however many ranks there are.
+        `generator` has the same state on all ranks, and each rank holds every world-th slice of the step's batch. So a
+        dead code restarts at the same vector, however many ranks there are.
         """
         assert self.sums is None, "two forward passes in training without a step between them"
         K = len(self.codebook)
@@ -137,9 +137,9 @@ class EMAQuantizer(Quantizer):
         # (K,): positions in the whole batch, drawn on the device of z and `generator`
         drawn = torch.randint((whole or world * B) * P, (K,), generator=generator, device=z.device)
         owner, place = drawn // P % world, drawn // P // world * P + drawn % P
-        place = place.clamp(max=B * P - 1)  # one that another rank owns may lie beyond this rank's
+        place = place.clamp(max=B * P - 1)  # a position that another rank owns may be past this rank's last
         z = z.flatten(0, 1)  # (B*H*W, D)
-        restarts = torch.where((owner == rank)[:, None], z[place], 0.0)  # (K, D): where dead codes start again
+        restarts = torch.where((owner == rank)[:, None], z[place], 0.0)  # (K, D): where dead codes restart
         count = count_codes(codes[None], K)[0]  # (K,)
         total = torch.zeros_like(self.ema_sum).index_add_(0, codes, z)  # (K, D)
         self.sums = torch.cat([count[:, None], total, restarts], 1)  # (K, 1 + 2D)
@@ -147,7 +147,7 @@ class EMAQuantizer(Quantizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move the averages by the sums of the step, then revive dead codes."""
+        """Update the averages with the step's sums, then restart dead codes."""
         assert self.sums is not None, "a step without a forward pass in training before it"
         if self.reduction:
             self.reduction.wait()

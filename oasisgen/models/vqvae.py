@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Encoder, quantizer, decoder. Two halvings: H x W pixels are H/4 x W/4 codes."""
+    """Encoder, quantizer, decoder. The encoder halves twice: H x W pixels become H/4 x W/4 codes."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class VQVAE(nn.Module):
     def forward(self, x: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Reconstruction:
         """(B, 1, H, W) in [-1, 1] -> Reconstruction.
 
-        In training, `generator` (of x's device) and `whole`, the size of the batch over all ranks, serve the quantizer.
+        In training, the quantizer uses `generator` (on x's device) and `whole`, the batch size over all ranks.
         """
         quantized = self.quantizer(self.encoder(x).float(), generator, whole)
         return Reconstruction(self.decoder(quantized.vectors), quantized.codes, quantized.loss)

@@ -79,7 +79,7 @@ def test_a_bundle_knows_its_size_and_levels_and_refuses_data_of_others(trained: 
         (replace(OASIS, levels=20), "20 levels of 256 x 256 pixels"),
         (Shape(128, 192, 32), "32 levels of 128 x 192 pixels"),
     ):
-        both = f"^model .* knows 32 levels of 256 x 256 pixels, data set elsewhere has {said}: name a data set of the"
+        both = f"^model .* has 32 levels of 256 x 256 pixels, data set elsewhere has {said}: name a data set with the"
         with pytest.raises(UserError, match=both):
             whole.require_shape("elsewhere", other)
     config = json.loads((bundle / "config.json").read_text())
