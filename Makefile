@@ -19,10 +19,10 @@ demo: $(READY)  ## the main job on the embedded data set
 	  { [ $$? = 3 ] && echo "so little training is not fit for use; look at the reports"; }
 
 test: $(READY)  ## with its coverage, but for what runs in Ray's workers and in processes of jobs
-	$(BIN)/pytest -q -n 2 --cov=oasisgen
+	$(BIN)/pytest -q -n 2 --cov=oasisgen --durations 15
 
 test-slow: $(READY)  ## real faults
-	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --timeout 1200
+	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --timeout 1200 --durations 0
 
 test-infra: $(READY)  ## an image and three nights as pods would run them; needs root, buildah, kubectl
 	$(BIN)/pytest -q -m infra

@@ -61,6 +61,18 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def wait_for_listener(port: int) -> None:
+    """Return once something listens on the port, on any address of this machine."""
+    addresses = {"127.0.0.1", socket.gethostbyname(socket.gethostname())}
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        for address in addresses:
+            with suppress(OSError), socket.create_connection((address, port), timeout=1):
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"nothing listens on port {port}")
+
+
 class Nodes:
     """A head without CPUs that may use S3, and workers that learn how from the driver alone."""
 
@@ -73,6 +85,7 @@ class Nodes:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **head})
         self.folders: list[str] = []
         self.workers = [self.add(), self.add()]
+        wait_for_listener(agent_port)  # the head waits only 10 s for its agent when a job is submitted
 
     @property
     def session(self) -> str:
