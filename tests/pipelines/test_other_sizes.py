@@ -10,7 +10,7 @@ from PIL import Image
 from oasisgen.config.data import Shape
 from oasisgen.config.generate import GenerateConfig
 from oasisgen.config.pack import PackConfig
-from oasisgen.config.train import MaskedConfig
+from oasisgen.config.train import MaskedConfig, PriorName
 from oasisgen.data.pack import pack
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import open_data_set
@@ -26,7 +26,7 @@ from tests.conftest import tiny
     ("shape", "prior"), [(Shape(128, 128, 20), "masked"), (Shape(192, 160, 32), "dcgan"), (Shape(320, 320, 8), "dcgan")]
 )
 def test_a_data_set_of_another_size_goes_from_raw_slices_to_a_measured_batch(
-    shape: Shape, prior: str, connected: str, trained: Path, tmp_path: Path
+    shape: Shape, prior: PriorName, connected: str, trained: Path, tmp_path: Path
 ) -> None:
     raw, packed, run, batch = (str(tmp_path / name) for name in ("raw", "packed", "run", "batch"))
     write_phantoms(raw, {"train": 4, "validate": 2}, seed=0, shape=shape)
