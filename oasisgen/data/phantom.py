@@ -9,7 +9,7 @@ University; its licence lets anyone use, copy, modify and distribute it provided
 import io
 import json
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray.data
@@ -21,6 +21,7 @@ from scipy.interpolate import make_interp_spline
 from oasisgen import storage
 from oasisgen.config.data import OASIS, Shape
 from oasisgen.config.folder import write_settings
+from oasisgen.data.slice_files import OASIS_VALUES
 from oasisgen.data.slices import file_name
 from oasisgen.lock import lock
 from oasisgen.progress import Progress, say
@@ -48,8 +49,20 @@ def _smooth_noise(random: np.random.Generator, knots: tuple[int, int, int], shap
     return field.astype(np.float32)
 
 
+class VirtualSubject(NamedTuple):
+    """A virtual subject, levels from the mid-brain up."""
+
+    images: np.ndarray  # (L, H, W) uint8
+    tissues: np.ndarray  # (L, H, W) uint8: 0 background, 1 CSF, 2 grey matter, 3 white matter
+
+
 def subject(seed: int, number: int, data: Shape = OASIS) -> np.ndarray:
-    """Virtual subject `number` for a seed: (L, H, W) uint8, levels from the mid-brain up.
+    """The images of `virtual_subject`."""
+    return virtual_subject(seed, number, data).images
+
+
+def virtual_subject(seed: int, number: int, data: Shape = OASIS) -> VirtualSubject:
+    """Virtual subject `number` for a seed.
 
     Slices of another size than OASIS's show as much of the head, along the shorter side, with other pixels; another
     number of levels spans the same height.
@@ -83,16 +96,23 @@ def subject(seed: int, number: int, data: Shape = OASIS) -> np.ndarray:
     noise = random.normal(0.0, random.uniform(0.008, 0.02), (2, *shape)).astype(np.float32)
     image = np.where(t1 > 0.05, np.hypot(image + noise[0], noise[1]), 0.0)  # the background is masked, as in OASIS
     brightest = np.percentile(image, 99.9, axis=(1, 2), keepdims=True)  # per slice, as in OASIS
-    return (np.clip(image / brightest, 0.0, 1.0) * WHITE).round().astype(np.uint8)
+    images = (np.clip(image / brightest, 0.0, 1.0) * WHITE).round().astype(np.uint8)
+    tissues = np.where(t1 > 0.05, 1 + np.stack([fluid, grey, white]).argmax(0), 0).astype(np.uint8)
+    return VirtualSubject(images, tissues)
 
 
 def write_subject(row: dict[str, Any]) -> dict[str, Any]:
-    """Write one virtual subject's PNGs, one per level."""
-    for level, image in enumerate(subject(row["seed"], row["number"], Shape(*row["shape"]))):
-        png = io.BytesIO()
-        Image.fromarray(image).save(png, "PNG")
+    """Write one virtual subject's PNGs and those of its label maps, one of each per level."""
+    made = virtual_subject(row["seed"], row["number"], Shape(*row["shape"]))
+    values = np.array(OASIS_VALUES, np.uint8)[made.tissues]  # (L, H, W)
+    for level, (image, labels) in enumerate(zip(made.images, values, strict=True)):
         name = file_name(f"{row['number']:03d}", level)
-        storage.write_bytes(storage.join(row["folder"], name), png.getvalue())
+        folders = {f"keras_png_slices_{row['split']}": name}
+        folders |= {f"keras_png_slices_seg_{row['split']}": name.replace("case_", "seg_")}
+        for (folder, file), pixels in zip(folders.items(), (image, labels), strict=True):
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, "PNG")
+            storage.write_bytes(storage.join(row["out"], folder, file), png.getvalue())
     return {"number": row["number"]}
 
 
@@ -116,7 +136,8 @@ def write_phantoms(out: str, splits: dict[str, int], seed: int, shape: Shape = O
         {
             "seed": seed,
             "number": number,
-            "folder": storage.join(out, f"keras_png_slices_{split}"),
+            "out": out,
+            "split": split,
             "shape": [*shape.image_size, shape.levels],
         }
         for number, split in enumerate(homes, start=1)

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import numpy as np
 
-from oasisgen.data.phantom import COMPLETE, subject, write_phantoms
+from oasisgen.data.phantom import COMPLETE, subject, virtual_subject, write_phantoms
+from oasisgen.data.slices import DataSet
 from tests.conftest import digests
 
 
@@ -32,6 +33,19 @@ def test_the_layout_is_that_of_oasis(raw: Path) -> None:
     names = sorted(file.name for file in (raw / "keras_png_slices_validate").iterdir())
     assert len(names) == 64
     assert names[0] == "case_004_slice_0.nii.png"
+    maps = {file.name for file in (raw / "keras_png_slices_seg_validate").iterdir()}
+    assert maps == {name.replace("case_", "seg_") for name in names}
+
+
+def test_every_virtual_slice_has_a_map_of_its_tissues(data: DataSet) -> None:
+    assert [of.name for of in data.description.label_classes] == ["background", "CSF", "grey matter", "white matter"]
+    assert data.description.slices_without_labels == 0
+    images, tissues = virtual_subject(0, 1)
+    brightness = [images[tissues == tissue].mean() for tissue in range(4)]
+    assert brightness == sorted(brightness)  # as in T1-weighted scans
+    assert brightness[0] == 0
+    shares = [(tissues == tissue).mean() for tissue in range(4)]
+    assert min(shares) > 0.02
 
 
 def test_a_finished_folder_is_left_as_it_is_and_an_unfinished_one_is_finished(connected: str, tmp_path: Path) -> None:
@@ -40,10 +54,11 @@ def test_a_finished_folder_is_left_as_it_is_and_an_unfinished_one_is_finished(co
         return {str(file): file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
 
     first = write()
-    assert len(digests(tmp_path, "*.png")) == 32
+    assert len(digests(tmp_path, "*.png")) == 2 * 32
     assert write() == first
     (tmp_path / COMPLETE).unlink()
-    next(tmp_path.rglob("*_slice_7.nii.png")).unlink()
+    for file in tmp_path.rglob("*_slice_7.nii.png"):
+        file.unlink()
     again = write()
     assert again.keys() == first.keys()
     assert again != first

@@ -97,7 +97,7 @@ def test_a_data_set_that_is_packed_anew_under_a_running_job_is_refused(data: Dat
 
 
 def as_version_1(uri: str, copy: Path) -> str:
-    """A copy of a data set as oasisgen 1 wrote it: no subjects, and a shorter dataset.json."""
+    """A copy of a data set as oasisgen 1 wrote it: no subjects, no labels, and a shorter dataset.json."""
     shutil.copytree(uri, copy)
     described = json.loads((copy / "dataset.json").read_text()) | {"schema_version": 1}
     for name in ("layout", "settings", "levels", "label_classes", "slices_without_labels", "covariates", "unused"):
@@ -105,7 +105,7 @@ def as_version_1(uri: str, copy: Path) -> str:
     for split, of in described["splits"].items():
         for part in of["parts"]:
             file = copy / split / part["name"]
-            pq.write_table(pq.read_table(file).drop_columns(["subject"]), file)
+            pq.write_table(pq.read_table(file).drop_columns(["subject", "labels"]), file)
             part |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     (copy / "dataset.json").write_text(json.dumps(described))
     return str(copy)
