@@ -27,7 +27,7 @@ from oasisgen.config.presets import FULL
 from oasisgen.config.train import PriorName, TrainConfig
 from oasisgen.data.feed import chunks
 from oasisgen.data.pixels import to_unit
-from oasisgen.models.bundle import read_bundle, write_bundle
+from oasisgen.models.bundle import read_bundle, weights_of, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import Prior
 from oasisgen.models.vqvae import VQVAE
@@ -68,7 +68,7 @@ def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
     described: dict[str, Any] = {"seed": 0, "data": described_data(data)}
     described |= {"prior": config.prior, **{stage: asdict(getattr(config, stage)) for stage in config.stages}}
     nothing = {"reconstruction": {"ssim": {"mean": 0.0, "low": 0.0, "high": 0.0}, "codes_in_use": 0}}
-    write_bundle(folder, described, vqvae, prior, FeatureNetwork(data.shape), nothing, storage.write_bytes)
+    write_bundle(folder, described, vqvae, prior, weights_of(FeatureNetwork(data.shape)), nothing, storage.write_bytes)
     return folder
 
 

@@ -18,7 +18,7 @@ from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost
-from oasisgen.models.bundle import read_bundle, write_bundle
+from oasisgen.models.bundle import read_bundle, weights_of, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import make_prior
 from oasisgen.models.vqvae import VQVAE
@@ -43,7 +43,9 @@ def bundle_of_a_run(out: str) -> None:
     vqvae = VQVAE(VQ)
     prior = make_prior("dcgan", asdict(PRIOR), vqvae.quantizer.codebook.detach(), OASIS)
     metrics = {"reconstruction": QUALITY}
-    write_bundle(f"{out}/model", DESCRIBED, vqvae, prior, FeatureNetwork(OASIS), metrics, lost_lock(out).write)
+    write_bundle(
+        f"{out}/model", DESCRIBED, vqvae, prior, weights_of(FeatureNetwork(OASIS)), metrics, lost_lock(out).write
+    )
 
 
 def report_of_a_run(out: str) -> None:

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from jobs import evaluate, generate
 from oasisgen import cli, documents, lock, storage
 from oasisgen.config.folder import SOFTWARE, require_same_settings, require_same_software
 from oasisgen.config.generate import GateConfig
-from oasisgen.data.slices import open_data_set
+from oasisgen.config.train import FeaturesConfig
+from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.models.bundle import read_bundle
 from oasisgen.pipelines.generate import seed_of
@@ -32,7 +33,8 @@ from oasisgen.sampling import manifest as manifests
 from oasisgen.sampling.manifest import BatchPart, Manifest
 from oasisgen.sampling.verify import _check, verify
 from oasisgen.training import checkpoint, encode
-from tests.conftest import requested
+from oasisgen.training.shared_features import PretextEpoch, _name, find
+from tests.conftest import described, requested
 
 FAST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MALFORMED = "{}", "[]", "null", "3", '"text"', '{"files": 3}', '{"schema_version": 1}', '{"schema_version": true}', "{"
@@ -157,6 +159,9 @@ SUMMARY = BatchSummary(
     seconds=Seconds(slices=1),
 )
 SETTINGS = {"base_seed": 3, "software": SOFTWARE, "vqvae": {"channels": 4}}
+NO_SLICES = DataSet("d", described())
+FEATURES = {"fingerprint": "f", "features": {}, "recipe": 1, "seed": 0, "version": "0", "file": "x", "sha256": "0"}
+FEATURES |= {"history": [asdict(PretextEpoch(1, 3.0, 0.1, 0.02))]}
 HOLDER = {"token": "t", "generation": 1, "host": "h", "pid": 1, "beat": "b", "released": True}
 
 
@@ -200,6 +205,10 @@ def read_evaluation(folder: str) -> None:
         say("evaluate", line)
 
 
+def read_features(folder: str) -> None:
+    find(replace(NO_SLICES, uri=folder), FeaturesConfig())
+
+
 READERS: dict[str, tuple[Any, Callable[[str], object]]] = {
     "manifest.json": (MANIFEST.to_json(), read_manifest),
     "summary.json": (SUMMARY.to_json(), read_summary),
@@ -223,6 +232,7 @@ READERS: dict[str, tuple[Any, Callable[[str], object]]] = {
     ),
     "state.json": ({"undone": 0, "step": 1, "sha256": "0"}, read_checkpoints),
     "lock.json": (HOLDER, read_lock),
+    f"features/{_name(NO_SLICES, FeaturesConfig())}.json": (FEATURES, read_features),
 }
 
 
@@ -233,7 +243,8 @@ def test_whatever_stands_in_a_file_of_ours_is_read_or_refused_in_one_line(
     tmp_path: Path, name: str, draw: st.DataObject
 ) -> None:
     folder = tmp_path / "root" / "one"
-    (folder / "model").mkdir(parents=True, exist_ok=True)
+    for each in ("model", "features"):
+        (folder / each).mkdir(parents=True, exist_ok=True)
     (folder / "model" / "vqvae.safetensors").touch()
     (folder / "state.pt").touch()
     good, read = READERS[name]

@@ -25,6 +25,7 @@ from oasisgen.data.description import (
     Split,
 )
 from oasisgen.data.parts import WrittenPart, pack_part, plan_parts
+from oasisgen.data.slices import FEATURES
 from oasisgen.data.sources import survey
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, LockProof, lock, require_unlocked
@@ -33,6 +34,7 @@ from oasisgen.progress import Progress, say
 PREVIEW = "preview.txt"  # beside a folder `preview`, which `reports.preview` writes
 MARKS = FILE, "lock.json", PREVIEW  # each shows that oasisgen wrote the folder; the lock comes before any shard
 PART = re.compile(r"part-\d{5}\.parquet")
+NETWORK = re.compile(r"[0-9a-f]{12}\.json")  # in the folder FEATURES
 
 
 def _write_parts(found: Survey, config: PackConfig, lock: LockProof | None) -> Iterator[WrittenPart]:
@@ -75,10 +77,17 @@ def survey_for(config: PackConfig) -> tuple[PackConfig, Survey]:
     found = survey(config)
     for folder in sorted({file.path.rpartition("/")[0] for case in found.cases for file in case.files}):
         refuse_overlap(storage.join(source, folder), out)  # the folder may be a link
-    require_ours(out, *MARKS)
+    require_ours(out, *MARKS, *([FEATURES] if has_network(out) else []))
     if storage.exists(storage.join(out, "config.json")):
         raise UserError(f"{out} is the folder of a run or a batch: use another --out")
     return config, found
+
+
+def has_network(out: str) -> bool:
+    """Whether training has kept a feature network in `out`, which therefore was a data set before."""
+    return FEATURES in storage.list_folders(out) and any(
+        NETWORK.fullmatch(name) for name in storage.list_names(storage.join(out, FEATURES))
+    )
 
 
 def finished(config: PackConfig, found: Survey) -> DataSetDescription | None:

@@ -16,6 +16,7 @@ from oasisgen.data.shards import Columns, Shard, read_shards
 from oasisgen.errors import UserError
 
 SPLITS = ("train", "validate", "test")
+FEATURES = "features"  # folder of a data set's feature network (see training/shared_features.py)
 PIECES = 16  # blocks per shard when model actors share its slices: 64 slices each
 SIZES = [("level", pa.int16()), ("height", pa.int16()), ("width", pa.int16())]
 PHYSICAL = {"number": pa.float64(), "text": pa.string()}  # kind of a covariate -> type of its column

@@ -8,6 +8,7 @@ from typing import Any, NotRequired
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 from typing_extensions import TypedDict
 
 from oasisgen import __version__, documents, storage
@@ -88,24 +89,31 @@ def shape_of(config: dict[str, Any]) -> Shape:
     return Shape(height, width, data.get("levels", OASIS.levels))
 
 
+def weights_of(network: nn.Module) -> bytes:
+    """The weights of a network as a safetensors file."""
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    )
+
+
 def write_bundle(
     uri: str,
     config: dict[str, Any],
     vqvae: VQVAE,
     prior: Prior,
-    features: FeatureNetwork,
+    features: bytes,
     metrics: dict[str, Any],
     commit: Commit,
 ) -> str:
     """Write a bundle; returns the model digest.
 
-    `commit` writes `config.json`, which holds the digests of the weights, after all other files.
+    `features` are the weights of the feature network, copied as they are. `commit` writes `config.json`, which holds
+    the digests of the weights, after all other files.
     """
     weights = {
-        name + ENDING: safetensors.torch.save(
-            {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-        )
-        for name, module in {"vqvae": vqvae, config["prior"]: prior, "features": features}.items()
+        f"vqvae{ENDING}": weights_of(vqvae),
+        f"{config['prior']}{ENDING}": weights_of(prior),
+        f"features{ENDING}": features,
     }
     for name, data in weights.items():
         storage.write_bytes(storage.join(uri, name), data)

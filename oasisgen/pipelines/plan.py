@@ -11,6 +11,7 @@ from oasisgen.data.slices import DataSet
 from oasisgen.progress import human_bytes
 from oasisgen.sampling.parts import part_uri
 from oasisgen.sampling.request import BatchRequest
+from oasisgen.training.shared_features import planned
 
 PNG_BYTES = 0.29  # of a slice's pixel, about
 CODE_BYTES = 2  # of a position in a stored code map
@@ -28,6 +29,7 @@ def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], 
         c = getattr(config, stage)
         steps = steps_per_epoch(rows, c.batch_size)
         yield f"{stage}: {c.epochs} epochs x {steps} steps of {c.batch_size} slices = {c.epochs * steps} steps"
+    yield planned(data, config.features)
     yield f"codes: {rows} maps, {human_bytes(rows * data.shape.codes * CODE_BYTES)} before compression"
     held = human_bytes(data.pixels("train", "validate"))
     yield f"object store: {held} on each node that trains, the cluster has {human_bytes(cluster_has['store'])}"

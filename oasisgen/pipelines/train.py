@@ -28,8 +28,8 @@ from oasisgen.sampling.ids import groups, ids_of_levels, level_of
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint
 from oasisgen.training.encode import encode_split, read_codes, require_same_codes
-from oasisgen.training.features import PretextHeads, train_features
 from oasisgen.training.launch import Stage, complete
+from oasisgen.training.shared_features import features_of, find
 from oasisgen.training.vqvae import train_vqvae
 
 
@@ -56,6 +56,7 @@ def train(config: TrainConfig) -> str | None:
             )
             cluster.require_actors(dataclasses.replace(actors_of(config), wait_minutes=minutes))
         cluster.require_store(data.pixels("train", "validate"), config.cpus_per_worker, config.gpus_per_worker)
+        find(data, config.features)  # a damaged one is reported now, not after stage 1
     if config.dry_run:
         require_unlocked(config.out)
         begun = storage.exists(storage.join(config.out, "config.json"))
@@ -82,11 +83,8 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     load_vqvae = partial(checkpoint.restore_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
 
-    stage = Stage("features", train_features, {"train": train_slices, "shape": data.shape})
-    state = complete(stage, config, held.proof)
-    histories["features"] = state["history"]
-    heads = PretextHeads(data.shape)
-    heads.load_state_dict(state["model"])
+    features = features_of(data, config, train_slices, held.proof)
+    histories["features"] = [dataclasses.asdict(epoch) for epoch in features.history]
     del train_slices, inputs, stage  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
     digest = encode_split(data, "train", load_vqvae, codes_uri, actors_of(config), held.write)
@@ -115,7 +113,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     held.renew()
     with suppress(FileNotFoundError):
         storage.remove(storage.join(config.out, "report", "index.html"))  # of a bundle before: the run is not finished
-    metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, heads.network, metrics, held.write)
+    metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, features.weights, metrics, held.write)
 
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)

@@ -14,7 +14,7 @@ from oasisgen import storage
 from oasisgen.config.data import OASIS
 from oasisgen.config.renamed import SETTINGS
 from oasisgen.config.train import DCGANConfig, MaskedConfig, PriorName, VQVAEConfig
-from oasisgen.models.bundle import OLD_TENSORS, read_bundle, write_bundle
+from oasisgen.models.bundle import OLD_TENSORS, read_bundle, weights_of, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import make_prior
 from oasisgen.models.vqvae import VQVAE
@@ -65,7 +65,9 @@ def test_a_bundle_of_format_2_is_read_to_the_same_networks(
     prior = make_prior(kind, settings, vqvae.quantizer.codebook.detach(), OASIS)
     described = {"data": {"uri": "d", "fingerprint": "f"}, "vqvae": asdict(VQ), "prior": kind, kind: settings}
     metrics = {"reconstruction": {"ssim": NUMBER, "codes_in_use": 3}}
-    write_bundle(str(tmp_path), described, vqvae, prior, FeatureNetwork(OASIS), metrics, storage.write_bytes)
+    write_bundle(
+        str(tmp_path), described, vqvae, prior, weights_of(FeatureNetwork(OASIS)), metrics, storage.write_bytes
+    )
     today = read_bundle(str(tmp_path))
 
     as_format_2(tmp_path, kind)

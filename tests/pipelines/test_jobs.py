@@ -18,7 +18,7 @@ from oasisgen import cluster, storage
 from oasisgen.config.generate import Format, GenerateConfig
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.pack import pack
-from oasisgen.data.slices import DataSet
+from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.errors import UserError
 from oasisgen.pipelines.evaluate import evaluate_bundle
 from oasisgen.pipelines.generate import generate
@@ -105,6 +105,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     for line in (
         "train: 96 slices of 3 cases",
         "vqvae: 2 epochs x 6 steps of 16 slices = 12 steps",
+        "trained before; that stage is left out",
         "the run would be a new one",
         "2500 slices in 3 parts, 0 made, about 48 MB",
         "the run is finished",
@@ -182,15 +183,16 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     data: DataSet, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed in stage 1, its newest checkpoint cut short; Ctrl-C in stage 2; the same command does the rest, to the
-    same weights and metrics in the same steps."""
-    out = tmp_path / "tiny"
-    flags = tiny_flags(data, out)
+    same weights and metrics in the same steps. The data set has no feature network yet."""
+    out, copy = tmp_path / "tiny", str(tmp_path / "data")
+    shutil.copytree(data.uri, copy, ignore=shutil.ignore_patterns("features"))
+    flags = tiny_flags(copy, out)
     assert stop_in("vqvae", signal.SIGKILL, flags) == -signal.SIGKILL
     newest = max((out / "vqvae").glob("checkpoint_*/state.pt"))
     newest.write_bytes(newest.read_bytes()[:10_000])
     assert stop_in("dcgan", signal.SIGINT, flags) == 130
     assert not (out / "report").exists()
-    train(tiny(data, out))
+    train(tiny(open_data_set(copy), out))
     assert "[   vqvae]" not in capsys.readouterr().out  # that stage was done
     for name in ("vqvae", "features", "dcgan"):
         lines, whole = (history.read(str(run / "metrics"), name) for run in (out, trained))

@@ -25,7 +25,7 @@ from oasisgen.data.phantom import subject
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.slices import DataSet, file_name, open_data_set
 from oasisgen.lock import acquire
-from oasisgen.models.bundle import Bundle, read_bundle, write_bundle
+from oasisgen.models.bundle import Bundle, read_bundle, weights_of, write_bundle
 from oasisgen.models.codes import make_embedding
 from oasisgen.models.dcgan import DCGAN
 from oasisgen.models.vqvae import VQVAE
@@ -88,7 +88,7 @@ def write(out: Path, vqvae: VQVAE, prior: DCGAN, like: Bundle, data: dict[str, s
     zero = {"mean": 0.0, "low": 0.0, "high": 0.0}
     metrics = {"reconstruction": {"ssim": zero, "codes_in_use": 0}}
     described |= {"features": asdict(DEMO.features)}
-    write_bundle(str(out), described, vqvae, prior, like.features, metrics, storage.write_bytes)
+    write_bundle(str(out), described, vqvae, prior, weights_of(like.features), metrics, storage.write_bytes)
     return out
 
 

@@ -266,13 +266,14 @@ def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) ->
 def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     data: DataSet, trained: Path, tmp_path: Path
 ) -> None:
-    """In the place of the DCGAN of a finished run, whose other stages are done."""
+    """In the place of the DCGAN of a finished run, whose other stages are done, and whose feature network is that of
+    the data set."""
     shape = {"components": 8, "channels": 8, "decoding_steps": 3, "positions": 256}
     state: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
     config = tiny(data, tmp_path / "run")
     config = replace(config, prior="masked", masked=replace(config.masked, **shape, **state))
     write_settings(config.out, asdict(config) | {"data_fingerprint": data.fingerprint})
-    for name in ("vqvae", "features", "metrics", "codes"):
+    for name in ("vqvae", "metrics", "codes"):
         shutil.copytree(trained / name, tmp_path / "run" / name)
     train(config)
     lines = history.read(str(tmp_path / "run" / "metrics"), "masked")
@@ -280,6 +281,9 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     assert lines[1]["loss"] < lines[0]["loss"]
     assert "the masked prior" in (tmp_path / "run" / "report" / "index.html").read_text()
     assert not (tmp_path / "run" / "model" / "dcgan.safetensors").exists()
+    features, expected = (run / "model" / "features.safetensors" for run in (tmp_path / "run", trained))
+    assert features.read_bytes() == expected.read_bytes()
+    assert not (tmp_path / "run" / "features").exists()  # it was not trained again
     one, two = (Sampler(str(tmp_path / "run"), 0).sample(np.arange(16, 32)) for _ in range(2))
     assert np.array_equal(one["image"], two["image"])
     assert one["level"].tolist() == list(range(16, 32))
