@@ -8,6 +8,7 @@ import io
 import math
 import posixpath
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ HEADER_BYTES = 348  # of Analyze
 MOST_HEADER_BYTES = 1024  # more than any of the headers
 MOST_OFFSET = 2**26  # bytes before the voxels: extensions of the header
 MILLIMETRES = 0.05, 20.0  # between the centres of neighbouring voxels
+SAME_DIRECTION = "its header gives two axes the same direction: convert it to NIfTI again"
 UNKNOWN = "its header gives no orientation: the order of its voxels is taken for right, front, up (RAS)"
 
 
@@ -68,11 +70,19 @@ def _read(name: str, image: bytes, header: bytes | None) -> VolumeData:
         raise ValueError(f"{len(data)} bytes of voxels, {need} are needed: truncated; copy it again")
     file.read(1)  # a compressed file that ends here is compared with its checksum
     stored = np.frombuffer(data, dtype).reshape(shape, order="F")
-    voxels, repaired = _finite(_scaled(stored, parsed))
+    return oriented(_scaled(stored, parsed), affine, notes)
+
+
+def oriented(voxels: np.ndarray, affine: np.ndarray, notes: Sequence[str] = ()) -> VolumeData:
+    """The volume with its axes in RAS order, of voxels (X, Y, Z) float32 in any order.
+
+    Raises ValueError with the reason if it is empty, or if two axes have the same direction.
+    """
+    voxels, repaired = _finite(voxels)
     turn = io_orientation(affine)
     if np.isnan(turn).any():
-        raise ValueError("its header gives two axes the same direction: convert it to NIfTI again")
-    affine = affine @ inv_ornt_aff(turn, shape)
+        raise ValueError(SAME_DIRECTION)
+    affine = affine @ inv_ornt_aff(turn, voxels.shape)
     return VolumeData(apply_orientation(voxels, turn), affine, (*notes, *repaired))
 
 
@@ -127,14 +137,19 @@ def _affine(header: Any) -> tuple[np.ndarray, list[str]]:
     affine = np.asarray(affine, float)
     if not is_known:
         affine = np.abs(affine) * np.eye(4)  # the order of the voxels: no axis is mirrored
+    check_affine(affine)
+    return affine, [] if is_known else [UNKNOWN]
+
+
+def check_affine(affine: np.ndarray) -> None:
+    """Raise ValueError unless an affine, (4, 4), has axes of three directions and a plausible size of voxels."""
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     low, high = MILLIMETRES
     if not (np.isfinite(affine).all() and (steps >= low).all() and (steps <= high).all()):
         apart = " x ".join(f"{step:.4g}" for step in steps)
         raise ValueError(f"its header puts the voxels {apart} mm apart: must be from {low} to {high}; correct it")
     if abs(np.linalg.det(affine[:3, :3] / steps)) < 0.01:
-        raise ValueError("its header gives two axes the same direction: convert it to NIfTI again")
-    return affine, [] if is_known else [UNKNOWN]
+        raise ValueError(SAME_DIRECTION)
 
 
 def _scaled(stored: np.ndarray, header: Any) -> np.ndarray:
