@@ -1,7 +1,7 @@
 """The flags of jobs/pack.py."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -13,8 +13,16 @@ from oasisgen.config.columns import titles_of
 from oasisgen.config.data import OASIS, Shape
 
 PLACES = "source", "out", "preview", "strict", "dry_run"  # flags that do not change what a data set holds
+FLAGS_OF = {  # those that not every layout uses
+    "slices": ("pattern", "size", "fit", "label_classes"),
+    "oasis1": (),
+    "volumes": (
+        *("pattern", "size", "label_classes", "axis", "levels", "from_mm", "to_mm", "mm", "window", "window_per"),
+    ),
+}
 ADDRESSES = "source", "out", "splits", "table"  # flags whose value is a URI
 CLASSES = 'each value once, and its name, like "0=background,1=left,2=right"'
+EXAMPLE = r"one with named groups, like 'sub-(?P<case>\d+).*_z(?P<level>\d+)'"
 Fit = Literal["pad", "crop", "resize"]
 CUTS = {"axial": (82.0, 51.0), "coronal": (120.0, 58.0), "sagittal": (106.0, 44.0)}  # mm; of heads without skull
 WINDOW = "two percentiles from 0 to 100, the lower first, like 0,99.5"
@@ -31,13 +39,12 @@ def shares_of(split: str) -> list[Fraction]:
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise ValueError unless `pattern` is a regular expression with the groups that tell case and level."""
-    example = r"one with named groups, like 'sub-(?P<case>\d+).*_z(?P<level>\d+)'"
+    """Raise ValueError unless `pattern` is a regular expression with a group that tells the case."""
     try:
         groups = re.compile(pattern).groupindex
     except re.error as error:
-        raise ValueError(f"pattern is {pattern}: no regular expression ({error}); give {example}") from None
-    check("pattern", pattern, "level" in groups and ("case" in groups or "subject" in groups), example)
+        raise ValueError(f"pattern is {pattern}: no regular expression ({error}); give {EXAMPLE}") from None
+    check("pattern", pattern, "case" in groups or "subject" in groups, EXAMPLE)
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,9 @@ class PackConfig:
     OAS1_xxxx_MR1 with PROCESSED and FSL_SEG), volumes (NIfTI, Analyze or MGH files), or auto: recognised by the names
     of the files."""
     pattern: str | None = None
-    """Of image files: a regular expression that is searched in each path below the source, with groups (?P<level>…) and
-    (?P<case>…) or (?P<subject>…), and perhaps (?P<session>…) and (?P<split>…). Default: the usual names."""
+    """Of image files and volumes: a regular expression that is searched in each path below the source, with groups
+    (?P<case>…) or (?P<subject>…), of image files (?P<level>…), and perhaps (?P<session>…) and (?P<split>…). Default:
+    the usual names."""
     splits: str | None = None
     """URI of a CSV or TSV file with columns subject (or case) and split: train, validate or test."""
     split: str | None = None
@@ -103,6 +111,7 @@ class PackConfig:
         if self.split is not None:
             shares_of(self.split)
             check("splits", self.splits, self.splits is None, "left out if --split is given")
+        check("split-seed", self.split_seed, not (self.split_seed and self.splits), "left out if --splits is given")
         if self.columns is not None:
             titles_of(self.columns)
         if self.pattern is not None:
@@ -115,6 +124,24 @@ class PackConfig:
             check(name, value, value is None or -500 <= value <= 500, "from -500 to 500 mm")
         low, high = self.window_percentiles
         check("window", self.window, 0 <= low < high <= 100, WINDOW)
+        if self.layout != "auto" and (fault := self.misfit(self.layout)):
+            raise ValueError(f"layout is {self.layout}, which {fault}")
+
+    def misfit(self, layout: str) -> str:
+        """What `layout` cannot do with the flags that were given, those that differ from their default; "" if nothing.
+
+        It is the end of a sentence, such as "does not use --axis: leave it out".
+        """
+        elsewhere = {name for names in FLAGS_OF.values() for name in names} - set(FLAGS_OF[layout])
+        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if unused := [name for name in given if name in elsewhere]:
+            flags = " and ".join(f"--{name.removesuffix('_mm').replace('_', '-')}" for name in unused)
+            return f"does not use {flags}: leave {'it' if len(unused) == 1 else 'them'} out"
+        if self.pattern is None or ("level" in re.compile(self.pattern).groupindex) == (layout == "slices"):
+            return ""
+        if layout == "slices":
+            return f"finds no group level in --pattern {self.pattern}: give {EXAMPLE}"
+        return f"has no use for the group level of --pattern {self.pattern}: give one without it"
 
     def absolute(self) -> "PackConfig":
         """The same flags with addresses that are valid in any process."""

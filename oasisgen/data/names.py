@@ -26,7 +26,7 @@ class Named:
 
     case: str
     subject: str
-    level: int
+    level: int  # of a volume: 0
     split: str  # "" where no folder is a split's
     labels: bool  # a label map, not a slice
 
@@ -55,7 +55,7 @@ def parse_name(path: str, pattern: re.Pattern[str] | None = None) -> Named:
     labels = bool(LABEL_START.match(stem) or LABEL_END.search(stem)) or any(map(LABEL_FOLDER.fullmatch, folders))
     split = split_of_folders(folders)
     if pattern:
-        return _by_pattern(path, pattern, split, labels)
+        return by_pattern(path, pattern, split, labels)
     stem = LABEL_END.sub("", LABEL_START.sub("", stem)) if labels else stem
     match = NUMBERED.fullmatch(stem)
     case = match["case"] if match else None
@@ -72,18 +72,24 @@ def _is_known(folder: str) -> bool:
     return bool(SPLIT_FOLDER.fullmatch(folder) or LABEL_FOLDER.fullmatch(folder) or folder.lower() == "images")
 
 
-def _by_pattern(path: str, pattern: re.Pattern[str], split: str, labels: bool) -> Named:
+def by_pattern(path: str, pattern: re.Pattern[str], split: str = "", labels: bool = False) -> Named:
+    """What the groups that `pattern` finds in a path say; the level is 0 if `pattern` has no such group.
+
+    Raises ValueError with the reason if they do not tell the case.
+    """
     match = pattern.search(path)
     groups = match.groupdict(default="") if match else {}
     subject = groups.get("subject", "")
     case = groups.get("case", "") or "_".join(filter(None, (subject, groups.get("session", ""))))
-    if not case or not groups.get("level", "").isdigit():
-        raise ValueError("--pattern does not find its case and level")
+    level = groups.get("level", "0")
+    if not case or not level.isdigit():
+        wanted = "case and level" if "level" in pattern.groupindex else "case"
+        raise ValueError(f"--pattern does not find its {wanted}")
     if named := groups.get("split", "").lower():
         if named not in SPLIT_NAMES:
             raise ValueError(f"--pattern finds split {named} instead of {', '.join(SPLIT_NAMES)}")
         split = SPLIT_NAMES[named]
-    return Named(case, subject or subject_of(case), _level(groups["level"]), split, labels)
+    return Named(case, subject or subject_of(case), _level(level), split, labels)
 
 
 def subject_of(case: str) -> str:

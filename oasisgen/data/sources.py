@@ -32,6 +32,8 @@ def survey(config: PackConfig) -> Survey:
     tables = config.splits, address_of_table(config)
     scans = [file for file in files if storage.join(source, file.path) not in tables]
     layout = _layout(config, scans)
+    if fault := config.misfit(layout):
+        raise UserError(f"{source} is read as layout {layout}, which {fault}, or force another layout by --layout")
     if layout == "oasis1":
         found = oasis1.find_cases(source, scans, partial(read_file, source))
         subjects = len({case.subject for case in found.cases})
@@ -42,6 +44,10 @@ def survey(config: PackConfig) -> Survey:
         say("pack", f"volumes: {len(found.cases)} scans, {labelled} with label maps")
     else:
         found = slice_files.find_cases(config, scans, partial(read_file, source))
+    if config.label_classes is not None and not found.label_classes:
+        raise UserError(
+            f"{source} has no label maps for --label-classes: leave it out, or add them as docs/data.md says"
+        )
     cases, left_out = assign_splits(config, found.cases, splits)
     joined = add_covariates(config, cases, files)
     digest, times = hashlib.sha256(), hashlib.sha256()

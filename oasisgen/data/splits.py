@@ -34,6 +34,11 @@ def assign_splits(
         cases = [replace(case, split=split_of(case.subject, shares, config.split_seed)) for case in cases]
         _require_filled(cases, "give --split other shares or --split-seed another seed, or name splits with --splits")
     else:
+        if config.split_seed:
+            raise UserError(
+                f"--split-seed {config.split_seed} is not used, since the source names the splits: leave it out, or "
+                f"give --split {DEFAULT_SPLIT}"
+            )
         left_out = [
             UnusedFile(case.case, "a case that is in no split of the source") for case in cases if not case.split
         ]

@@ -4,6 +4,8 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from oasisgen.data.cut import cut
 from oasisgen.data.description import LabelClass, RejectedFile
 from oasisgen.data.feed import evenly_spaced
 from oasisgen.data.labels import classes_of
-from oasisgen.data.names import subject_of
+from oasisgen.data.names import Named, by_pattern, subject_of
 from oasisgen.data.volume_reader import FILE_NAME, MOST_BYTES, VolumeData, read_volume
 from oasisgen.errors import UserError
 
@@ -50,21 +52,27 @@ def find_cases(config: PackConfig, files: Sequence[SourceFile], read: Read) -> F
             unused.append(UnusedFile(placed[0].image.path, "not the T1w scan of a BIDS subject"))
         else:
             scans.append(placed)
-    name_of = _naming(scans)
-    by_case: dict[str, list[VolumeFile]] = defaultdict(list)
-    for volume, stem in scans:
-        by_case[name_of(stem)].append(volume)
+    name_of = _naming(scans, config.pattern)
+    by_case: dict[str, list[tuple[VolumeFile, Named]]] = defaultdict(list)
+    for volume, _ in scans:
+        try:
+            named = name_of(volume.image.path)
+        except ValueError as reason:
+            rejected.append(RejectedFile(volume.image.path, str(reason)))
+        else:
+            by_case[named.case].append((volume, named))
     labels_of, more_rejected, more_unused = _labels(labels, by_case, name_of)
     rejected += more_rejected
     cases = []
     for name, of in sorted(by_case.items()):
-        if len(of) > 1:
-            both = f"{of[0].image.path} and {of[1].image.path}"
+        (volume, named), *others = of
+        if others:
+            both = f"{volume.image.path} and {others[0][0].image.path}"
             why = f"{both} are {len(of)} scans of case {name}: keep one, or pack from a folder that holds only one"
-            rejected.append(RejectedFile(of[0].image.path, why))
+            rejected.append(RejectedFile(volume.image.path, why))
         else:
-            scan = Scan(of[0], labels_of.get(name))
-            cases.append(Case(case=name, subject=subject_of(name), split="", levels=config.levels, scan=scan))
+            scan = Scan(volume, labels_of.get(name))
+            cases.append(Case(case=name, subject=named.subject, split=named.split, levels=config.levels, scan=scan))
     if not cases:
         why = f"{rejected[0].file}: {rejected[0].reason}" if rejected else "expected .nii, .nii.gz, .img and .hdr, .mgz"
         raise UserError(f"no volumes in {config.source}: {why}")
@@ -104,26 +112,33 @@ def _volumes(files: Sequence[SourceFile]) -> tuple[list[Placed], list[RejectedFi
     return sorted(volumes, key=lambda placed: placed[0].image.path), rejected, unused
 
 
-def _naming(scans: Sequence[Placed]) -> Callable[[str], str]:
-    """A function that gives the case of a path without ending: sub-X or sub-X_ses-Y, or else the name of the file; or
-    of its folders, if all files have the same name."""
+def _naming(scans: Sequence[Placed], pattern: str | None) -> Callable[[str], Named]:
+    """A function from a path to the case that it names: by --pattern, or as sub-X or sub-X_ses-Y, or by the file's name,
+    or by its folders if all files have the same name. It raises ValueError if the pattern does not find a case.
+    """
+    if pattern is not None:
+        return partial(by_pattern, pattern=re.compile(pattern))
     stems = {posixpath.basename(stem) for _, stem in scans}
     folders = [posixpath.dirname(stem).split("/") for _, stem in scans]
     depth = min(map(len, folders), default=0)
     differ = [at for at in range(depth) if len({of[at] for of in folders}) > 1]
     by_folder = len(stems) == 1 and len(scans) > 1 and bool(differ)
 
-    def name_of(stem: str) -> str:
-        *parents, name = stem.split("/")
-        if match := BIDS_NAME.fullmatch(name):
-            return match["subject"] + (match["session"] or "")
-        return "_".join(parents[at] for at in differ if at < len(parents)) if by_folder else name
+    def name_of(path: str) -> Named:
+        *parents, file = path.split("/")
+        found = FILE_NAME.fullmatch(file)
+        assert found
+        if match := BIDS_NAME.fullmatch(found["stem"]):
+            case = match["subject"] + (match["session"] or "")
+        else:
+            case = "_".join(parents[at] for at in differ if at < len(parents)) if by_folder else found["stem"]
+        return Named(case, subject_of(case), level=0, split="", labels=False)
 
     return name_of
 
 
 def _labels(
-    labels: Sequence[Placed], cases: Iterable[str], name_of: Callable[[str], str]
+    labels: Sequence[Placed], cases: Iterable[str], name_of: Callable[[str], Named]
 ) -> tuple[dict[str, VolumeFile], list[RejectedFile], list[UnusedFile]]:
     """The label volume of each case, what cannot be used, and the others."""
     names = {CONTRAST.sub("", case): case for case in cases} | {case: case for case in cases}
@@ -132,8 +147,12 @@ def _labels(
     for volume, stem in labels:
         match = LABELS.fullmatch(posixpath.basename(stem))
         assert match
-        alone = posixpath.join(posixpath.dirname(stem), match["before"] or "labels")
-        case = names.get(name_of(alone), names.get(CONTRAST.sub("", name_of(alone))))
+        ending = volume.image.path.removeprefix(stem)
+        alone = posixpath.join(posixpath.dirname(stem), match["before"] or "labels") + ending
+        case = None
+        with suppress(ValueError):  # the pattern does not find a case
+            name = name_of(alone).case
+            case = names.get(name, names.get(CONTRAST.sub("", name)))
         if OTHER_SPACE.fullmatch(posixpath.basename(stem)):
             unused.append(UnusedFile(volume.image.path, "a label map in another space than its scan"))
         elif case is None:
@@ -154,9 +173,9 @@ def _labels(
 
 def _classes(config: PackConfig, cases: Sequence[Case], read: Read) -> tuple[LabelClass, ...]:
     """The classes of the label volumes: those of --label-classes, or every value up to the highest in a few volumes."""
-    if config.label_classes is not None:
-        return tuple(LabelClass(name, value) for value, name in config.classes.items())
     labelled = [case.scan.labels for case in cases if case.scan and case.scan.labels]
+    if labelled and config.label_classes is not None:
+        return tuple(LabelClass(name, value) for value, name in config.classes.items())
     most = -1
     for number in evenly_spaced(len(labelled), LABELS_LOOKED_AT):
         try:

@@ -105,6 +105,11 @@ BAD = {
         {},
         r"most slices in .*raw have 600 x 600 pixels, and models take at most 512 x 512: give --size 512x512",
     ),
+    "classes of no label map": Bad(
+        nothing,
+        {"label_classes": "0=background,1=lesion"},
+        r"raw has no label maps for --label-classes: leave it out, or add them",
+    ),
     "columns of no table": Bad(nothing, {"columns": "age"}, r"--columns age names columns of no table: give one with"),
 }
 

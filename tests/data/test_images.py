@@ -129,7 +129,8 @@ def test_flags_of_sizes_and_classes_are_checked() -> None:
         ({"label_classes": "0=a,0=b"}, "label-classes is 0=a,0=b: must be each value once"),
         ({"label_classes": "left"}, "label-classes is left: must be each value once"),
         ({"pattern": "("}, r"pattern is \(: no regular expression"),
+        ({"split_seed": 1, "splits": "t.csv"}, "split-seed is 1: must be left out if --splits is given"),
         ({"pattern": "z(?P<level>.)"}, "must be one with named groups"),
     ):
         with pytest.raises(ValueError, match=said):
-            PackConfig("s", "o", **flags)  # type: ignore[arg-type]
+            PackConfig("s", "o", **flags)

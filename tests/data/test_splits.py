@@ -56,6 +56,8 @@ def test_the_splits_of_the_source_stay_and_cases_without_one_are_left_out() -> N
     found, left_out = assign_splits(config(), cases, None)
     assert [(case.case, case.split) for case in found] == [("a", "train"), ("b", "test")]
     assert left_out == [("c", "a case that is in no split of the source")]
+    with pytest.raises(UserError, match="--split-seed 1 is not used, since the source names the splits: leave it out"):
+        assign_splits(PackConfig("raw", "out", split_seed=1), cases, None)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from oasisgen.config.pack import PackConfig
 from oasisgen.data import volumes
-from oasisgen.data.cases import Found, Slice
+from oasisgen.data.cases import Found, Slice, SourceFile
 from oasisgen.data.description import RejectedFile
 from oasisgen.data.parts import plan_parts, read_cases
 from oasisgen.data.sources import survey
@@ -187,6 +187,21 @@ def test_a_survey_recognises_volumes_and_its_parts_read_them(tmp_path: Path) -> 
     (tmp_path / "raw" / "train" / "case_001_slice_0.nii.png").write_bytes(b"not read by a survey")
     with pytest.raises(UserError, match="holds volumes and slices in split folders: choose with --layout volumes or"):
         survey(config)
+
+
+def test_a_pattern_tells_cases_subjects_splits_and_the_label_maps_of_volumes(tmp_path: Path) -> None:
+    voxels = head()
+    for name in ("a/PAT7_1_scan", "a/PAT7_2_scan", "b/PAT8_1_scan", "b/phantom"):
+        save(tmp_path / f"{name}.nii.gz", voxels)
+    save(tmp_path / "a" / "PAT7_2_seg.nii.gz", (voxels > 0).astype(np.uint8))
+    found, slices, rejected = read(tmp_path, pattern=r"(?P<subject>PAT\d+)_(?P<session>\d)")
+    assert {case.case: case.subject for case in found.cases} == {"PAT7_1": "PAT7", "PAT7_2": "PAT7", "PAT8_1": "PAT8"}
+    assert {case for case, of in slices.items() if of[0].labels is not None} == {"PAT7_2"}
+    assert rejected == [RejectedFile("b/phantom.nii.gz", "--pattern does not find its case")]
+    config = PackConfig("s", "o", pattern=r"(?P<split>val|train)/(?P<case>\w+)\.nii$")
+    files = [SourceFile("train/a.nii", 9), SourceFile("val/b.nii", 9)]
+    cases = volumes.find_cases(config, files, lambda file: b"").cases
+    assert {case.case: case.split for case in cases} == {"a": "train", "b": "validate"}
 
 
 def test_dicom_files_are_named_with_the_way_to_convert_them(tmp_path: Path) -> None:
