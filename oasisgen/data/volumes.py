@@ -113,8 +113,8 @@ def _volumes(files: Sequence[SourceFile]) -> tuple[list[Placed], list[RejectedFi
 
 
 def _naming(scans: Sequence[Placed], pattern: str | None) -> Callable[[str], Named]:
-    """A function from a path to the case that it names: by --pattern, or as sub-X or sub-X_ses-Y, or by the file's name,
-    or by its folders if all files have the same name. It raises ValueError if the pattern does not find a case.
+    """A function from a path to the case that it names: by --pattern, or as sub-X or sub-X_ses-Y, or by the name of the
+    file, or by its folders if all files have the same name. It raises ValueError if the pattern does not find a case.
     """
     if pattern is not None:
         return partial(by_pattern, pattern=re.compile(pattern))
