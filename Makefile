@@ -24,7 +24,7 @@ test: $(READY)  ## with its coverage, but for what runs in Ray's workers and in 
 test-slow: $(READY)  ## real faults
 	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --timeout 1200 --durations 0
 
-test-infra: $(READY)  ## an image and three nights as pods would run them; needs root, buildah, kubectl
+test-infra: $(READY)  ## an image, three nights as pods would run them, a full disk, S3 policies; needs root, buildah, kubectl
 	$(BIN)/pytest -q -m infra
 
 soak: $(READY)  ## half an hour of faults on the S3 server that AWS's variables and S3_TEST_BUCKET name

@@ -165,7 +165,8 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
     slices = tables.read_folder(storage.join(out, "summary"), SUMMARY, columns)
     scores, measured_on = score_batch(load_features, request, real, slices, out, job.actors) if real else ({}, 0)
     root = root_of(out)
-    last = last_released(root, request, but=out.rpartition("/")[2]) if root else None
+    features = request.inception or job.bundle.config["files"]["features.safetensors"]
+    last = last_released(root, request, features, but=out.rpartition("/")[2]) if root else None
     reasons = judge(scores, request.gate, last.summary.scores if last else None)
     if len(slices) < request.count:
         reasons.insert(0, f"only {len(slices)} slices were left of {MOST_TRIED * request.count} tried")
@@ -180,7 +181,7 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
         **counts(slices),
         request=request,
         data=data.uri if data else None,
-        features=request.inception or job.bundle.config["files"]["features.safetensors"],
+        features=features,
         devices=tuple(sorted(pc.unique(slices["device"]).to_pylist())),
         version=__version__,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -13,7 +13,7 @@ from oasisgen.sampling.request import BatchRequest
 FOLDER = "batches"  # <root>/batches/<name>: nothing is read or written beside a batch that lies elsewhere
 
 # What two requests must have in common for their measures to be comparable.
-SAME = ("count", "levels", "ids", "reject", "data_fingerprint", "inception")
+SAME = ("count", "levels", "ids", "reject", "data_fingerprint")
 
 
 def root_of(batch: str) -> str | None:
@@ -55,13 +55,17 @@ def read_batches(root: str) -> list[FinishedBatch]:
     return sorted(batches, key=lambda batch: (batch.summary.finished, batch.name))
 
 
-def last_released(root: str, request: BatchRequest, but: str) -> FinishedBatch | None:
-    """The last released batch, other than `but`, with which one of this `request` can be compared; None without one."""
+def last_released(root: str, request: BatchRequest, features: str, but: str) -> FinishedBatch | None:
+    """The last released batch, other than `but`, that can be compared with one of this `request`; None without one.
+
+    Its slices were measured with the same feature network, whose digest is `features`.
+    """
     alike = [
         batch
         for batch in read_batches(root)
         if batch.name != but
         and batch.summary.verdict == "released"
+        and batch.summary.features == features
         and all(getattr(batch.summary.request, name) == getattr(request, name) for name in SAME)
     ]
     return alike[-1] if alike else None

@@ -33,6 +33,8 @@ def test_each_job_writes_its_own_folders_alone(policy: str, read: set[str], writ
 
     assert may(READ) == read
     assert may(WRITE) == may(REMOVE) == may("s3:AbortMultipartUpload") == written
+    features = "arn:aws:s3:::bucket/datasets/name/features/file"  # the first run on a data set keeps its network there
+    assert allowed(policy, WRITE, features) == allowed(policy, REMOVE, features) == (policy == "train")
     assert allowed(policy, "s3:ListBucket", "arn:aws:s3:::bucket")
     assert not allowed(policy, WRITE, "arn:aws:s3:::bucket/elsewhere")
     assert not allowed(policy, "s3:PutBucketPolicy", "arn:aws:s3:::bucket")
@@ -81,7 +83,7 @@ def upload(folder: Path, uri: str) -> None:
             storage.write_bytes(storage.join(uri, str(path.relative_to(folder))), path.read_bytes())
 
 
-@pytest.mark.slow
+@pytest.mark.infra
 def test_a_night_works_with_its_policy_and_cannot_touch_the_run(bucket: str, trained: Path) -> None:
     root = f"s3://{bucket}"
     upload(trained / "model", f"{root}/runs/first/model")
@@ -96,13 +98,17 @@ def test_a_night_works_with_its_policy_and_cannot_touch_the_run(bucket: str, tra
         assert not may(WRITE, "datasets/first/dataset.json")
 
 
-@pytest.mark.slow
+@pytest.mark.infra
 def test_training_works_with_its_policy_and_cannot_touch_the_data(bucket: str, data: DataSet) -> None:
     root = f"s3://{bucket}"
-    upload(Path(data.uri.removeprefix("file://")), f"{root}/datasets/phantom")
+    packed = Path(data.uri.removeprefix("file://"))
+    upload(packed, f"{root}/datasets/phantom")
+    for path in (packed / "features").glob("*"):
+        storage.remove(f"{root}/datasets/phantom/features/{path.name}")
     with limited(bucket, "train") as may:
         done = run_job("train", *tiny_flags(f"{root}/datasets/phantom", f"{root}/runs/first"))
         assert done.returncode == 0, done.stderr
+        assert "is kept for all runs of this data set" in done.stdout
         assert may(READ, "runs/first/model/config.json")
         assert not may(WRITE, "datasets/phantom/dataset.json")
         assert not may(REMOVE, "datasets/phantom/dataset.json")

@@ -19,7 +19,7 @@ from oasisgen.training import history
 from tests.conftest import ROOT, one_line, run_job, start_job, tiny, tiny_flags
 from tests.proxy import proxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 def train_workers() -> list[int]:
@@ -42,6 +42,7 @@ def train_workers() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_storage_in_trouble_and_a_second_driver_cost_no_step(data: DataSet, trained: Path, s3: str) -> None:
     """S3 answers 503 for seconds, then hangs up in an upload; meanwhile someone starts the same run again."""
     run = f"{s3}/runs/trouble"
@@ -72,6 +73,7 @@ cp -r {out}/run {copy}
 """
 
 
+@pytest.mark.infra  # mounts a file system
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(data: DataSet, tmp_path: Path) -> None:
     """On a file system of our own, too small for the first checkpoint and then enlarged."""
     out, copy = tmp_path / "disk", tmp_path / "copy"
@@ -98,6 +100,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(data: DataSet, tmp
         assert weights == (calm / "model" / f"{name}.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_step(data: DataSet, trained: Path, tmp_path: Path) -> None:
     """SIGKILL after the first epoch of each stage: the same call goes on by itself, to the same weights."""
     out = tmp_path / "tiny"

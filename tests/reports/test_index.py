@@ -21,6 +21,7 @@ SUMMARY = BatchSummary(
     slices=10,
     rejected=0,
     request=REQUEST,
+    features="eyes",
     finished="",
     seconds=Seconds(slices=5),
 )
@@ -38,16 +39,16 @@ def test_the_batches_of_a_root_are_found_and_shown(place: str) -> None:
     root = f"{place}/batches"
     assert root_of(f"{root}/first") == root
     assert root_of(f"{place}/elsewhere/first") is None
-    assert last_released(root, REQUEST, but="tonight") is None
+    assert last_released(root, REQUEST, "eyes", but="tonight") is None
     write_batch(root, "b-first", 1)
     write_batch(root, "a-second", 2)
     write_batch(root, "third", 3, verdict="quarantined", reasons=["too <little> variety"], measures={})
     write_batch(root, "other", 4, count=11)
-    write_batch(root, "by-inception", 5, inception="weights")
+    write_batch(root, "other-eyes", 5, features="another network")
     storage.write_text(f"{root}/unfinished/config.json", "{}")
     storage.write_text(f"{root}/older/summary.json", "{}")
-    assert [each.name for each in read_batches(root)] == ["b-first", "a-second", "third", "other", "by-inception"]
-    last = last_released(root, REQUEST, but="tonight")
+    assert [each.name for each in read_batches(root)] == ["b-first", "a-second", "third", "other", "other-eyes"]
+    last = last_released(root, REQUEST, "eyes", but="tonight")
     assert last
     assert last.name == "a-second"
 
@@ -55,7 +56,7 @@ def test_the_batches_of_a_root_are_found_and_shown(place: str) -> None:
     page = storage.read_bytes(f"{root}/index.html").decode()
     rows = page.split("<tbody")[1].split("<tr")[1:]
     names = [row.split("/report/")[0].rpartition('"')[2] for row in rows]
-    assert names == ["by-inception", "other", "third", "a-second", "b-first"]
+    assert names == ["other-eyes", "other", "third", "a-second", "b-first"]
     assert "too &lt;little&gt; variety" in rows[2]
     assert "3.000 (1.000)" in rows[3]
 
@@ -83,8 +84,8 @@ def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_its
     write_batch(root, "killed", 2)
     storage.remove(f"{root}/killed/manifest.json")
     assert [each.name for each in read_batches(root)] == ["first"]
-    assert last_released(root, REQUEST, but="second").name == "first"  # type: ignore[union-attr]
-    assert last_released(root, REQUEST, but="first") is None
+    assert last_released(root, REQUEST, "eyes", but="second").name == "first"  # type: ignore[union-attr]
+    assert last_released(root, REQUEST, "eyes", but="first") is None
 
 
 def test_a_batch_that_ends_while_another_writes_the_page_is_on_it(

@@ -61,9 +61,9 @@ def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 3])
-def test_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, tmp_path: Path, workers: int) -> None:
-    one, two = (stage_one(data, tmp_path / str(each), each) for each in (1, workers))
+def test_three_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, tmp_path: Path) -> None:
+    """Of batches of 16, which three ranks cannot share evenly."""
+    one, two = (stage_one(data, tmp_path / str(each), each) for each in (1, 3))
     assert one["history"][-1]["step"] == two["history"][-1]["step"] == 12
     for a, b in zip(one["history"], two["history"], strict=True):
         assert a["reconstruction_loss"] == pytest.approx(b["reconstruction_loss"], rel=1e-3)
