@@ -82,7 +82,7 @@ class GenerateConfig:
     gpus_per_sampler: float | None = None
     """GPUs for each sampler and feature extractor, from 0 to 1. Defaults to 1 if the cluster has GPUs; 0 uses CPUs."""
     inception: str | None = None
-    """URI of torchvision's Inception v3 weights; embeds slices with them instead of the run's feature network."""
+    """URI of torchvision's Inception v3 weights; embeds slices with them instead of the model's feature network."""
     wait_minutes: float = 0.0
     """Minutes to wait for free CPUs and GPUs, while an autoscaler may start nodes. 0 waits a few seconds."""
     dry_run: bool = False

@@ -199,7 +199,8 @@ class MaskedConfig:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """The feature network, which embeds slices for FID, KID, precision and recall; the models do not depend on it."""
+    """The feature network, which embeds slices for FID, KID, precision and recall; the models do not depend on it. All
+    runs of a data set with the same settings here use one network."""
 
     epochs: int = 4
     """Passes over the training split."""
@@ -223,7 +224,8 @@ class TrainConfig:
     out: str
     """URI of the run's folder, <root>/runs/<name>."""
     seed: int = 0
-    """Seed of all randomness, from 0 to 2^32 - 1. The same seed on the same machine gives the same model."""
+    """Seed of all randomness but the feature network's, from 0 to 2^32 - 1. The same seed on the same machine gives
+    the same model."""
     workers: int = 1
     """Training processes (DDP ranks)."""
     cpus_per_worker: float = 1.0

@@ -58,14 +58,18 @@ def read_batches(root: str) -> list[FinishedBatch]:
 def last_released(root: str, request: BatchRequest, features: str, but: str) -> FinishedBatch | None:
     """The last released batch, other than `but`, that can be compared with one of this `request`; None without one.
 
-    Its slices were measured with the same feature network, whose digest is `features`.
+    Its slices were measured with the same feature network, whose digest is `features`. If a newer one was measured with
+    another network, this prints that it is not compared.
     """
     alike = [
         batch
         for batch in read_batches(root)
         if batch.name != but
         and batch.summary.verdict == "released"
-        and batch.summary.features == features
         and all(getattr(batch.summary.request, name) == getattr(request, name) for name in SAME)
     ]
-    return alike[-1] if alike else None
+    same = [batch for batch in alike if batch.summary.features == features]
+    if alike and alike[-1] not in same:
+        name, other = alike[-1].name, (alike[-1].summary.features or "unknown")[:12]
+        say("batches", f"{name} is not compared, though released: another feature network ({other}) measured it")
+    return same[-1] if same else None

@@ -56,7 +56,7 @@ def write_batch_report(
 
 def measures_section(summary: BatchSummary) -> Section:
     """Every score beside its reference."""
-    network = "Inception v3 (weights {})" if summary.request.inception else "the one trained with this model ({})"
+    network = "Inception v3 (weights {})" if summary.request.inception else "the one in the model bundle ({})"
     rows = [
         (
             MEASURES[key].label,
@@ -140,7 +140,7 @@ def provenance_section(summary: BatchSummary) -> Section:
             ("compared with the real slices of", summary.data or "no data set"),
             (
                 "compared with the released batch",
-                summary.compared_with or "none of the same request",
+                summary.compared_with or "none of the same request and feature network",
             ),
             ("devices", ", ".join(summary.devices)),
             ("oasisgen", summary.version),

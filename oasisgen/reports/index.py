@@ -18,7 +18,7 @@ OURS = f"<title>{TITLE}</title>".encode()
 
 ABOUT = "batch", "verdict", "reasons for quarantine", "finished, UTC", "slices", "rejected"
 JUDGED = {key: measure.label for key, measure in MEASURES.items() if measure.gate}
-WORK = "slices/s", "hours", "model", "base seed"
+WORK = "slices/s", "hours", "model", "feature network", "base seed"
 
 TRENDS = {"fidelity": "fid", "variety": "ms_ssim", "copies": "suspected_copies"}  # title of a panel -> measure
 
@@ -50,7 +50,8 @@ def render_index(batches: list[FinishedBatch]) -> bytes:
     return render(
         "batches.html",
         title=TITLE,
-        subtitle="Newest first. In brackets: the reference, what real slices score. Use released batches only.",
+        subtitle="Newest first. In brackets: the reference, what real slices score. FID, precision and recall are "
+        "not comparable between feature networks. Use released batches only.",
         figure=figures.curves(points, panels, "batch") if points else "",
         columns=[*ABOUT, *JUDGED.values(), *WORK],
         batches=[table_row(batch) for batch in reversed(batches)],
@@ -65,7 +66,8 @@ def table_row(batch: FinishedBatch) -> dict[str, Any]:
     cells = [
         *(finished, summary.slices, summary.rejected),
         *(f"{scores[key].value:.3f} ({scores[key].reference:.3f})" if key in scores else "" for key in JUDGED),
-        *(f"{summary.slices_per_second:.1f}", f"{hours:.2f}", summary.request.model[:12], summary.request.base_seed),
+        *(f"{summary.slices_per_second:.1f}", f"{hours:.2f}"),
+        *(summary.request.model[:12], (summary.features or "")[:12], summary.request.base_seed),
     ]
     return {
         "name": batch.name,

@@ -43,7 +43,7 @@ class BatchRequest:
     reject: Reject
     part_size: Annotated[int, Field(ge=1)]
     data_fingerprint: str | None  # of the data set it is measured against; None: it is not measured
-    inception: str | None  # digest of the weights whose features are used; None: the run's own feature network
+    inception: str | None  # digest of the weights whose features are used; None: the feature network of the model
     gate: GateConfig
     software: dict[str, str]
 

@@ -29,7 +29,7 @@ BATCH = BatchSummary(
 @pytest.mark.parametrize(
     ("inception", "says"),
     [
-        (None, "Feature network: the one trained with this model (123456123456)."),
+        (None, "Feature network: the one in the model bundle (123456123456)."),
         ("fedcba" * 8, "Feature network: Inception v3 (weights fedcbafedcba)."),
     ],
 )

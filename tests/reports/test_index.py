@@ -11,7 +11,7 @@ from oasisgen.quality.measures import Score
 from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports import figures
 from oasisgen.reports.index import write_index
-from tests.conftest import requested
+from tests.conftest import one_line, requested
 
 REQUEST = requested(count=10, levels=(1, 2), data_fingerprint="f")
 SUMMARY = BatchSummary(
@@ -59,6 +59,23 @@ def test_the_batches_of_a_root_are_found_and_shown(place: str) -> None:
     assert names == ["other-eyes", "other", "third", "a-second", "b-first"]
     assert "too &lt;little&gt; variety" in rows[2]
     assert "3.000 (1.000)" in rows[3]
+
+
+def test_a_newer_batch_that_another_feature_network_measured_is_named_and_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = f"{tmp_path}/batches"
+    write_batch(root, "other", 1, features="other eyes")
+    write_batch(root, "older", 2, features=None)  # an old version's
+    assert last_released(root, REQUEST, "eyes", but="tonight") is None
+    said = one_line(capsys.readouterr().out)
+    assert "older is not compared, though released: another feature network (unknown) measured it" in said
+    write_batch(root, "same", 3)
+    assert last_released(root, REQUEST, "eyes", but="tonight").name == "same"  # type: ignore[union-attr]
+    assert capsys.readouterr().out == ""
+    write_index(root)
+    page = storage.read_bytes(f"{root}/index.html").decode()
+    assert [page.count(f"<td>{network}</td>") for network in ("eyes", "other eyes")] == [1, 1]
 
 
 def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
