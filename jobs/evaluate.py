@@ -1,12 +1,14 @@
 """Measure how well a trained model reconstructs a split."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from oasisgen import cli, storage
 from oasisgen.config.check import check, check_finite
 from oasisgen.progress import say
+
+if TYPE_CHECKING:
+    from oasisgen.quality.reconstruction import ReconstructionScores
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,15 @@ class Flags:
         check("wait_minutes", self.wait_minutes, self.wait_minutes >= 0, "at least 0")
 
 
-def lines(summary: Mapping[str, Any]) -> list[str]:
+def lines(scores: "ReconstructionScores") -> list[str]:
     """What `evaluation.json` says, in words."""
     from oasisgen.reports.page import interval
 
     return [
-        f"SSIM         {interval(summary['ssim'])}",
-        f"PSNR, dB     {interval(summary['psnr_db'], 2)}",
-        f"codes in use {summary['codes_in_use']} ({summary['codes_in_use_percent']:.1f} %)",
-        f"perplexity   {summary['perplexity']:.1f}",
+        f"SSIM         {interval(scores.ssim)}",
+        f"PSNR, dB     {interval(scores.psnr_db, 2)}",
+        f"codes in use {scores.codes_in_use} ({scores.codes_in_use_percent:.1f} %)",
+        f"perplexity   {scores.perplexity:.1f}",
     ]
 
 
@@ -57,12 +59,12 @@ def main() -> None:
         out = storage.absolute(flags.out)
         with cluster.connection():
             data = open_data_set(flags.data)
-            summary = evaluate_bundle(flags.model, data, flags.split, out, flags.gpus_per_worker, flags.wait_minutes)
+            scores = evaluate_bundle(flags.model, data, flags.split, out, flags.gpus_per_worker, flags.wait_minutes)
         say(
             "evaluate",
-            f"{flags.split}: {summary['slices']} slices of {summary['cases']} cases; 95 % intervals over subjects",
+            f"{flags.split}: {scores.slices} slices of {scores.cases} cases; 95 % intervals over subjects",
         )
-        for line in lines(summary):
+        for line in lines(scores):
             say("evaluate", line)
         say("evaluate", f"written to {out}")
 

@@ -18,6 +18,7 @@ from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost
+from oasisgen.metrics.bootstrap import Interval
 from oasisgen.models.bundle import read_bundle, weights_of, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import make_prior
@@ -25,15 +26,15 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.evaluate import evaluate_bundle, write_evaluation
 from oasisgen.pipelines.generate import make_batch
 from oasisgen.pipelines.slices import BatchJob
-from oasisgen.quality.reconstruction import Evaluation
+from oasisgen.quality.reconstruction import Evaluation, MeasuredData, ReconstructionScores
 from oasisgen.reports.run import write_run_report
 from oasisgen.sampling.request import BatchRequest
 from oasisgen.training.encode import require_same_codes
 from tests.conftest import lost_lock
 
-NUMBER = {"mean": 0.5, "low": 0.4, "high": 0.6}
-QUALITY = {"slices": 2, "cases": 1, "ssim": NUMBER, "psnr_db": NUMBER, "codes_in_use": 3, "perplexity": 2.0}
-QUALITY["codes_in_use_percent"] = 1.0
+NUMBER = Interval(0.5, 0.4, 0.6)
+SCORES = ReconstructionScores(MeasuredData("d", "f"), "validate", 2, 1, NUMBER, NUMBER, 3, 1.0, 2.0)
+MEASURED = Evaluation(SCORES, pa.table({"case": ["001"], "ssim": [0.5]}), np.ones(3, np.int64))
 VQ, PRIOR = VQVAEConfig(channels=8, residual_channels=4), DCGANConfig(channels=8)
 DESCRIBED = {"seed": 0, "data": {"uri": "d", "fingerprint": "f"}, "vqvae": asdict(VQ), "prior": "dcgan"}
 DESCRIBED |= {"dcgan": asdict(PRIOR), "features": {}}
@@ -42,7 +43,7 @@ DESCRIBED |= {"dcgan": asdict(PRIOR), "features": {}}
 def bundle_of_a_run(out: str) -> None:
     vqvae = VQVAE(VQ)
     prior = make_prior("dcgan", asdict(PRIOR), vqvae.quantizer.codebook.detach(), OASIS)
-    metrics = {"reconstruction": QUALITY}
+    metrics = {"reconstruction": asdict(SCORES)}
     write_bundle(
         f"{out}/model", DESCRIBED, vqvae, prior, weights_of(FeatureNetwork(OASIS)), metrics, lost_lock(out).write
     )
@@ -50,9 +51,8 @@ def bundle_of_a_run(out: str) -> None:
 
 def report_of_a_run(out: str) -> None:
     slices = [(np.zeros((256, 256), np.uint8),) * 2] * 32
-    metrics = {"reconstruction": QUALITY, "code_counts": [1, 2, 3], "model": "m"}
     stages: dict[str, Any] = {"vqvae": [], "features": [], "dcgan": []}
-    write_run_report(out, DESCRIBED, metrics, stages, slices[:8], slices, lost_lock(out).commit)
+    write_run_report(out, DESCRIBED, "m", MEASURED, stages, slices[:8], slices, lost_lock(out).commit)
 
 
 def codes_of_a_prior(out: str) -> None:
@@ -60,8 +60,7 @@ def codes_of_a_prior(out: str) -> None:
 
 
 def evaluation(out: str) -> None:
-    measured = Evaluation(QUALITY, pa.table({"case": ["001"], "ssim": [0.5]}), np.ones(3, np.int64))
-    write_evaluation(out, "m", measured, lost_lock(out).commit)
+    write_evaluation(out, "m", MEASURED, lost_lock(out).commit)
 
 
 @pytest.mark.parametrize(

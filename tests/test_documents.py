@@ -26,7 +26,7 @@ from oasisgen.progress import say
 from oasisgen.quality import gate, history
 from oasisgen.quality import summary as summaries
 from oasisgen.quality.measures import Score
-from oasisgen.quality.reconstruction import EvaluationFile
+from oasisgen.quality.reconstruction import ReconstructionScores
 from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports import index
 from oasisgen.sampling import manifest as manifests
@@ -201,7 +201,7 @@ def read_settings(folder: str) -> None:
 
 
 def read_evaluation(folder: str) -> None:
-    for line in evaluate.lines(documents.read(f"{folder}/evaluation.json", EvaluationFile)):
+    for line in evaluate.lines(documents.read(f"{folder}/evaluation.json", ReconstructionScores)):
         say("evaluate", line)
 
 
@@ -220,6 +220,8 @@ READERS: dict[str, tuple[Any, Callable[[str], object]]] = {
     "train.json": ({"data": "d", "vqvae": "v", "parts": [SHARD]}, lambda folder: encode.shards_of(folder, "train")),
     "evaluation.json": (
         {
+            "data": {"uri": "d", "fingerprint": "f"},
+            "split": "validate",
             "slices": 1,
             "cases": 1,
             "ssim": INTERVAL,

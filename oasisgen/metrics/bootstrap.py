@@ -1,15 +1,28 @@
 """Means that say how sure they are."""
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from oasisgen.documents import Finite
 
 RESAMPLES = 10_000
 
 
-def mean_with_interval(values: np.ndarray, subjects: np.ndarray) -> dict[str, float]:
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval."""
+
+    mean: Finite
+    low: Finite
+    high: Finite
+
+
+def mean_with_interval(values: np.ndarray, subjects: np.ndarray) -> Interval:
     """The mean over slices and its 95 % interval by bootstrap over subjects (Efron & Tibshirani 1993, chapter 13).
 
     `values` (N,), `subjects` (N,) name the subject of each. Slices of one person are alike, so resampling single slices
-    would give too narrow an interval. Returns `mean`, `low`, `high`; the same data gives the same interval.
+    would give too narrow an interval. The same data gives the same interval.
     """
     _, owner = np.unique(subjects, return_inverse=True)  # (N,)
     sums = np.bincount(owner, weights=values)  # (subjects,)
@@ -17,4 +30,4 @@ def mean_with_interval(values: np.ndarray, subjects: np.ndarray) -> dict[str, fl
     drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)  # (RESAMPLES,)
     low, high = np.percentile(means, [2.5, 97.5])
-    return {"mean": float(np.mean(values)), "low": float(low), "high": float(high)}
+    return Interval(float(np.mean(values)), float(low), float(high))

@@ -1,20 +1,20 @@
 """The evaluation job: how well a trained model reconstructs a split."""
 
 import json
+from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from oasisgen import cluster, documents, storage, tables
 from oasisgen.config.folder import write_settings
 from oasisgen.data.slices import DataSet
 from oasisgen.lock import Commit, lock
 from oasisgen.models.bundle import read_bundle, read_vqvae
-from oasisgen.quality.reconstruction import Evaluation, EvaluationFile, evaluate
+from oasisgen.quality.reconstruction import Evaluation, ReconstructionScores, evaluate
 
 
 def evaluate_bundle(
     bundle_uri: str, data: DataSet, split: str, out: str, gpus: float | None = None, wait_minutes: float = 0.0
-) -> dict[str, Any]:
+) -> ReconstructionScores:
     """Evaluate a bundle, or the one of a run; returns what `<out>/evaluation.json` says, beside `slices.parquet`.
 
     Each of its actors has so many GPUs, None: one, where the cluster has any. A finished evaluation is left as it is.
@@ -29,16 +29,18 @@ def evaluate_bundle(
     write_settings(out, {"model": bundle.digest, "data_fingerprint": data.fingerprint, "split": split})
     written = storage.join(out, "evaluation.json")
     if storage.exists(written):
-        return dict(documents.read(written, EvaluationFile))
+        return documents.read(written, ReconstructionScores)
     with lock(out) as held:
         actors = cluster.actors(gpus, wait_minutes, "--gpus-per-worker")
         evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split, actors)
         return write_evaluation(out, bundle.digest, evaluation, held.commit)
 
 
-def write_evaluation(out: str, model: str, evaluation: Evaluation, commit: Commit) -> dict[str, Any]:
-    """Write `<out>/slices.parquet` and then, by `commit`, `<out>/evaluation.json`; returns what that says."""
-    summary = {"model": model, **evaluation.summary}
+def write_evaluation(out: str, model: str, evaluation: Evaluation, commit: Commit) -> ReconstructionScores:
+    """Write `<out>/slices.parquet` and then, by `commit`, `<out>/evaluation.json`, which names the model; returns its
+    scores.
+    """
+    written = {"model": model, **asdict(evaluation.scores)}
     tables.write(storage.join(out, "slices.parquet"), evaluation.slices, len(evaluation.slices))
-    commit(storage.join(out, "evaluation.json"), (json.dumps(summary, indent=2) + "\n").encode())
-    return summary
+    commit(storage.join(out, "evaluation.json"), (json.dumps(written, indent=2) + "\n").encode())
+    return evaluation.scores

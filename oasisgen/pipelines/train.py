@@ -109,16 +109,16 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
         "features": dataclasses.asdict(config.features),
     }
     evaluation = evaluate(load_vqvae, data, "validate", actors_of(config))
-    metrics = {"reconstruction": evaluation.summary, "code_counts": evaluation.code_counts.tolist()}
+    metrics = {"reconstruction": dataclasses.asdict(evaluation.scores), "code_counts": evaluation.code_counts.tolist()}
     held.renew()
     with suppress(FileNotFoundError):
         storage.remove(storage.join(config.out, "report", "index.html"))  # of a bundle before: the run is not finished
-    metrics["model"] = write_bundle(bundle_uri, described, vqvae, prior, features.weights, metrics, held.write)
+    model = write_bundle(bundle_uri, described, vqvae, prior, features.weights, metrics, held.write)
 
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
-    generated = samples(bundle_uri, metrics["model"], config, data, feed)
-    write_run_report(config.out, described, metrics, histories, pairs, generated, held.commit)
+    generated = samples(bundle_uri, model, config, data, feed)
+    write_run_report(config.out, described, model, evaluation, histories, pairs, generated, held.commit)
 
 
 def actors_of(config: TrainConfig) -> cluster.Actors:

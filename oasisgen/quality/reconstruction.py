@@ -1,18 +1,18 @@
 """How well the VQ-VAE reconstructs a split: every slice, in evaluation mode, as the 8-bit image it would write."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from typing_extensions import TypedDict
 
 from oasisgen import actor, cluster
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import PIECES, DataSet, read_slices
 from oasisgen.documents import Count, Finite
-from oasisgen.metrics.bootstrap import mean_with_interval
+from oasisgen.metrics.bootstrap import Interval, mean_with_interval
 from oasisgen.metrics.ssim import psnr, ssim
 from oasisgen.models.quantizer import count_codes, perplexity
 from oasisgen.models.vqvae import VQVAE
@@ -22,17 +22,20 @@ from oasisgen.progress import Progress
 BATCH = 16
 
 
-class Interval(TypedDict):
-    """A mean with its 95 % interval."""
+@dataclass(frozen=True)
+class MeasuredData:
+    """The data set whose slices were reconstructed."""
 
-    mean: Finite
-    low: Finite
-    high: Finite
+    uri: str
+    fingerprint: str
 
 
-class EvaluationFile(TypedDict):
-    """`evaluation.json`; it names the model and the data set too."""
+@dataclass(frozen=True)
+class ReconstructionScores:
+    """How well a model reconstructs a split, as `evaluation.json` and a bundle's `metrics.json` have it."""
 
+    data: MeasuredData
+    split: str
     slices: Count
     cases: Count
     ssim: Interval
@@ -45,7 +48,7 @@ class EvaluationFile(TypedDict):
 class Evaluation(NamedTuple):
     """What `evaluate` returns."""
 
-    summary: dict[str, Any]
+    scores: ReconstructionScores
     slices: pa.Table  # case, subject, level, ssim, psnr
     code_counts: np.ndarray  # (K,) int64
 
@@ -97,15 +100,15 @@ def evaluate(load: Callable[[], VQVAE], data: DataSet, split: str, actors: clust
             progress.advance(len(tables[-1]))
     slices = pa.concat_tables(tables)
     subjects = slices["subject"].to_numpy()
-    summary = {
-        "data": {"uri": data.uri, "fingerprint": data.fingerprint},
-        "split": split,
-        "slices": len(slices),
-        "cases": len(np.unique(slices["case"].to_numpy())),
-        "ssim": mean_with_interval(slices["ssim"].to_numpy(), subjects),
-        "psnr_db": mean_with_interval(slices["psnr"].to_numpy(), subjects),
-        "codes_in_use": int((counts > 0).sum()),
-        "codes_in_use_percent": float(100.0 * (counts > 0).mean()),
-        "perplexity": float(perplexity(torch.from_numpy(counts))),
-    }
-    return Evaluation(summary, slices, counts)
+    scores = ReconstructionScores(
+        data=MeasuredData(data.uri, data.fingerprint),
+        split=split,
+        slices=len(slices),
+        cases=len(np.unique(slices["case"].to_numpy())),
+        ssim=mean_with_interval(slices["ssim"].to_numpy(), subjects),
+        psnr_db=mean_with_interval(slices["psnr"].to_numpy(), subjects),
+        codes_in_use=int((counts > 0).sum()),
+        codes_in_use_percent=float(100.0 * (counts > 0).mean()),
+        perplexity=float(perplexity(torch.from_numpy(counts))),
+    )
+    return Evaluation(scores, slices, counts)

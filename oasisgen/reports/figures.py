@@ -63,12 +63,12 @@ def distributions(synthetic: pa.Table, real: pa.Table, names: dict[str, str]) ->
         return _svg(figure)
 
 
-def code_usage(counts: list[int]) -> str:
-    """How often each code is used, most used first."""
+def code_usage(counts: np.ndarray) -> str:
+    """How often each code is used, most used first, from how often each occurs (K,)."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.5, 2.2), layout="constrained")
         axis = figure.subplots()
-        share = np.sort(np.array(counts, float))[::-1] / max(1, sum(counts))
+        share = np.sort(counts.astype(float))[::-1] / max(1, counts.sum())
         axis.bar(np.arange(len(share)), np.maximum(share, 1e-9), width=1.0, color=REAL)
         axis.set(yscale="log", ylim=(1e-6, 1), xlabel="codes, most used first", ylabel="share of all positions")
         return _svg(figure)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from oasisgen.metrics.bootstrap import Interval
+
 
 class Picture(NamedTuple):
     """An image with what is to be said of it."""
@@ -36,6 +38,6 @@ def render(template: str = "report.html", **content: Any) -> bytes:
     return environment.get_template(template).render(content).encode()
 
 
-def interval(value: dict[str, float], digits: int = 4) -> str:
+def interval(value: Interval, digits: int = 4) -> str:
     """`0.9630 (0.9611 to 0.9648)`."""
-    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
+    return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"

@@ -10,6 +10,7 @@ from oasisgen.config.train import PriorName
 from oasisgen.data.feed import chunks
 from oasisgen.lock import Commit
 from oasisgen.models.priors import PRIORS
+from oasisgen.quality.reconstruction import Evaluation, ReconstructionScores
 from oasisgen.reports import figures
 from oasisgen.reports.page import Section, interval, render
 
@@ -23,7 +24,8 @@ Pairs = list[tuple[np.ndarray, np.ndarray]]
 def write_run_report(
     out: str,
     config: dict[str, Any],
-    metrics: dict[str, Any],
+    model: str,
+    evaluation: Evaluation,
     histories: dict[str, list[dict[str, Any]]],
     pairs: Pairs,
     generated: Pairs,
@@ -31,18 +33,18 @@ def write_run_report(
 ) -> None:
     """Write `<out>/report/slices.png`, and by `commit` `<out>/report/index.html`.
 
-    `pairs` are (real, reconstructed) held-out slices, `generated` (synthetic, real of the same level). The rows of
-    `slices.png` are real, reconstructed and synthetic slices.
+    `model` is the digest of the bundle. `pairs` are (real, reconstructed) held-out slices, `generated` (synthetic, real
+    of the same level). The rows of `slices.png` are real, reconstructed and synthetic slices.
     """
     rows = [*zip(*pairs, strict=True), [synthetic for synthetic, _ in generated[:: len(generated) // SHOWN]]]
     storage.write_bytes(storage.join(out, "report", "slices.png"), figures.montage(rows))
     page = render(
         title="Training run",
-        subtitle=f"model {metrics['model'][:12]}, trained on {config['data']['uri']}, oasisgen {__version__}",
+        subtitle=f"model {model[:12]}, trained on {config['data']['uri']}, oasisgen {__version__}",
         sections=[
-            reconstruction_section(metrics["reconstruction"], config["vqvae"]["codebook_size"]),
+            reconstruction_section(evaluation.scores, config["vqvae"]["codebook_size"]),
             pairs_section(pairs),
-            *training_sections(config["prior"], histories, metrics["code_counts"]),
+            *training_sections(config["prior"], histories, evaluation.code_counts),
             generated_section(generated),
             Section("Configuration", table=tuple((name, str(value)) for name, value in flatten(config).items())),
         ],
@@ -50,18 +52,18 @@ def write_run_report(
     commit(storage.join(out, "report", "index.html"), page)
 
 
-def reconstruction_section(quality: dict[str, Any], codebook_size: int) -> Section:
+def reconstruction_section(scores: ReconstructionScores, codebook_size: int) -> Section:
     """How well held-out slices are reconstructed, beside the baseline."""
     return Section(
         "Reconstruction",
-        f"All {quality['slices']} slices of the {quality['cases']} cases in the validate split, in evaluation mode, as "
+        f"All {scores.slices} slices of the {scores.cases} cases in the validate split, in evaluation mode, as "
         "the 8-bit images that would be written. In brackets: 95 % interval, bootstrap over subjects.",
         columns=("measure", "this run", "the baseline's report"),
         table=(
-            ("SSIM", interval(quality["ssim"]), "0.8462 (best epoch, one batch of 16 test slices)"),
-            ("PSNR, dB", interval(quality["psnr_db"], 2), ""),
-            ("codes in use", f"{quality['codes_in_use']} of {codebook_size}", ""),
-            ("perplexity", f"{quality['perplexity']:.0f}", ""),
+            ("SSIM", interval(scores.ssim), "0.8462 (best epoch, one batch of 16 test slices)"),
+            ("PSNR, dB", interval(scores.psnr_db, 2), ""),
+            ("codes in use", f"{scores.codes_in_use} of {codebook_size}", ""),
+            ("perplexity", f"{scores.perplexity:.0f}", ""),
         ),
     )
 
@@ -79,7 +81,7 @@ def pairs_section(pairs: Pairs) -> Section:
 
 
 def training_sections(
-    prior: PriorName, histories: dict[str, list[dict[str, Any]]], code_counts: list[int]
+    prior: PriorName, histories: dict[str, list[dict[str, Any]]], code_counts: np.ndarray
 ) -> tuple[Section, ...]:
     """The curves of each stage, and how the codebook is used."""
     stage_1 = {

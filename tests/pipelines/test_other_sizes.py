@@ -46,7 +46,7 @@ def test_a_data_set_of_another_size_goes_from_raw_slices_to_a_measured_batch(
     assert [image.shape for image in images] == 2 * shape.levels * [shape.image_size]
 
     evaluation = evaluate_bundle(model, data, "validate", str(tmp_path / "evaluation"))
-    assert evaluation["slices"] == 2 * shape.levels
+    assert evaluation.slices == 2 * shape.levels
     with pytest.raises(UserError, match=f"data set {packed} has {shape}: name a data set"):
         evaluate_bundle(str(trained), data, "validate", str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
