@@ -57,8 +57,8 @@ class PackConfig:
     """URI of the data set, <root>/datasets/<name>."""
     layout: Literal["auto", "slices", "oasis1", "volumes"] = "auto"
     """How the source is laid out: slices (image files in split folders), oasis1 (the official OASIS-1 folders
-    OAS1_xxxx_MR1 with PROCESSED and FSL_SEG), volumes (NIfTI, Analyze or MGH files), or auto: recognised by the names
-    of the files."""
+    OAS1_xxxx_MR1 with PROCESSED and FSL_SEG), volumes (NIfTI, Analyze or MGH files, or DICOM series), or auto:
+    recognised by the files."""
     pattern: str | None = None
     """Of image files and volumes: a regular expression that is searched in each path below the source, with groups
     (?P<case>…) or (?P<subject>…), of image files (?P<level>…), and perhaps (?P<session>…) and (?P<split>…). Default:

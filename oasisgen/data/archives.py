@@ -164,19 +164,20 @@ def _zip_members(uri: str, archive: SourceFile) -> Iterator[SourceFile | UnusedF
                 yield _refusal(path, info.filename) or SourceFile(path, info.file_size, archive.modified, where)
 
 
-def read_member(source: str, file: SourceFile) -> bytes:
-    """The bytes of a file in an archive. Raises InvalidFile if they are damaged."""
+def read_member(source: str, file: SourceFile, most: int | None = None) -> bytes:
+    """The bytes of a file in an archive, or its first `most` bytes. Raises InvalidFile if they are damaged."""
     member = file.member
     assert member
+    size = file.size if most is None else min(most, file.size)
     uri = storage.join(source, member.archive).rstrip("/")
     with _damage(uri):
         if member.method == "gzip":
-            data = _open_gzip(uri, file.modified).pread(file.size, member.start)
+            data = _open_gzip(uri, file.modified).pread(size, member.start)
         elif member.crc is None:
-            data = _open_file(uri, file.modified).read_at(file.size, member.start)
+            data = _open_file(uri, file.modified).read_at(size, member.start)
         else:
-            data = _read_from_zip(_open_file(uri, file.modified), file, member)
-        if len(data) != file.size or (member.crc is not None and zlib.crc32(data) != member.crc):
+            data = _read_from_zip(_open_file(uri, file.modified), file, member)[:size]
+        if len(data) != size or (size == file.size and member.crc is not None and zlib.crc32(data) != member.crc):
             raise EOFError(f"{file.path} is not whole")
     return data
 

@@ -56,10 +56,13 @@ class VolumeFile:
 
     image: SourceFile
     header: SourceFile | None = None  # of an Analyze or NIfTI pair
+    series: tuple[SourceFile, ...] = ()  # all files of a DICOM series; `image` is one of them
 
     @property
     def files(self) -> list[SourceFile]:
         """The files that it is read from."""
+        if self.series:
+            return [*self.series]
         return [self.image, self.header] if self.header else [self.image]
 
 

@@ -1,13 +1,12 @@
 """Survey a source: list its files, recognise its layout, find its cases."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from functools import partial
 
 from oasisgen import storage
 from oasisgen.config.pack import PackConfig
-from oasisgen.data import oasis1, slice_files, volumes
+from oasisgen.data import dicom, oasis1, slice_files, volumes
 from oasisgen.data.cases import SourceFile, Survey
 from oasisgen.data.covariates import add_covariates, address_of_table
 from oasisgen.data.description import by_reason
@@ -16,8 +15,6 @@ from oasisgen.data.text_tables import read_text_table
 from oasisgen.data.tree import list_tree, read_file
 from oasisgen.errors import UserError
 from oasisgen.progress import say
-
-DICOM = re.compile(r"\.(dcm|dicom|ima)$|(^|/)DICOMDIR$", re.IGNORECASE)
 
 
 def survey(config: PackConfig) -> Survey:
@@ -39,7 +36,9 @@ def survey(config: PackConfig) -> Survey:
         subjects = len({case.subject for case in found.cases})
         say("pack", f"oasis1: {len(found.cases)} scans of {subjects} subjects")
     elif layout == "volumes":
-        found = volumes.find_cases(config, scans, partial(read_file, source))
+        is_dicom = not volumes.matches(scans) and dicom.matches(scans, partial(read_file, source))
+        find_cases = dicom.find_cases if is_dicom else volumes.find_cases
+        found = find_cases(config, scans, partial(read_file, source))
         labelled = sum(case.scan is not None and case.scan.labels is not None for case in found.cases)
         say("pack", f"volumes: {len(found.cases)} scans, {labelled} with label maps")
     else:
@@ -70,7 +69,7 @@ def survey(config: PackConfig) -> Survey:
 
 
 def _layout(config: PackConfig, files: Sequence[SourceFile]) -> str:
-    """The layout that the flags or the names of the files tell. Raises UserError if they fit two, or are DICOM."""
+    """The layout that the flags or the files tell. Raises UserError if they fit two."""
     if config.layout != "auto":
         return config.layout
     is_slices = slice_files.matches(files)
@@ -80,9 +79,6 @@ def _layout(config: PackConfig, files: Sequence[SourceFile]) -> str:
         raise UserError(
             f"{config.source} holds {what} and slices in split folders: choose with --layout {other} or --layout slices"
         )
-    if not is_slices and not other and (dicom := next((file for file in files if DICOM.search(file.path)), None)):
-        raise UserError(
-            f"{config.source} holds DICOM files ({dicom.path}), which are not read: convert them to NIfTI by "
-            "dcm2niix -z y -f %i_%p -o <folder> <source> and pack that folder"
-        )
+    if not is_slices and not other and dicom.matches(files, partial(read_file, config.source)):
+        return "volumes"
     return other or "slices"

@@ -77,21 +77,24 @@ def _is_leftover(path: str) -> bool:
     return any(LEFTOVER.fullmatch(name) for name in path.split("/"))
 
 
-def read_file(source: str, file: SourceFile) -> bytes:
-    """The bytes of a file, with one retry after a pause in case storage is down. Raises StorageError.
+def read_file(source: str, file: SourceFile, most: int | None = None) -> bytes:
+    """The bytes of a file, or its first `most` bytes, with one retry after a pause in case storage is down.
 
-    Ray's `retry_exceptions` is no alternative: Ray Data rejects it since 2.64, and Ray retries without a pause.
+    Raises StorageError. Ray's `retry_exceptions` is no alternative: Ray Data rejects it since 2.64, and Ray retries
+    without a pause.
     """
     uri = storage.join(source, file.path)
     try:
         try:
-            return _read(source, file)
+            return _read(source, file, most)
         except StorageError:
             time.sleep(PAUSE_SECONDS)
-            return _read(source, file)
+            return _read(source, file, most)
     except FileNotFoundError:
         raise StorageError(f"{uri} was removed while it was being packed: pack again") from None
 
 
-def _read(source: str, file: SourceFile) -> bytes:
-    return read_member(source, file) if file.member else storage.read_bytes(storage.join(source, file.path))
+def _read(source: str, file: SourceFile, most: int | None) -> bytes:
+    if file.member:
+        return read_member(source, file, most)
+    return storage.read_bytes(storage.join(source, file.path), most)

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from oasisgen.config.pack import PackConfig
+from oasisgen.data import dicom
 from oasisgen.data.cases import Case, Found, Scan, Slice, SourceFile, UnusedFile, VolumeFile
 from oasisgen.data.cut import cut
 from oasisgen.data.description import LabelClass, RejectedFile
@@ -186,6 +187,8 @@ def _classes(config: PackConfig, cases: Sequence[Case], read: Read) -> tuple[Lab
 
 
 def _read(volume: VolumeFile, read: Read) -> VolumeData:
+    if volume.series:
+        return dicom.read(volume, read)
     return read_volume(volume.image.path, read(volume.image), read(volume.header) if volume.header else None)
 
 

@@ -204,13 +204,6 @@ def test_a_pattern_tells_cases_subjects_splits_and_the_label_maps_of_volumes(tmp
     assert {case.case: case.split for case in cases} == {"a": "train", "b": "validate"}
 
 
-def test_dicom_files_are_named_with_the_way_to_convert_them(tmp_path: Path) -> None:
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "1.dcm").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"holds DICOM files \(s/1\.dcm\), which are not read: .* dcm2niix"):
-        survey(PackConfig(str(tmp_path), "out"))
-
-
 def test_a_folder_per_scan_names_the_cases(tmp_path: Path) -> None:
     voxels = head()
     for name in ("a", "b"):
