@@ -1,7 +1,8 @@
 """Context managers for process-wide state that a job changes; each restores it at the end.
 
 Other functions that change process-wide state say so in their docstrings: `precision.repeatable` (PyTorch's switches),
-`actor.set_up` and `training.worker.Worker.start` (PyTorch's threads), `stderr.without_ray_lines` (file descriptor 2).
+`actor.set_up` and `training.worker.Worker.start` (PyTorch's threads), `stderr.without_ray_lines` (file descriptor 2),
+`data.images.silence_pillow` and `data.dicom_reader.pydicom_module` (warning filters).
 """
 
 import logging

@@ -1,15 +1,21 @@
 """Decode one image file: to a slice, or to a label map."""
 
 import io
+import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MOST_BYTES = 4_000_000  # larger files are not opened: 20 times an uncompressed slice in RGB
 MOST_PIXELS = 2048  # in height and in width
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
 WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes with more than 8 bits
+
+
+def silence_pillow() -> None:
+    """Hide Pillow's warnings in this process: a damaged file is rejected with its reason, which is enough."""
+    warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 class Decoded(NamedTuple):
@@ -85,5 +91,7 @@ def _load(step, *given):  # type: ignore[no-untyped-def]
         raise
     except Image.DecompressionBombError:
         raise ValueError(f"too many pixels: a slice has at most {MOST_PIXELS} x {MOST_PIXELS}") from None
+    except UnidentifiedImageError:  # its message holds an address in memory
+        raise ValueError("truncated or damaged (its header cannot be read)") from None
     except Exception as error:  # Pillow raises many types: OSError, SyntaxError, IndexError, zlib.error, …
         raise ValueError(f"truncated or damaged ({' '.join(str(error).split())})") from None

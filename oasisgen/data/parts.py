@@ -19,7 +19,7 @@ from oasisgen.data import degenerate, oasis1, volumes
 from oasisgen.data.cases import Case, Scan, Slice, SliceFile, Survey, Volume
 from oasisgen.data.description import ByReason, Covariate, LabelClass, PackedPart, RejectedFile, by_reason
 from oasisgen.data.fit import fit
-from oasisgen.data.images import decode, decode_labels
+from oasisgen.data.images import decode, decode_labels, silence_pillow
 from oasisgen.data.labels import classes_of
 from oasisgen.data.slices import columns_of
 from oasisgen.data.tree import read_file
@@ -92,6 +92,7 @@ def _groups(cases: Sequence[Case]) -> Iterator[list[Case]]:
 
 def pack_part(row: dict[str, str]) -> dict[str, str]:
     """Read and write a part: its PartPlan as JSON -> its WrittenPart as JSON."""
+    silence_pillow()
     plan = documents.parse(row["plan"].encode(), PartPlan, "the plan of a part")
     results = read_cases(plan)
     slices = [(case, each) for case, each in results if isinstance(each, Slice)]

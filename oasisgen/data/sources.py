@@ -10,6 +10,7 @@ from oasisgen.data import dicom, oasis1, slice_files, volumes
 from oasisgen.data.cases import SourceFile, Survey
 from oasisgen.data.covariates import add_covariates, address_of_table
 from oasisgen.data.description import by_reason
+from oasisgen.data.images import silence_pillow
 from oasisgen.data.splits import assign_splits
 from oasisgen.data.text_tables import read_text_table
 from oasisgen.data.tree import list_tree, read_file
@@ -22,6 +23,7 @@ def survey(config: PackConfig) -> Survey:
 
     Raises UserError if the folder or archive is missing or damaged, holds no slice, or has a subject in two splits.
     """
+    silence_pillow()
     config = config.absolute()
     source = config.source
     splits = read_text_table(config.splits, "--splits") if config.splits else None

@@ -1,5 +1,10 @@
-"""Bad input to packing: each ends in one line that names the thing and the fix."""
+"""Bad input to packing: each ends in one line that names the thing and the fix.
 
+Kinds that only reading finds out have tables of their own: images (test_images.py), voxels (test_volumes.py) and
+archives (test_tree.py).
+"""
+
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +35,19 @@ def nothing(folder: Path) -> None:
     """The flags alone are bad."""
 
 
+def files(**contents: bytes) -> Callable[[Path], object]:
+    """A function that writes the files of a folder `source`; `_` in a name is a dot."""
+
+    def make(folder: Path) -> None:
+        for name, content in contents.items():
+            path = folder / "source" / name.replace("_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    return make
+
+
+SOURCE = {"source": "{}/source"}
 TABLE = {"table": "{}/t.csv"}
 SPLITS = {"splits": "{}/t.csv"}
 SLICES = "train/case_001_slice_0.nii.png", "validate/case_002_slice_0.nii.png"
@@ -110,6 +128,27 @@ BAD = {
         {"label_classes": "0=background,1=lesion"},
         r"raw has no label maps for --label-classes: leave it out, or add them",
     ),
+    "no source": Bad(nothing, SOURCE, r"no folder at .*source: give --source the folder .* or an archive"),
+    "an empty folder": Bad(lambda folder: (folder / "source").mkdir(), SOURCE, r"no slices in .*source: expected "),
+    "an empty archive": Bad(files(a_zip=b""), {"source": "{}/source/a.zip"}, r"a\.zip .*: copy it again"),
+    "half an archive": Bad(
+        files(a_tar_gz=gzip.compress(bytes(range(256)) * 99)[:200]),
+        {"source": "{}/source/a.tar.gz"},
+        r"a\.tar\.gz .*: copy it again",
+    ),
+    "a header without its voxels": Bad(
+        files(a_hdr=bytes(348)), SOURCE, r"no volumes in .*source: a\.hdr: no a\.img beside it: copy both files"
+    ),
+    "voxels without their header": Bad(
+        files(a_img=bytes(99)), SOURCE, r"no volumes in .*source: a\.img: no a\.hdr beside it: copy both files"
+    ),
+    "two volumes for one case": Bad(
+        files(a_nii=b"", a_nii_gz=b""), SOURCE, r"2 scans of case a: keep one, or pack from a folder that holds"
+    ),
+    "a pattern without groups": Bad(nothing, {"pattern": r"\d+"}, r"pattern is .*: must be one with named groups"),
+    "a pattern that is no expression": Bad(nothing, {"pattern": "("}, r"pattern is \(: no regular expression"),
+    "shares without a case": Bad(nothing, {"split": "1,0,0"}, r"none of 2 cases is in "),
+    "a flag of another layout": Bad(nothing, {"axis": "coronal"}, r"layout slices, which does not use --axis: leave"),
     "columns of no table": Bad(nothing, {"columns": "age"}, r"--columns age names columns of no table: give one with"),
 }
 
@@ -122,7 +161,8 @@ def test_bad_input_is_one_line(bad: Bad, tmp_path: Path) -> None:
         (raw / split / f"case_{case}_slice_0.nii.png").write_bytes(b"not read by a survey")
     bad.make(tmp_path)
     flags = {name: value.format(tmp_path) for name, value in bad.flags.items()}
-    with pytest.raises(UserError, match=bad.said) as error:
-        survey(PackConfig(str(raw), str(tmp_path / "out"), **flags))  # type: ignore[arg-type]
+    config = {"source": str(raw), "out": str(tmp_path / "out")} | flags
+    with pytest.raises((UserError, ValueError), match=bad.said) as error:
+        survey(PackConfig(**config))  # type: ignore[arg-type]
     assert one_line(str(error.value))
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Image files: which are decoded, which converted, which rejected; how they are fitted to a size."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.description import LabelClass
 from oasisgen.data.fit import fit
-from oasisgen.data.images import decode, decode_labels
+from oasisgen.data.images import decode, decode_labels, silence_pillow
 from oasisgen.data.labels import classes_of
 from tests.conftest import png
 
@@ -86,6 +87,22 @@ def animated(kind: str) -> bytes:
 def test_what_is_not_a_slice_has_a_reason(data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         decode(data)
+
+
+def test_a_damaged_file_has_a_reason_and_no_warnings() -> None:
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, "TIFF", description="x" * 300)
+    damaged = file.getvalue()[:200]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            decode(damaged)
+        assert seen
+        seen.clear()
+        silence_pillow()
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            decode(damaged)
+        assert not seen
 
 
 def test_label_maps_keep_their_values_and_palettes_their_indices() -> None:
