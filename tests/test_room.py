@@ -107,6 +107,7 @@ def test_a_job_waits_for_the_gpu_that_another_job_holds(
 
 
 @pytest.mark.infra
+@pytest.mark.usefixtures("trained")  # the first run of the data set, which trains its feature network
 def test_a_run_and_an_evaluation_on_cpus_leave_the_gpu_alone(
     busy: tuple[str, subprocess.Popen[str]], data: DataSet, tmp_path: Path
 ) -> None:

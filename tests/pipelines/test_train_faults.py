@@ -74,6 +74,7 @@ cp -r {out}/run {copy}
 
 
 @pytest.mark.infra  # mounts a file system
+@pytest.mark.usefixtures("trained")  # the first run of the data set, which trains its feature network
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(data: DataSet, tmp_path: Path) -> None:
     """On a file system of our own, too small for the first checkpoint and then enlarged."""
     out, copy = tmp_path / "disk", tmp_path / "copy"
