@@ -2,7 +2,7 @@
 
 import tyro
 
-from oasisgen.config.train import DCGANConfig, TrainConfig, VQVAEConfig
+from oasisgen.config.train import DCGANConfig, LabelsConfig, TrainConfig, VQVAEConfig
 
 BASELINE = TrainConfig(
     data=tyro.MISSING,
@@ -57,6 +57,7 @@ DEMO = TrainConfig(
     out=tyro.MISSING,
     vqvae=VQVAEConfig(residual_blocks=2, epochs=7, validate_slices=64),
     dcgan=DCGANConfig(epochs=5),
+    labels=LabelsConfig(channels=32),
 )
 
 

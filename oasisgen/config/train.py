@@ -216,8 +216,33 @@ class FeaturesConfig:
 
 
 @dataclass(frozen=True)
+class LabelsConfig:
+    """The label decoder, which turns code maps into label maps; trained if the data set has label maps."""
+
+    channels: int = 64
+    """Feature channels; even."""
+    dice_weight: float = 1.0
+    """Weight of the soft Dice loss, which is added to the cross-entropy. 0 disables it."""
+    epochs: int = 6
+    """Passes over the slices of the training split that have a label map."""
+    batch_size: int = 16
+    """Slices per step, over all workers together."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of Adam; it falls to zero along a cosine."""
+    validate_slices: int = 256
+    """Slices of the validate split to score after every epoch, evenly spaced. 0 scores all of them."""
+
+    def __post_init__(self) -> None:
+        check_finite(self, "labels.")
+        check_least(self, "labels", 1, "epochs", "batch_size")
+        check_least(self, "labels", 0, "dice_weight", "validate_slices")
+        check("labels.channels", self.channels, self.channels > 0 and self.channels % 2 == 0, "even, at least 2")
+        check("labels.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """Train a model: VQ-VAE, feature network and prior."""
+    """Train a model: VQ-VAE, feature network and prior, and a label decoder if the data set has label maps."""
 
     data: str
     """URI of a packed data set (what jobs/pack.py wrote)."""
@@ -249,6 +274,7 @@ class TrainConfig:
     dcgan: DCGANConfig = field(default_factory=DCGANConfig)
     masked: MaskedConfig = field(default_factory=MaskedConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
 
     def __post_init__(self) -> None:
         check_finite(self)
@@ -268,5 +294,5 @@ class TrainConfig:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages of training, in order."""
+        """The stages that every run has, in order."""
         return "vqvae", "features", self.prior

@@ -46,7 +46,7 @@ class Feed:
         self.ends = np.cumsum(sizes)
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.ends[-1]) if self.blocks else 0
 
     def rows(self, numbers: np.ndarray, column: str) -> np.ndarray:
         """Rows of one column, (len(numbers), …), copied from shared memory."""

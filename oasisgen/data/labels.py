@@ -1,10 +1,15 @@
-"""The values of a label map as classes."""
+"""The classes of label maps: from the values in the source, as colors, and in words."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from oasisgen.data.description import LabelClass
+
+COLORS = np.array(  # RGB of the classes from 1 on, repeated; class 0 is black, or transparent over a slice
+    [(86, 180, 233), (230, 159, 0), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66)], np.uint8
+)
+COLOR_NAMES = "blue", "orange", "green", "red", "pink", "yellow"
 
 
 def classes_of(values: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
@@ -17,3 +22,8 @@ def classes_of(values: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
             f"value {values[strange].flat[0]:g} of its label map has no class: name it with --label-classes"
         )
     return order[places].astype(np.uint8)
+
+
+def legend(names: Sequence[str]) -> str:
+    """Which color each class but the first has, in words: `CSF blue, grey matter orange`."""
+    return ", ".join(f"{name} {COLOR_NAMES[n % len(COLOR_NAMES)]}" for n, name in enumerate(names[1:]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -58,7 +59,8 @@ class Columns:
         return [name for name in (*self.others, self.binary) if name in schema.names]
 
     def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
-        """`binary` as an array (N, H, W), and the other columns, with integers as int64."""
+        """`binary` as an array (N, H, W), and the other columns, with integers as int64; without rows that lack it."""
+        table = table.filter(pc.is_valid(table[self.binary]))
         values: np.ndarray = np.frombuffer(b"".join(table[self.binary].to_pylist()), self.dtype)
         others = {name: table[name if name in table.column_names else "case"].to_numpy() for name in self.others}
         others = {name: other.astype(np.int64) if other.dtype.kind == "i" else other for name, other in others.items()}

@@ -93,6 +93,12 @@ class DataSet:
         """Size of its slices, and number of levels."""
         return Shape(*self.image_size, self.levels)
 
+    @property
+    def label_classes(self) -> tuple[LabelClass, ...]:
+        """The classes of its label maps; none if it has no label maps, or only such of one class."""
+        classes = self.description.label_classes
+        return classes if len(classes) > 1 else ()
+
     def degenerate_in(self, split: str) -> frozenset[tuple[str, int]]:
         """Case and level of a split's slices that are blank or have the same pixels as a slice of any split."""
         groups = (self.description.blank, *self.description.equal)
@@ -151,3 +157,13 @@ def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
     data.require_whole(split)
     columns = Columns("image", np.uint8, data.image_size, ("case", "subject", "level"))
     return read_shards(shards_of(data, split), schema_of(data.description), columns, pieces)
+
+
+def read_labels(data: DataSet, split: str) -> ray.data.Dataset:
+    """The label maps of a split as a Ray data set of `case` str, `level` int64 and `labels` (H, W) uint8.
+
+    They have the order of its slices; slices without a label map are left out. Raises as `read_slices`.
+    """
+    data.require_whole(split)
+    columns = Columns("labels", np.uint8, data.image_size, ("case", "level"))
+    return read_shards(shards_of(data, split), schema_of(data.description), columns)

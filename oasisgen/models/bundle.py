@@ -14,11 +14,13 @@ from typing_extensions import TypedDict
 from oasisgen import __version__, documents, storage
 from oasisgen.config import renamed
 from oasisgen.config.data import OASIS, Shape
-from oasisgen.config.train import VQVAEConfig
+from oasisgen.config.train import LabelsConfig, VQVAEConfig
+from oasisgen.data.description import LabelClass
 from oasisgen.documents import Name
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.lock import Commit
 from oasisgen.models.features import FeatureNetwork
+from oasisgen.models.labels import LabelDecoder
 from oasisgen.models.priors import PRIORS, Prior, make_prior
 from oasisgen.models.vqvae import VQVAE
 
@@ -50,6 +52,8 @@ class BundleFile(TypedDict):
     files: dict[Name, str]  # -> sha256
     vqvae: dict[str, Any]
     prior: NotRequired[str]
+    labels: NotRequired[dict[str, Any]]  # of a bundle with a label decoder, as is `label_classes`
+    label_classes: NotRequired[tuple[LabelClass, ...]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,12 @@ class Bundle:
     vqvae: VQVAE
     prior: Prior
     features: FeatureNetwork
+    labels: LabelDecoder | None  # None: it was trained on slices without label maps
+
+    @property
+    def label_classes(self) -> tuple[LabelClass, ...]:
+        """The classes of the label decoder, none without one. The pixels of its label maps are places in this tuple."""
+        return tuple(LabelClass(**of) for of in self.config.get("label_classes", ()))
 
     @property
     def shape(self) -> Shape:
@@ -104,6 +114,7 @@ def write_bundle(
     features: bytes,
     metrics: dict[str, Any],
     commit: Commit,
+    labels: LabelDecoder | None = None,
 ) -> str:
     """Write a bundle; returns the model digest.
 
@@ -114,6 +125,7 @@ def write_bundle(
         f"vqvae{ENDING}": weights_of(vqvae),
         f"{config['prior']}{ENDING}": weights_of(prior),
         f"features{ENDING}": features,
+        **({f"labels{ENDING}": weights_of(labels)} if labels else {}),
     }
     for name, data in weights.items():
         storage.write_bytes(storage.join(uri, name), data)
@@ -181,8 +193,10 @@ def _new_name(tensor: str) -> str:
     return tensor
 
 
-def _networks(config: dict[str, Any], tensors: dict[str, Any]) -> tuple[VQVAE, Prior, FeatureNetwork]:
-    """VQ-VAE, prior and feature network with their weights, in evaluation mode."""
+def _networks(
+    config: dict[str, Any], tensors: dict[str, Any]
+) -> tuple[VQVAE, Prior, FeatureNetwork, LabelDecoder | None]:
+    """VQ-VAE, prior, feature network and label decoder, if there is one, with their weights, in evaluation mode."""
     kind = config.get("prior", "dcgan")  # older bundles do not name it: there was only one
     if config["format"] == 2:
         config = renamed.upgrade(config)
@@ -194,9 +208,15 @@ def _networks(config: dict[str, Any], tensors: dict[str, Any]) -> tuple[VQVAE, P
     prior.load_state_dict(tensors[kind])
     features = FeatureNetwork(shape)
     features.load_state_dict(tensors["features"])
-    for network in (vqvae, prior, features):
-        network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    return vqvae, prior, features
+    labels = None
+    if "labels" in config:
+        code_dim, classes = vqvae.quantizer.codebook.shape[1], len(config["label_classes"])
+        labels = LabelDecoder(LabelsConfig(**config["labels"]), code_dim, classes)
+        labels.load_state_dict(tensors["labels"])
+    for network in (vqvae, prior, features, labels):
+        if network:
+            network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return vqvae, prior, features, labels
 
 
 def is_whole(uri: str) -> bool:
@@ -220,6 +240,7 @@ def read_features(uri: str, expected: str = "") -> FeatureNetwork:
 
 def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) -> str:
     ssim, shape = metrics["reconstruction"]["ssim"], shape_of(config)
+    labels = _about_labels(metrics["label_dice"]) if "labels" in config else ""
     return f"""# oasisgen model {digest[:12]}
 
 A VQ-VAE and a prior over its code maps (a {PRIORS[config["prior"]].label}) that generate axial
@@ -228,8 +249,13 @@ T1-weighted brain MRI slices ({shape.height} x {shape.width} pixels, 8 bit, {sha
 - Trained on: `{config["data"]["uri"]}` (fingerprint `{config["data"]["fingerprint"][:12]}`)
 - Written by: oasisgen {config["version"]}
 - Reconstruction SSIM on the validate split: {ssim["mean"]:.4f} (95 % interval {ssim["low"]:.4f} to {ssim["high"]:.4f})
-- Codes in use: {metrics["reconstruction"]["codes_in_use"]} of {config["vqvae"]["codebook_size"]}
+- Codes in use: {metrics["reconstruction"]["codes_in_use"]} of {config["vqvae"]["codebook_size"]}{labels}
 - Research use only, not for diagnosis. Synthetic slices can resemble training slices: read the batch's report.
 
 `config.json` holds the architecture and the digests of the weights; the weights are safetensors.
 """
+
+
+def _about_labels(dice: dict[str, float]) -> str:
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in dice.items())
+    return f"\n- Label maps of its slices; Dice on the validate split: {scores}"

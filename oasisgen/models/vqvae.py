@@ -26,13 +26,12 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
 class ResidualBlock(nn.Module):
     """x + conv1x1(relu(conv3x3(relu(x)))), normalised after each convolution."""
 
-    def __init__(self, config: VQVAEConfig) -> None:
+    def __init__(self, channels: int, inner: int, norm: str = "none") -> None:
         super().__init__()
-        inner = config.residual_channels
-        self.conv1 = nn.Conv2d(config.channels, inner, 3, padding=1)
-        self.norm1 = norm_layer(config.norm, inner)
-        self.conv2 = nn.Conv2d(inner, config.channels, 1)
-        self.norm2 = norm_layer(config.norm, config.channels)
+        self.conv1 = nn.Conv2d(channels, inner, 3, padding=1)
+        self.norm1 = norm_layer(norm, inner)
+        self.conv2 = nn.Conv2d(inner, channels, 1)
+        self.norm2 = norm_layer(norm, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -46,19 +45,20 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         C, D = config.channels, config.code_dim
+        block = C, config.residual_channels, config.norm
         half = C if config.norm == "batch" else C // 2  # the baseline has all C channels at H/2 x W/2 too
         self.encoder = nn.Sequential(
             nn.Conv2d(1, half, 4, stride=2, padding=1),  # (B, C', H/2, W/2)
             norm_layer(config.norm, half),
             nn.ReLU(),
             nn.Conv2d(half, C, 4, stride=2, padding=1),  # (B, C, H/4, W/4)
-            *(ResidualBlock(config) for _ in range(config.residual_blocks)),
+            *(ResidualBlock(*block) for _ in range(config.residual_blocks)),
             nn.Identity() if C == D else nn.Conv2d(C, D, 1),  # (B, D, H/4, W/4)
         )
         self.quantizer = self._quantizer(config)
         self.decoder = nn.Sequential(
             nn.Identity() if C == D else nn.Conv2d(D, C, 3, padding=1),  # (B, C, H/4, W/4)
-            *(ResidualBlock(config) for _ in range(config.residual_blocks)),
+            *(ResidualBlock(*block) for _ in range(config.residual_blocks)),
             nn.ReLU(),
             nn.ConvTranspose2d(C, half, 4, stride=2, padding=1),  # (B, C', H/2, W/2)
             norm_layer(config.norm, half),

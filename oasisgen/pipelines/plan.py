@@ -17,6 +17,11 @@ PNG_BYTES = 0.29  # of a slice's pixel, about
 CODE_BYTES = 2  # of a position in a stored code map
 
 
+def stages_of(config: TrainConfig, data: DataSet) -> tuple[str, ...]:
+    """The stages of training on a data set: one more if it has label maps."""
+    return (*config.stages, "labels") if data.label_classes else config.stages
+
+
 def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], state: str) -> Iterator[str]:
     """Lines: data, steps and sizes of each stage, resources; `state` says how far the run has come."""
     rows = data.count("train")
@@ -25,7 +30,7 @@ def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], 
         weight, shards = human_bytes(data.file_bytes(split)), len(data.parts(split))
         yield f"{split}: {count} slices of {cases} cases, {weight} in {shards} shards"
     yield f"data: {data.shape}; VQ-VAE crops of {' x '.join(map(str, config.vqvae.crop_of(data.image_size)))}"
-    for stage in config.stages:
+    for stage in stages_of(config, data):
         c = getattr(config, stage)
         steps = steps_per_epoch(rows, c.batch_size)
         yield f"{stage}: {c.epochs} epochs x {steps} steps of {c.batch_size} slices = {c.epochs * steps} steps"

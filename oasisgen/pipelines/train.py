@@ -20,7 +20,8 @@ from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
 from oasisgen.models.bundle import is_whole, write_bundle
 from oasisgen.models.priors import PRIORS, make_prior
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.pipelines.plan import plan_run
+from oasisgen.pipelines.labels import train_label_decoder
+from oasisgen.pipelines.plan import plan_run, stages_of
 from oasisgen.progress import say
 from oasisgen.quality.reconstruction import evaluate
 from oasisgen.reports.run import GENERATED, SHOWN, write_run_report
@@ -45,6 +46,8 @@ def train(config: TrainConfig) -> str | None:
     data = open_data_set(config.data)
     check_size(config, data)
     settings = dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint}
+    if not data.label_classes:
+        del settings["labels"]  # they change nothing; runs of older versions have none
     require_same_settings(config.out, settings)
     bundle_uri = storage.join(config.out, "model")
     finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
@@ -55,7 +58,7 @@ def train(config: TrainConfig) -> str | None:
                 config.min_workers or config.workers, config.cpus_per_worker, config.gpus_per_worker, minutes
             )
             cluster.require_actors(dataclasses.replace(actors_of(config), wait_minutes=minutes))
-        cluster.require_store(data.pixels("train", "validate"), config.cpus_per_worker, config.gpus_per_worker)
+        cluster.require_store(bytes_of(data), config.cpus_per_worker, config.gpus_per_worker)
         find(data, config.features)  # a damaged one is reported now, not after stage 1
     if config.dry_run:
         require_unlocked(config.out)
@@ -72,7 +75,7 @@ def train(config: TrainConfig) -> str | None:
 
 
 def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock) -> None:
-    """VQ-VAE, feature network, codes, prior, bundle, report; a stage that is done returns at once."""
+    """VQ-VAE, feature network, codes, label decoder, prior, bundle, report; a stage that is done returns at once."""
     say("train", f"run {config.out}")
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
@@ -92,6 +95,8 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
 
     codebook = vqvae.quantizer.codebook.detach()
     codes = store(read_codes(codes_uri, "train", data.shape.code_size))
+    labels = train_label_decoder(config, data, load_vqvae, codes, held_out, actors_of(config), held)
+    decoder, learned = (labels.decoder, labels.results) if labels else (None, None)
     loop = pkgutil.resolve_name(PRIORS[config.prior].loop)
     stage = Stage(config.prior, loop, {"codes": codes, "codebook": codebook, "shape": data.shape})
     state = complete(stage, config, held.proof)
@@ -107,18 +112,20 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
         "prior": config.prior,
         config.prior: settings,
         "features": dataclasses.asdict(config.features),
+        **(labels.described if labels else {}),
     }
     evaluation = evaluate(load_vqvae, data, "validate", actors_of(config))
     metrics = {"reconstruction": dataclasses.asdict(evaluation.scores), "code_counts": evaluation.code_counts.tolist()}
+    metrics |= {"label_dice": learned.dice} if learned else {}
     held.renew()
     with suppress(FileNotFoundError):
         storage.remove(storage.join(config.out, "report", "index.html"))  # of a bundle before: the run is not finished
-    model = write_bundle(bundle_uri, described, vqvae, prior, features.weights, metrics, held.write)
+    model = write_bundle(bundle_uri, described, vqvae, prior, features.weights, metrics, held.write, decoder)
 
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
     generated = samples(bundle_uri, model, config, data, feed)
-    write_run_report(config.out, described, model, evaluation, histories, pairs, generated, held.commit)
+    write_run_report(config.out, described, model, evaluation, histories, pairs, generated, held.commit, learned)
 
 
 def actors_of(config: TrainConfig) -> cluster.Actors:
@@ -138,6 +145,11 @@ def described_data(data: DataSet) -> dict[str, Any]:
     }
 
 
+def bytes_of(data: DataSet) -> int:
+    """The most that a run needs in the object store: all slices, or their label maps and the held-out slices."""
+    return data.pixels("train", "validate") + (data.pixels("validate") if data.label_classes else 0)
+
+
 def check_size(config: TrainConfig, data: DataSet) -> None:
     """Raise UserError where a split is missing or damaged, an epoch would have no step, or slices are too small."""
     half = min(data.shape.code_size) // 2
@@ -148,8 +160,10 @@ def check_size(config: TrainConfig, data: DataSet) -> None:
         )
     for split in ("train", "validate"):
         data.require_whole(split)
-    for stage in config.stages:
+    for stage in stages_of(config, data):
         batch, rows = getattr(config, stage).batch_size, data.count("train")
+        if batch % config.workers:
+            raise UserError(f"{stage}.batch_size is {batch}: must be a multiple of workers ({config.workers})")
         if batch > rows:
             raise UserError(f"{stage}.batch_size is {batch}: must be at most {rows}, the slices in {data.uri}/train")
 

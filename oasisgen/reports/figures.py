@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from oasisgen.data.labels import COLORS
+
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -24,6 +26,7 @@ STYLE: Any = {
 
 
 GAP = 4  # pixels between the slices of a montage
+OPACITY = 0.45  # of a label map over its slice
 REAL, SYNTHETIC = "#8a8f98", "#b5472f"
 
 
@@ -86,6 +89,16 @@ def grey_values(cases: dict[str, list[np.ndarray]]) -> str:
         if len(cases) <= 10:
             axis.legend(frameon=False, fontsize=7)
         return _svg(figure)
+
+
+def overlay(image: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """A slice (H, W) uint8 and its label map (H, W) -> (H, W, 3) uint8: a color per class over it, none for class 0."""
+    grey = np.repeat(image[..., None], 3, 2)  # (H, W, 3)
+    if labels is None:
+        return grey
+    color = COLORS[(labels.astype(int) - 1) % len(COLORS)]  # (H, W, 3)
+    mixed = (1 - OPACITY) * grey + OPACITY * color
+    return np.where(labels[..., None] > 0, mixed.round().astype(np.uint8), grey)
 
 
 def montage(rows: Sequence[Sequence[np.ndarray]]) -> bytes:

@@ -4,14 +4,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from oasisgen import __version__, storage
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.cases import Case, Slice, Survey
 from oasisgen.data.cut import EDGES
 from oasisgen.data.description import RejectedFile
 from oasisgen.data.feed import evenly_spaced
+from oasisgen.data.labels import legend
 from oasisgen.data.pack import PREVIEW, survey_for
 from oasisgen.data.parts import plan_parts, read_cases
 from oasisgen.errors import UserError
@@ -19,10 +18,6 @@ from oasisgen.reports import figures
 from oasisgen.reports.page import Section, render
 
 LEVELS_SHOWN = 8
-COLORS = np.array(  # of label classes, from 1 on, repeated; class 0 stays as it is
-    [(86, 180, 233), (230, 159, 0), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66)], np.float32
-)
-OPACITY = 0.45  # of a label map over its slice
 
 Read = dict[str, list[Slice]]
 """The slices of each case that could be read, by level."""
@@ -67,20 +62,10 @@ def contact_sheet(cases: Sequence[Sequence[Slice]]) -> bytes:
     rows = []
     for slices in cases:
         shown = [slices[number] for number in evenly_spaced(len(slices), LEVELS_SHOWN)]
-        rows.append([np.repeat(each.image[..., None], 3, 2) for each in shown])
+        rows.append([figures.overlay(each.image) for each in shown])
         if any(each.labels is not None for each in shown):
-            rows.append([colored(each) for each in shown])
+            rows.append([figures.overlay(each.image, each.labels) for each in shown])
     return figures.montage(rows)
-
-
-def colored(of: Slice) -> np.ndarray:
-    """A slice with its label map over it, (H, W, 3) uint8: a color per class, and class 0 left as it is."""
-    grey = np.repeat(of.image[..., None], 3, 2)  # (H, W, 3)
-    if of.labels is None:
-        return grey
-    color = COLORS[(of.labels.astype(int) - 1) % len(COLORS)]  # (H, W, 3)
-    mixed = (1 - OPACITY) * grey + OPACITY * color
-    return np.where(of.labels[..., None] > 0, mixed.round().astype(np.uint8), grey)
 
 
 def _page(
@@ -145,9 +130,8 @@ def _legend(found: Survey) -> str:
     """What the colors of the label maps mean, in words."""
     if not found.label_classes:
         return "The source has no label maps. "
-    names = ["blue", "orange", "green", "red", "pink", "yellow"]
-    classes = [f"{of.name} {names[number % len(names)]}" for number, of in enumerate(found.label_classes[1:])]
-    return f"The row below shows the same slices with their label maps: {', '.join(classes)}. "
+    names = [of.name for of in found.label_classes]
+    return f"The row below shows the same slices with their label maps: {legend(names)}. "
 
 
 def _table_of_cases(found: Survey, shown: Sequence[Case], slices: Read) -> Section:

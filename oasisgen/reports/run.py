@@ -1,5 +1,6 @@
 """The report of a training run: what it learned."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,17 +9,29 @@ from oasisgen import __version__, storage
 from oasisgen.config.folder import flatten
 from oasisgen.config.train import PriorName
 from oasisgen.data.feed import chunks
+from oasisgen.data.labels import legend
 from oasisgen.lock import Commit
 from oasisgen.models.priors import PRIORS
 from oasisgen.quality.reconstruction import Evaluation, ReconstructionScores
 from oasisgen.reports import figures
 from oasisgen.reports.page import Section, interval, render
+from oasisgen.training.labels import dice_key
 
 SHOWN = 8  # slices side by side
 GENERATED = 4 * SHOWN  # synthetic slices
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 """Two slices each, (H, W) uint8."""
+
+
+@dataclass(frozen=True)
+class LabelResults:
+    """What the label decoder learned."""
+
+    classes: tuple[str, ...]  # their names
+    history: list[dict[str, Any]]
+    dice: dict[str, float]  # of the classes, on held-out slices
+    examples: list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # held-out slice, its label map, and the decoded one
 
 
 def write_run_report(
@@ -30,11 +43,13 @@ def write_run_report(
     pairs: Pairs,
     generated: Pairs,
     commit: Commit,
+    labels: LabelResults | None = None,
 ) -> None:
     """Write `<out>/report/slices.png`, and by `commit` `<out>/report/index.html`.
 
     `model` is the digest of the bundle. `pairs` are (real, reconstructed) held-out slices, `generated` (synthetic, real
-    of the same level). The rows of `slices.png` are real, reconstructed and synthetic slices.
+    of the same level). The rows of `slices.png` are real, reconstructed and synthetic slices. `labels`
+    is None for a run without a label decoder.
     """
     rows = [*zip(*pairs, strict=True), [synthetic for synthetic, _ in generated[:: len(generated) // SHOWN]]]
     storage.write_bytes(storage.join(out, "report", "slices.png"), figures.montage(rows))
@@ -45,6 +60,7 @@ def write_run_report(
             reconstruction_section(evaluation.scores, config["vqvae"]["codebook_size"]),
             pairs_section(pairs),
             *training_sections(config["prior"], histories, evaluation.code_counts),
+            *(labels_sections(labels) if labels else ()),
             generated_section(generated),
             Section("Configuration", table=tuple((name, str(value)) for name, value in flatten(config).items())),
         ],
@@ -116,4 +132,28 @@ def generated_section(generated: Pairs) -> Section:
         "each level; none were hand-picked.",
         figure=figures.embed(figures.montage(rows)),
         slices=True,
+    )
+
+
+def labels_sections(labels: LabelResults) -> tuple[Section, ...]:
+    """How well label maps are decoded from the codes of held-out slices."""
+    panels = {"loss": ["cross_entropy", "dice_loss"], "Dice, validate": list(map(dice_key, labels.dice))}
+    images, real, decoded = zip(*labels.examples, strict=True)
+    rows = [[figures.overlay(image) for image in images]]
+    rows += [list(map(figures.overlay, images, maps)) for maps in (real, decoded)]
+    return (
+        Section(
+            "The label decoder",
+            "Dice of each class over held-out slices taken together; the table has it after the last epoch.",
+            columns=("class", "Dice"),
+            table=tuple((name, f"{score:.3f}") for name, score in labels.dice.items()),
+            figure=figures.curves(labels.history, panels),
+        ),
+        Section(
+            "Label maps, real and decoded",
+            "Held-out slices, evenly spaced over those with a label map. Top row: real; middle: with its label map; "
+            f"bottom: with the one that is decoded from its codes. Colors: {legend(labels.classes)}.",
+            figure=figures.embed(figures.montage(rows)),
+            slices=True,
+        ),
     )

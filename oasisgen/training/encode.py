@@ -129,8 +129,8 @@ def shards_of(uri: str, split: str) -> list[Shard]:
 
 
 def read_codes(uri: str, split: str, code_size: tuple[int, int]) -> ray.data.Dataset:
-    """A split's code maps as a Ray data set of `level` int64 and `codes` uint16 of `code_size`.
+    """A split's code maps as a Ray data set of `case` str, `level` int64 and `codes` uint16 of `code_size`.
 
     Reading a file raises InvalidFile if its bytes are not those that `encode_split` wrote.
     """
-    return read_shards(shards_of(uri, split), SCHEMA, Columns("codes", np.uint16, code_size, ("level",)))
+    return read_shards(shards_of(uri, split), SCHEMA, Columns("codes", np.uint16, code_size, ("case", "level")))

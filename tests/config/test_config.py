@@ -74,7 +74,7 @@ def test_demo_is_full_made_small_with_the_dcgan_as_its_prior() -> None:
     for name in ("data", "out"):
         assert demo.pop(name) is full.pop(name)
     smaller = {"epochs", "channels", "residual_blocks", "validate_slices"}
-    for stage in ("vqvae", "dcgan", "masked", "features"):
+    for stage in ("vqvae", "dcgan", "masked", "features", "labels"):
         small, large = demo.pop(stage), full.pop(stage)
         changed = {name for name in small if small[name] != large[name]}
         assert changed <= smaller

@@ -125,10 +125,12 @@ def test_a_run_leaves_what_the_layout_promises(trained: Path) -> None:
         "metrics/vqvae.jsonl",
         "metrics/features.jsonl",
         "metrics/dcgan.jsonl",
+        "metrics/labels.jsonl",
         "model/config.json",
         "model/vqvae.safetensors",
         "model/features.safetensors",
         "model/dcgan.safetensors",
+        "model/labels.safetensors",
         "model/metrics.json",
         "model/README.md",
         "report/index.html",
@@ -137,7 +139,7 @@ def test_a_run_leaves_what_the_layout_promises(trained: Path) -> None:
     assert len(codes) == 96
     assert len(codes["codes"][0].as_py()) == 2 * 64 * 64
     page = (trained / "report" / "index.html").read_text()
-    assert page.count("<img") == 6
+    assert page.count("<img") == 8
     assert "://" not in page.replace("http://www.w3.org", "")  # nothing to fetch
 
 
@@ -194,7 +196,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert not (out / "report").exists()
     train(tiny(open_data_set(copy), out))
     assert "[   vqvae]" not in capsys.readouterr().out  # that stage was done
-    for name in ("vqvae", "features", "dcgan"):
+    for name in ("vqvae", "features", "labels", "dcgan"):
         lines, whole = (history.read(str(run / "metrics"), name) for run in (out, trained))
         for line, same in zip(lines, whole, strict=True):
             assert line | {"slices_per_s": 0} == pytest.approx(same | {"slices_per_s": 0}, abs=1e-6)

@@ -9,8 +9,8 @@ from oasisgen.config.pack import PackConfig
 from oasisgen.data.cases import Slice
 from oasisgen.data.pack import pack
 from oasisgen.errors import UserError
-from oasisgen.reports.figures import GAP
-from oasisgen.reports.preview import COLORS, colored, contact_sheet, write_preview
+from oasisgen.reports.figures import GAP, overlay
+from oasisgen.reports.preview import contact_sheet, write_preview
 from tests.conftest import png
 
 GREY = np.arange(65536, dtype=np.uint32).reshape(256, 256).astype(np.uint8)
@@ -45,9 +45,9 @@ def test_a_preview_shows_cases_and_packs_nothing(connected: str, tmp_path: Path)
 
 def test_label_maps_are_drawn_over_their_slices() -> None:
     labels = np.zeros((64, 96), np.uint8)
-    labels[:32], labels[32:48] = 1, len(COLORS) + 1  # the colors repeat
+    labels[:32], labels[32:48] = 1, 7  # the colors repeat
     of = Slice(0, np.full((64, 96), 100, np.uint8), labels)
-    over = colored(of)
+    over = overlay(of.image, of.labels)
     assert (over[48:] == 100).all()
     assert np.array_equal(over[0, 0], over[40, 0])
     assert len(set(over[0, 0].tolist())) > 1

@@ -1,0 +1,90 @@
+"""The part of a training job that only data sets with label maps have: the label decoder."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from oasisgen import cluster, storage
+from oasisgen.config.train import TrainConfig
+from oasisgen.data.feed import Stored, evenly_spaced, store
+from oasisgen.data.slices import DataSet, read_labels
+from oasisgen.lock import Lock
+from oasisgen.models.labels import LabelDecoder
+from oasisgen.models.vqvae import VQVAE
+from oasisgen.progress import say
+from oasisgen.reports.run import SHOWN, LabelResults
+from oasisgen.training.encode import encode_split, read_codes, require_same_codes
+from oasisgen.training.labels import LabelledCodes, LabelledFeed, dice_key, train_labels, vectors_of
+from oasisgen.training.launch import Stage, complete
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedLabels:
+    """A trained label decoder, and what a bundle and a report say of it."""
+
+    decoder: LabelDecoder
+    described: dict[str, Any]  # in the bundle's configuration
+    results: LabelResults
+
+
+def train_label_decoder(
+    config: TrainConfig,
+    data: DataSet,
+    load_vqvae: Callable[[], VQVAE],
+    codes: Stored,
+    held_out: Stored,
+    actors: cluster.Actors,
+    held: Lock,
+) -> TrainedLabels | None:
+    """Train the label decoder on the code maps `codes` of the training split; returns at once if that is done.
+
+    `held_out` are the slices of the validate split, whose codes this encodes. Returns None if the data set has no label
+    maps, or too few for a batch.
+    """
+    if not data.label_classes:
+        return None
+    train, validate = (store(read_labels(data, split)) for split in ("train", "validate"))
+    least, there, there_too = config.labels.batch_size, len(train.load()), len(validate.load())
+    if there < least or not there_too:
+        counts = f"{there} slices of train, of which a batch needs {least}, and {there_too} of validate"
+        say("labels", f"no label decoder is trained: {counts} have a label map")
+        return None
+    codes_uri = storage.join(config.out, "codes")
+    digest = encode_split(data, "validate", load_vqvae, codes_uri, actors, held.write)
+    require_same_codes(storage.join(config.out, "labels"), digest, held.write)
+    validate_codes = store(read_codes(codes_uri, "validate", data.shape.code_size))
+
+    codebook = load_vqvae().quantizer.codebook.detach()
+    held_out_codes = LabelledCodes(validate_codes, validate)
+    classes = tuple(of.name for of in data.label_classes)
+    inputs = {
+        "train": LabelledCodes(codes, train),
+        "held_out": held_out_codes,
+        "codebook": codebook,
+        "classes": classes,
+    }
+    state = complete(Stage("labels", train_labels, inputs), config, held.proof)
+    decoder = LabelDecoder(config.labels, codebook.shape[1], len(data.label_classes))
+    decoder.load_state_dict(state["model"])
+    described = {
+        "labels": dataclasses.asdict(config.labels),
+        "label_classes": [dataclasses.asdict(of) for of in data.label_classes],
+    }
+    slices = LabelledFeed(held_out.load(), validate.load())
+    examples = examples_of(decoder, codebook, slices, held_out_codes.load())
+    last = state["history"][-1]
+    dice = {name: last[dice_key(name)] for name in classes if dice_key(name) in last}
+    return TrainedLabels(decoder, described, LabelResults(classes, state["history"], dice, examples))
+
+
+def examples_of(
+    decoder: LabelDecoder, codebook: torch.Tensor, slices: LabelledFeed, maps: LabelledFeed
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """SHOWN held-out slices, evenly spaced: image, label map, and the label map that is decoded from its codes."""
+    numbers: np.ndarray = evenly_spaced(len(maps), SHOWN)
+    codes, labels = maps.batch(numbers)
+    decoded = decoder.eval().label_map(vectors_of(torch.from_numpy(codes), codebook)).numpy()  # (SHOWN, H, W)
+    return list(zip(slices.rows_of("image", numbers), labels, decoded, strict=True))
