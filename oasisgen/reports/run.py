@@ -117,7 +117,8 @@ def training_sections(
         Section(f"Stage 2: the {PRIORS[prior].label}", figure=figures.curves(histories[prior], stage_2)),
         Section(
             "The feature network",
-            "Trained on real slices only. It embeds slices for FID, KID, precision, recall, density and coverage.",
+            "Trained once for all runs of the data set, on real slices only. It embeds slices for FID, KID, precision, "
+            "recall, density and coverage.",
             figure=figures.curves(histories["features"], features),
         ),
     )
