@@ -1,11 +1,13 @@
 """Decode one image file: to a slice, or to a label map."""
 
+import ctypes
 import io
 import warnings
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
 
 MOST_BYTES = 4_000_000  # larger files are not opened: 20 times an uncompressed slice in RGB
 MOST_PIXELS = 2048  # in height and in width
@@ -14,8 +16,12 @@ WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # modes with more than 8 bits
 
 
 def silence_pillow() -> None:
-    """Hide Pillow's warnings in this process: a damaged file is rejected with its reason, which is enough."""
+    """Hide what Pillow and libtiff print about damaged files in this process: these are rejected with their reason."""
     warnings.filterwarnings("ignore", module=r"PIL\b")
+    decoders = ctypes.CDLL(_imaging.__file__)
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        with suppress(AttributeError):  # a Pillow without libtiff
+            getattr(decoders, name)(None)
 
 
 class Decoded(NamedTuple):

@@ -1,14 +1,17 @@
 """What the path of an image file says: case, subject, level, split, and whether it is a label map."""
 
 import re
+import signal
+import threading
 from dataclasses import dataclass
 
 from oasisgen.config.data import MOST_LEVELS
+from oasisgen.errors import UserError
 
 IMAGE = re.compile(r"(?P<stem>.+?)(\.nii)?\.(png|jpe?g|tiff?|bmp)", re.IGNORECASE)
 NUMBERED = re.compile(r"(?:(?P<case>.+?)[_-])?(?:slice|level|z)[_-]?(?P<level>\d{1,9})", re.IGNORECASE)
 BARE = re.compile(r"(?P<level>\d{1,9})")
-T1 = re.compile(r"[_-](t1w?|mprage)$", re.IGNORECASE)  # at the end of a case; images of other contrasts keep theirs
+T1 = re.compile(r"[_.-](t1w?|mprage)$", re.IGNORECASE)  # at the end of a case; images of other contrasts keep theirs
 SUBJECT = re.compile(r"(?P<subject>sub-[A-Za-z0-9]+|IXI\d+|OAS\d_\d+)(?![A-Za-z0-9]).*")
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validate", "validation"), "validate")
@@ -17,6 +20,7 @@ LABEL_WORD = r"(d?seg|segmentations?|labels?|masks?)"
 LABEL_FOLDER = re.compile(rf"(.*[_-])?{LABEL_WORD}([_-].*)?", re.IGNORECASE)
 LABEL_START = re.compile(rf"{LABEL_WORD}[_-]", re.IGNORECASE)
 LABEL_END = re.compile(rf"[_-]{LABEL_WORD}$", re.IGNORECASE)
+PATIENCE = 2.0  # seconds of computing for --pattern to search one path
 EXPECTED = "expected names like case_001_slice_7.png, sub-012_T1w_slice007.png or <case>/slice_7.png, or give --pattern"
 
 
@@ -34,6 +38,11 @@ class Named:
 def is_image(path: str) -> bool:
     """Whether a path ends like an image that can be read."""
     return IMAGE.fullmatch(path) is not None
+
+
+def is_split(folder: str) -> bool:
+    """Whether a folder's name tells a split."""
+    return SPLIT_FOLDER.fullmatch(folder) is not None
 
 
 def split_of_folders(folders: list[str]) -> str:
@@ -75,9 +84,9 @@ def _is_known(folder: str) -> bool:
 def by_pattern(path: str, pattern: re.Pattern[str], split: str = "", labels: bool = False) -> Named:
     """What the groups that `pattern` finds in a path say; the level is 0 if `pattern` has no such group.
 
-    Raises ValueError with the reason if they do not tell the case.
+    Raises ValueError with the reason if they do not tell the case, and UserError if the search takes too long.
     """
-    match = pattern.search(path)
+    match = _search(pattern, path)
     groups = match.groupdict(default="") if match else {}
     subject = groups.get("subject", "")
     case = groups.get("case", "") or "_".join(filter(None, (subject, groups.get("session", ""))))
@@ -90,6 +99,29 @@ def by_pattern(path: str, pattern: re.Pattern[str], split: str = "", labels: boo
             raise ValueError(f"--pattern finds split {named} instead of {', '.join(SPLIT_NAMES)}")
         split = SPLIT_NAMES[named]
     return Named(case, subject or subject_of(case), _level(level), split, labels)
+
+
+def _search(pattern: re.Pattern[str], path: str) -> re.Match[str] | None:
+    """`pattern.search(path)`. Raises UserError after PATIENCE seconds: nested repetitions may take years.
+
+    Only the main thread can be stopped so; jobs survey their source there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return pattern.search(path)
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)
+    try:
+        return pattern.search(path)
+    except TimeoutError:
+        fix = "give one without a repetition in a repetition, such as (a+)+"
+        raise UserError(f"--pattern {pattern.pattern} takes too long on {path}: {fix}") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def subject_of(case: str) -> str:

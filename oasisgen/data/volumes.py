@@ -16,7 +16,7 @@ from oasisgen.data.cut import cut
 from oasisgen.data.description import LabelClass, RejectedFile
 from oasisgen.data.feed import evenly_spaced
 from oasisgen.data.labels import classes_of
-from oasisgen.data.names import Named, by_pattern, subject_of
+from oasisgen.data.names import T1, Named, by_pattern, is_split, split_of_folders, subject_of
 from oasisgen.data.volume_reader import FILE_NAME, MOST_BYTES, VolumeData, read_volume
 from oasisgen.errors import UserError
 
@@ -26,7 +26,6 @@ DERIVATIVES = re.compile(r"(?:^|.*/)derivatives/.+")
 OTHER_SPACE = re.compile(r"(?:^|.*_)space-(?!(?:T1w|orig|native)(?:_|$)).*", re.IGNORECASE)
 LABEL_KINDS = "dseg", "fseg", "aseg", "segmentation", "seg", "labels", "label", "brainmask", "mask"  # the best first
 LABELS = re.compile(rf"(?:(?P<before>.*)[_.-])?(?P<kind>{'|'.join(LABEL_KINDS)})(?:[_.-].*)?", re.IGNORECASE)
-CONTRAST = re.compile(r"[_.-](?:T1w?|MPRAGE)$", re.IGNORECASE)
 LABELS_LOOKED_AT = 8  # label volumes that are read to find the classes
 MOST_VALUE = 255
 Read = Callable[[SourceFile], bytes]
@@ -122,7 +121,7 @@ def _naming(scans: Sequence[Placed], pattern: str | None) -> Callable[[str], Nam
     stems = {posixpath.basename(stem) for _, stem in scans}
     folders = [posixpath.dirname(stem).split("/") for _, stem in scans]
     depth = min(map(len, folders), default=0)
-    differ = [at for at in range(depth) if len({of[at] for of in folders}) > 1]
+    differ = [at for at in range(depth) if len({of[at] for of in folders if not is_split(of[at])}) > 1]
     by_folder = len(stems) == 1 and len(scans) > 1 and bool(differ)
 
     def name_of(path: str) -> Named:
@@ -133,7 +132,7 @@ def _naming(scans: Sequence[Placed], pattern: str | None) -> Callable[[str], Nam
             case = match["subject"] + (match["session"] or "")
         else:
             case = "_".join(parents[at] for at in differ if at < len(parents)) if by_folder else found["stem"]
-        return Named(case, subject_of(case), level=0, split="", labels=False)
+        return Named(case, subject_of(case), level=0, split=split_of_folders(parents), labels=False)
 
     return name_of
 
@@ -142,7 +141,7 @@ def _labels(
     labels: Sequence[Placed], cases: Iterable[str], name_of: Callable[[str], Named]
 ) -> tuple[dict[str, VolumeFile], list[RejectedFile], list[UnusedFile]]:
     """The label volume of each case, what cannot be used, and the others."""
-    names = {CONTRAST.sub("", case): case for case in cases} | {case: case for case in cases}
+    names = {T1.sub("", case): case for case in cases} | {case: case for case in cases}
     found: dict[str, dict[str, list[VolumeFile]]] = defaultdict(lambda: defaultdict(list))
     rejected, unused = [], []
     for volume, stem in labels:
@@ -153,7 +152,7 @@ def _labels(
         case = None
         with suppress(ValueError):  # the pattern does not find a case
             name = name_of(alone).case
-            case = names.get(name, names.get(CONTRAST.sub("", name)))
+            case = names.get(name, names.get(T1.sub("", name)))
         if OTHER_SPACE.fullmatch(posixpath.basename(stem)):
             unused.append(UnusedFile(volume.image.path, "a label map in another space than its scan"))
         elif case is None:

@@ -146,6 +146,11 @@ BAD = {
         files(a_nii=b"", a_nii_gz=b""), SOURCE, r"2 scans of case a: keep one, or pack from a folder that holds"
     ),
     "a pattern without groups": Bad(nothing, {"pattern": r"\d+"}, r"pattern is .*: must be one with named groups"),
+    "a pattern that never ends": Bad(
+        nothing,
+        {"pattern": r"(?P<case>([\w./]+)+)-(?P<level>\d)"},
+        r"--pattern .* takes too long on train/case_001_slice_0.nii.png: give one without a repetition in a repetition",
+    ),
     "a pattern that is no expression": Bad(nothing, {"pattern": "("}, r"pattern is \(: no regular expression"),
     "shares without a case": Bad(nothing, {"split": "1,0,0"}, r"none of 2 cases is in "),
     "a flag of another layout": Bad(nothing, {"axis": "coronal"}, r"layout slices, which does not use --axis: leave"),

@@ -151,3 +151,14 @@ def test_flags_of_sizes_and_classes_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             PackConfig("s", "o", **flags)
+
+
+def test_libtiff_prints_nothing_about_damaged_data(capfd: pytest.CaptureFixture[str]) -> None:
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, "TIFF", compression="tiff_deflate")
+    damaged = bytearray(file.getvalue())
+    damaged[40:60] = bytes(20)
+    silence_pillow()
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        decode(bytes(damaged))
+    assert capfd.readouterr().err == ""

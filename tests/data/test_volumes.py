@@ -204,6 +204,12 @@ def test_a_pattern_tells_cases_subjects_splits_and_the_label_maps_of_volumes(tmp
     assert {case.case: case.split for case in cases} == {"a": "train", "b": "validate"}
 
 
+def test_folders_named_after_splits_are_the_splits_of_volumes() -> None:
+    files = [SourceFile(f"{place}/T1.nii", 9) for place in ("train/01", "train/02", "val/03")]
+    cases = volumes.find_cases(PackConfig("s", "o"), files, lambda file: b"").cases
+    assert {case.case: case.split for case in cases} == {"01": "train", "02": "train", "03": "validate"}
+
+
 def test_a_folder_per_scan_names_the_cases(tmp_path: Path) -> None:
     voxels = head()
     for name in ("a", "b"):
