@@ -6,11 +6,7 @@ import torch
 from torch import nn
 
 NEIGHBOURS = 5  # k
-
-
 KID_SUBSETS = 50
-
-
 KID_SUBSET_SIZE = 256  # features in each; fewer where a set is smaller
 
 

@@ -17,7 +17,8 @@ def evaluate_bundle(
 ) -> ReconstructionScores:
     """Evaluate a bundle, or the one of a run; returns what `<out>/evaluation.json` says, beside `slices.parquet`.
 
-    Each of its actors has so many GPUs, None: one, where the cluster has any. A finished evaluation is left as it is.
+    `gpus` is the number of GPUs for each actor; None means one if the cluster has any. A finished evaluation is left
+    unchanged.
     Raises UserError for storage that may not be used, a damaged bundle or data set, one of another size or number of
     levels than the model's, no room on the cluster, and where `out` holds the evaluation of something else, or another
     job works there.

@@ -1,4 +1,4 @@
-"""The batch job: ids -> slices and a summary, part by part; then the whole is measured, judged, and sealed."""
+"""The batch job: make slices and their summary part by part, then measure, judge and seal the whole batch."""
 
 import datetime
 import hashlib
@@ -41,7 +41,7 @@ from oasisgen.sampling.request import BatchRequest
 
 
 def generate(config: GenerateConfig) -> BatchSummary | None:
-    """Make the requested slices and everything that belongs to a batch; returns its summary.
+    """Make the requested slices and all other files of a batch; returns its summary.
 
     Complete parts are left as they are, and so is a complete batch. A dry run says what it would do and returns None.
     Needs a connected Ray. Raises UserError, before anything long has started, for storage that may not be used, an
@@ -84,7 +84,7 @@ def generate(config: GenerateConfig) -> BatchSummary | None:
 def requested_levels(config: GenerateConfig, bundle: Bundle) -> list[int]:
     """The levels of the slices.
 
-    Raises UserError where some are requested of a model that does not know levels, or not these.
+    Raises UserError if levels are requested that the model does not know.
     """
     known = bundle.shape.levels
     if config.ids:
@@ -105,7 +105,7 @@ def requested_levels(config: GenerateConfig, bundle: Bundle) -> list[int]:
 def make_request(
     config: GenerateConfig, bundle: Bundle, levels: list[int], data: DataSet | None, inception_digest: str | None
 ) -> BatchRequest:
-    """What the flags ask for, with the digests of all that the slices and their measures depend on."""
+    """The request that the flags describe, with the digests of everything that slices and measures depend on."""
     out = storage.absolute(config.out)
     return BatchRequest(
         model=bundle.digest,
@@ -125,7 +125,7 @@ def make_request(
 
 
 def seed_of(out: str) -> int:
-    """The base seed of a batch that is given none: the one it was begun with, or else one derived from its name.
+    """The base seed of a batch for which none is given: that of its first start, or else one derived from its name.
 
     So the batches of two nights differ, whatever folders they lie in, and a batch that was moved can be continued.
     """
@@ -137,7 +137,7 @@ def seed_of(out: str) -> int:
 
 
 def require_room(config: GenerateConfig, data: DataSet | None) -> cluster.Actors:
-    """What samplers and feature extractors run on. Raises UserError where the cluster has no room for them."""
+    """The actors for samplers and feature extractors. Raises UserError if the cluster has no room for them."""
     with unless_locked(storage.absolute(config.out)):
         minutes = 0 if config.dry_run else config.wait_minutes
         actors = cluster.actors(config.gpus_per_sampler, minutes, "--gpus-per-sampler")
@@ -148,10 +148,10 @@ def require_room(config: GenerateConfig, data: DataSet | None) -> cluster.Actors
 
 
 def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], nn.Module], held: Lock) -> BatchSummary:
-    """Make the parts that are missing; then summary, report, manifest and the page of all batches.
+    """Make the missing parts, then summary, report, manifest and the page of all batches.
 
-    `data` is what it is measured against, None: not at all. `load_features` reads the network that embeds slices for
-    fidelity.
+    `data` is the data set that the batch is compared with; None if it is not measured. `load_features` reads the
+    network that embeds slices for FID and its kin.
     """
     started = time.monotonic()
     out, request = job.out, job.request

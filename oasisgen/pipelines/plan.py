@@ -1,4 +1,4 @@
-"""What a job would do, in words: `--dry-run`."""
+"""The lines that `--dry-run` prints: what a job would do."""
 
 import math
 from collections.abc import Iterator

@@ -25,7 +25,7 @@ from oasisgen.sampling.request import BatchRequest
 from oasisgen.sampling.sample import Sampler
 
 GROUPS_PER_BLOCK = 4  # sampled by one task: few, so that little is in memory at once
-MOST_TRIED = 2  # times the count: a model of whose slices more than half are rejected is of no use
+MOST_TRIED = 2  # times the count: a model is useless if more than half of its slices are rejected
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BatchJob:
 def make_slices(job: BatchJob, real: ReferenceData | None, least: dict[str, float], held: Lock) -> list[BatchPart]:
     """Make the missing parts until as many slices are kept as were requested; returns all parts.
 
-    `least` is what a slice must score in each measure not to be rejected.
+    `least` has the threshold of each measure below which a slice is rejected.
     """
     request, of, tried = job.request, job.bundle.shape.levels, 0
     parts: list[BatchPart] = []

@@ -1,4 +1,4 @@
-"""The training job: VQ-VAE, feature network, code maps, prior, bundle, report. What is done is not done again."""
+"""The training job: VQ-VAE, feature network, code maps, prior, bundle, report. Finished stages are not repeated."""
 
 import dataclasses
 import pkgutil
@@ -39,7 +39,7 @@ def train(config: TrainConfig) -> str | None:
 
     A finished run returns at once, an interrupted one continues. Raises UserError, before anything long has started,
     for storage that may not be used, an unusable data set, too few free CPUs or GPUs, a run of that name with another
-    configuration or still going on; and later for a loss that is no number.
+    configuration or still going on; and, later, for a loss that stays non-finite.
     """
     config = dataclasses.replace(config, data=storage.absolute(config.data), out=storage.absolute(config.out))
     storage.check(config.out, write=True)
@@ -129,12 +129,12 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
 
 
 def actors_of(config: TrainConfig) -> cluster.Actors:
-    """What encodes and evaluates: on a GPU, or a share of one, where the workers train on such; else on CPUs."""
+    """The actors that encode and evaluate: on a GPU, or a share of one, if the workers train on GPUs; else on CPUs."""
     return cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
 
 
 def described_data(data: DataSet) -> dict[str, Any]:
-    """What a bundle says of the data set it was trained on."""
+    """The description in a bundle of the data set that it was trained on."""
     levels = data.split("train").levels
     return {
         "uri": data.uri,

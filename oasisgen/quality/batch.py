@@ -69,7 +69,7 @@ class Sets(NamedTuple):
 
     synthetic: Slices
     real: Slices  # held-out
-    training: Slices  # what these score in the place of synthetic ones is the reference
+    training: Slices  # their scores in the place of synthetic slices are the reference
 
 
 def equal_sets(synthetic: Slices, levels: list[int], train: Feed, held_out: Feed) -> Sets:

@@ -1,4 +1,4 @@
-"""What may be released: which slices of a batch, and whether the batch as a whole."""
+"""Decide what may be released: which slices of a batch, and the batch as a whole."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class QualityFilter:
 
 
 def judge(scores: Scores, gate: GateConfig, last: Scores | None = None) -> list[str]:
-    """Why a batch may not be released: a line for each fault, none where it may.
+    """The reasons why a batch may not be released, one line for each; none if it may.
 
     Its scores are compared with their references and, if there is one, with the scores of the last released batch.
     """

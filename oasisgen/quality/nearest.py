@@ -1,4 +1,4 @@
-"""A slice against real ones: held-out slices of its level, and the training slice nearest to it."""
+"""Compare a slice with real ones: with held-out slices of its level, and with the nearest training slice."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,16 +13,18 @@ from oasisgen import actor
 from oasisgen.data.feed import Feed, Stored
 from oasisgen.metrics.ssim import ssim_to
 
-HELD_OUT = 16  # R: real slices that `ssim_real` is the mean over
+HELD_OUT = 16  # R: `ssim_real` is the mean over so many real slices
 
 
-CANDIDATES = 6  # real slices, nearest as thumbnails, among which SSIM finds the nearest
+CANDIDATES = 6  # the real slices with the nearest thumbnails, among which SSIM finds the nearest slice
 
 
-AS_THEY_LIE = 3  # candidates searched for without a shift too: a slice that lacks a part has another centre
+AS_THEY_LIE = 3  # candidates that are compared unshifted as well: a slice that lacks a part has another centre
 
 
-NEIGHBOURS = 4  # levels up and down whose slices are candidates too, of a case of 32 or fewer; of more, an eighth
+NEIGHBOURS = (
+    4  # neighbouring levels on each side that are searched too if a case has at most 32 levels; else an eighth of them
+)
 
 
 THUMBNAIL = 32  # pixels of the longer side
@@ -34,16 +36,16 @@ FOREGROUND = 16  # the least grey value that counts for a slice's centre: decode
 class Comparison(NamedTuple):
     """One slice against the real ones."""
 
-    level: int  # its own, or, where it has none, that of the training slice most like it
+    level: int  # its own; if unknown, that of the most similar training slice
     ssim_real: float  # mean SSIM to HELD_OUT held-out slices of the level
-    ssim_train_max: float  # SSIM to the nearest training slice, laid over this one as well as it can be
+    ssim_train_max: float  # SSIM to the nearest training slice, after the best alignment
     nearest_case: str
     nearest_level: int
     copy_ratio: float  # 1 - SSIM to the nearest training slice, over 1 - SSIM to the nearest held-out one; a copy has 0
 
 
 class Pose(NamedTuple):
-    """How a real slice is laid over another one: mirrored or not, then shifted by so many pixels."""
+    """How a real slice is aligned with another one: mirrored or not, then shifted by some pixels."""
 
     row: int
     mirrored: bool
@@ -60,7 +62,7 @@ def centre(image: np.ndarray) -> tuple[float, float]:
 
 
 def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """(H, W) -> the same with its content shifted; what comes in is black."""
+    """(H, W) -> its content shifted; pixels that enter are black."""
     H, W = image.shape
     out = np.zeros_like(image)
     target, source = (
@@ -96,7 +98,7 @@ class Probe:
 
 
 class Thumbnails(NamedTuple):
-    """Of all slices of a split."""
+    """The thumbnails of all slices of a split."""
 
     pixels: torch.Tensor  # (N, T)
     norms: torch.Tensor  # (N,), squared
@@ -120,7 +122,7 @@ def thumbnails(images: Iterable[np.ndarray]) -> Thumbnails:
 
 
 class SearchIndex:
-    """Real slices, ordered by level: only those of some levels are looked at."""
+    """Real slices in the order of their levels, so that a search reads only some levels."""
 
     def __init__(self, slices: Feed) -> None:
         self.slices = slices
@@ -134,7 +136,7 @@ class SearchIndex:
         self.centred = thumbnails(centred(images[row]) for row in self.rows)
 
     def places(self, lowest: int, highest: int, without: str | None = None) -> np.ndarray:
-        """Places of slices of some levels, those of a subject left out; of any level if the split has none of these."""
+        """Places of the slices of some levels, without those of one subject; of all levels if there is none."""
         first, last = np.searchsorted(self.levels, [lowest, highest + 1])
         for places in (np.arange(first, last), np.arange(len(self.levels))):
             places = places[self.subjects[places] != without]
@@ -143,7 +145,7 @@ class SearchIndex:
         return places
 
     def poses(self, probe: Probe, places: np.ndarray) -> list[Pose]:
-        """The real slices nearest to the probe as thumbnails, laid over it: centre on centre, and as they lie."""
+        """The real slices with the nearest thumbnails, aligned with the probe: by their centres, and unshifted."""
         poses = []
         for number in self.centred.nearest(probe.centred, places, CANDIDATES):
             row, mirrored = int(places[number // 2]), bool(number % 2)
@@ -155,7 +157,7 @@ class SearchIndex:
         return list(dict.fromkeys(poses))
 
     def ssim_to(self, probe: Probe, poses: list[Pose]) -> torch.Tensor:
-        """SSIM of the probe to real slices so laid: (len(poses),)."""
+        """SSIM of the probe to the real slices in these poses: (len(poses),)."""
         images = self.slices.rows(self.rows[[pose.row for pose in poses]], "image")
         for image, pose in zip(images, poses, strict=True):
             if pose.mirrored or pose.down or pose.right:

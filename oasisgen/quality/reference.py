@@ -39,7 +39,7 @@ def open_reference_data_set(bundle: Bundle, data: str | None) -> DataSet:
     except UserError as error:
         raise UserError(f"{error}; or name the data set to measure against with --data") from None
     if not data and reference.fingerprint != trained["fingerprint"]:
-        raise UserError(f"{reference.uri} is not what the model was trained on any more: name a data set with --data")
+        raise UserError(f"{reference.uri} has changed since the model was trained on it: name a data set with --data")
     if cases < 2:
         raise UserError(
             f"{reference.uri} has {cases} case in validate: the reference needs at least 2; pack more, or --data"

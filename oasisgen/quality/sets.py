@@ -1,4 +1,4 @@
-"""Slices in memory: which real ones a batch is compared with, and the comparison."""
+"""Slices in memory: choose the real ones that a batch is compared with, and compare them."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Slices(NamedTuple):
 def compare_slices(
     slices: Slices, train: Stored, held_out: Stored, base_seed: int, progress: Progress | None = None
 ) -> pa.Table:
-    """`level` and the measures that each slice has, of slices in memory."""
+    """`level` and the measures of each slice, for slices in memory."""
     columns = {
         name: column for name, column in zip(("image", "level", "subject"), slices, strict=True) if column is not None
     }

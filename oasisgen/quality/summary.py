@@ -1,4 +1,4 @@
-"""`summary.json`: what a batch says of itself."""
+"""`summary.json`: the record of a finished batch."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any

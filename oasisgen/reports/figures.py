@@ -37,7 +37,7 @@ def _svg(figure: Figure) -> str:
 
 
 def curves(history: list[dict[str, Any]], panels: dict[str, list[str]], over: str = "epoch") -> str:
-    """Metrics over epochs, or whatever: one panel for each title in `panels`, one line for each metric under it."""
+    """Curves of metrics over epochs: a panel for each title in `panels`, a line for each metric listed under it."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.3 * len(panels), 2.5), layout="constrained")
         for axis, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):

@@ -9,7 +9,7 @@ from oasisgen.metrics.bootstrap import Interval
 
 
 class Picture(NamedTuple):
-    """An image with what is to be said of it."""
+    """An image and its caption."""
 
     source: str  # data URI
     caption: str

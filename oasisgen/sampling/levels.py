@@ -1,4 +1,4 @@
-"""Whether the levels asked for are levels that a model, and the data set it is measured against, know."""
+"""Check the requested levels against those of the model and of the data set that the batch is compared with."""
 
 from collections.abc import Collection
 
@@ -10,9 +10,9 @@ from oasisgen.progress import say
 
 
 def require_levels(wanted: list[int], data: DataSet) -> None:
-    """Raise UserError if a level that is asked for has no training or no held-out slice: nothing to compare with.
+    """Raise UserError if a requested level has no training or no held-out slice to compare with.
 
-    Data sets of older versions do not say which levels they have; for these nothing is refused.
+    Data sets of older versions do not list their levels; they are not checked.
     """
     train, held_out = (data.split(split).levels for split in ("train", "validate"))
     there = set(wanted if train is None else train) & set(wanted if held_out is None else held_out)
@@ -24,10 +24,10 @@ def require_levels(wanted: list[int], data: DataSet) -> None:
 
 
 def require_trained_levels(wanted: list[int], bundle: Bundle) -> None:
-    """Raise UserError if the model has seen no slice of a level that is asked for.
+    """Raise UserError if the model was not trained on a requested level.
 
-    Bundles of older versions do not say which they have seen, but their data set does. Where that cannot be read, or
-    was packed again, the user is told that nothing is checked.
+    Bundles of older versions do not list the levels, but their data set does. If that cannot be read, or was packed
+    again, nothing is checked, and a line says so.
     """
     if not bundle.prior.conditional:
         return
@@ -41,7 +41,7 @@ def require_trained_levels(wanted: list[int], bundle: Bundle) -> None:
     except UserError as error:
         reason = str(error)
     if reason:
-        say("generate", f"whether the model was trained on all these levels cannot be checked: {reason}")
+        say("generate", f"cannot check that the model was trained on all requested levels: {reason}")
         return
     there = data.splits["train"].levels if "train" in data.splits else None
     if there is not None:

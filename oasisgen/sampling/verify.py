@@ -41,7 +41,9 @@ def verify(uri: str) -> Manifest:
         faults += [f"{name} belongs to no part" for name in _there(uri) if name not in known]
     if faults:
         more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise UserError(f"batch {uri} is not what was made: {'; '.join(faults[:SHOWN])}{more}: make it anew elsewhere")
+        raise UserError(
+            f"batch {uri} does not match its manifest: {'; '.join(faults[:SHOWN])}{more}: generate it again elsewhere"
+        )
     return manifest
 
 

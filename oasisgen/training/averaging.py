@@ -1,9 +1,10 @@
-"""Averaged weights: smoother than the last ones; they are scored, kept and sampled with.
+"""Averaged weights. They are smoother than the latest ones, and they are what is scored, saved and sampled from.
 
 One rule for all stages: parameters are averaged, buffers are copied from the network in training. Buffers are the
-codebook's moving averages and BatchNorm's statistics, which are averages over many steps already: with momentum 0.1,
-over about ten. BatchNorm's are those of the latest weights, which the averaged ones trail; so small is the difference
-that the averaged network still reconstructs at least as well as the latest (tests/training/test_averaging.py).
+codebook's moving averages and BatchNorm's statistics, which are already averages over many steps (about ten, with
+BatchNorm's momentum of 0.1). BatchNorm's statistics belong to the latest weights, not to the averaged ones. The
+difference is small: the averaged network reconstructs at least as well as the latest
+(tests/training/test_averaging.py).
 """
 
 import torch

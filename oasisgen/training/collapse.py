@@ -61,7 +61,7 @@ def map_statistics(pairs: torch.Tensor, codebook_size: int) -> dict[str, Any]:
 
 
 def collapsed(usage: dict[str, Any], real: dict[str, Any], least: float) -> str:
-    """In words, what generated maps have less of than `least` times what real maps have; empty if they have enough."""
+    """The statistics of generated maps that are below `least` times those of real maps, in words; empty if none is."""
     for name in ("perplexity", "variety"):
         if usage[name] < least * real[name]:
             return f"{name} of generated maps is {usage[name]:.3g}, of real maps {real[name]:.3g}"

@@ -105,7 +105,7 @@ def adversarial_step(
     random: torch.Generator | None,
     share: float = 1.0,
 ) -> tuple[torch.Tensor, ...]:
-    """Move the discriminator, then the generator, once each; returns `LOSSES`, each ().
+    """One step of the discriminator, then one of the generator; returns `LOSSES`, each ().
 
     `optimizers` are those of the `networks`. `real` (B, C, h, w) are embedded maps of levels (B,); `step` counts
     from 0; the losses' gradients weigh `share` (see `StageState.share`).

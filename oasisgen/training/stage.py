@@ -28,10 +28,11 @@ MAX_ROLLBACKS = 3  # of a stage
 
 
 class Timer:
-    """Decides, alike on all ranks, whether to save within an epoch: when it is time, or when a node is about to go.
+    """Decides, for all ranks alike, whether to save within an epoch: at intervals, and when a node is about to be
+    shut down.
 
-    Agreeing is a barrier of some milliseconds, so the ranks check once a second, at a step agreed on at the check
-    before.
+    The decision is a collective that takes some milliseconds, so the ranks make it only about once a second. At each
+    check they agree on the step of the next one.
     """
 
     def __init__(self, worker: Worker, seconds: float, step: int) -> None:
@@ -42,14 +43,14 @@ class Timer:
         self.node_may_go = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
 
     def due(self, step: int) -> bool:
-        """Whether to save after this step. Every rank calls it at the same steps."""
-        if self.checked_step <= step < self.next_step:  # it is smaller after a rollback
+        """Whether to save after this step. All ranks must call it at the same steps."""
+        if self.checked_step <= step < self.next_step:  # the step is smaller after a rollback
             return False
         now = time.monotonic()
         pace = (step - self.checked_step) / (now - self.checked)  # steps per second
         overdue, ahead = now - self.saved > self.seconds, max(1, int(pace * SECONDS_BETWEEN_CHECKS))
         agreed = torch.tensor([overdue, ahead, self.node_may_go], device=self.worker.device)
-        self.worker.broadcast(agreed)  # these may differ between nodes, their environment too
+        self.worker.broadcast(agreed)  # clocks and environments differ between nodes
         overdue, ahead, node_may_go = agreed.tolist()
         self.checked, self.checked_step, self.next_step = now, step, step + ahead
         notice = not self.noticed and node_may_go and ray.train.get_preemption_info() is not None  # a barrier, too
@@ -60,17 +61,16 @@ class Timer:
 
 
 class StageState:
-    """How far a stage has come: its step, a record of each finished epoch, and the loss sums of the running one.
+    """The progress of a stage: its step, a record of each finished epoch, and the loss sums of the current one.
 
-    A new one starts where the newest checkpoint left off, and so do the `parts`: networks and optimizers by name. An
-    epoch can be rolled back; it is then trained again at half the learning rate. All ranks call the same methods in
-    the same order.
+    It resumes from the newest checkpoint, together with the `parts`: networks and optimizers by name. An epoch can be
+    rolled back; it is then repeated at half the learning rate. All ranks must call the same methods in the same order.
     """
 
     def __init__(
         self, worker: Worker, config: TrainConfig, stage: str, rows: int, parts: dict[str, Any], losses: tuple[str, ...]
     ) -> None:
-        """`rows` are those of the training split, `losses` the names of what a step measures."""
+        """`rows` is the number of rows in the training split; `losses` names the losses that a step returns."""
         settings = getattr(config, stage)
         self.worker, self.stage, self.rows, self.parts, self.losses = worker, stage, rows, parts, losses
         self.seed, self.epochs, self.batch_size = config.seed, settings.epochs, settings.batch_size
@@ -83,7 +83,7 @@ class StageState:
         self.sums = torch.zeros(len(losses), device=worker.device)  # added up without a host sync
         if state := self._newest(storage.join(config.out, stage)):
             self._restore(state)
-        # The end of the last finished epoch, which a checkpoint of an epoch's end is itself.
+        # The state at the end of the last finished epoch. A checkpoint that was saved there has no "good" of its own.
         self.last_good = state["good"] if state and "good" in state else copy.deepcopy(self._state())
         self.timer = Timer(worker, config.checkpoint_seconds, self.step)
         done = self.step * self.batch_size
@@ -91,35 +91,35 @@ class StageState:
 
     @property
     def epoch(self) -> int:
-        """The running epoch, counted from 0."""
+        """The current epoch, counted from 0."""
         return len(self.past)
 
     @property
     def lr_factor(self) -> float:
-        """What the learning rate is multiplied by: each rollback halves it."""
+        """Factor of the learning rate: each rollback halves it."""
         return 0.5**self.rollbacks
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """This rank's part of each remaining batch of the epoch. As `epoch_batches`."""
+        """This rank's part of each remaining batch of the epoch; see `epoch_batches`."""
         first = self.step % self.steps
         rank, world = self.worker.rank, self.worker.world
         return epoch_batches(self.rows, self.batch_size, self.seed, self.epoch, rank, world, first)
 
     def random(self, same_on_ranks: bool = False) -> torch.Generator:
-        """The step's generator: each rank draws other numbers from it, or all ranks the same."""
+        """A generator for this step: different numbers on each rank, or the same on all."""
         return self.worker.random(step_seed(self.seed, self.step, 0 if same_on_ranks else self.worker.rank))
 
     def share(self, rows: int) -> float:
-        """What a mean over `rows` of a batch weighs, so that the mean over all ranks is the whole batch's.
+        """Weight of a mean over this rank's `rows`, so that the mean over all ranks equals that of the whole batch.
 
-        DDP takes the mean of the ranks' gradients, also where a batch of 16 leaves 6, 5 and 5 rows to three of them.
+        DDP averages gradients over ranks with equal weights, even if three ranks have 6, 5 and 5 rows of a batch of 16.
         """
         return rows * self.worker.world / self.batch_size
 
     def end_step(self, *losses: torch.Tensor, share: float, line: Callable[[], str]) -> None:
-        """Count a step with these losses, say how it goes now and then, and save if that is due.
+        """Count a step and add up its losses, log a line from time to time, and save when a checkpoint is due.
 
-        `losses` are means over this rank's rows, which weigh `share`.
+        `losses` are means over this rank's rows, and `share` is their weight; `line` gives the text of the log line.
         """
         self.sums += torch.stack(losses).detach() * (share / self.worker.world)
         self.step += 1
@@ -129,28 +129,28 @@ class StageState:
             self.save()
 
     def mean_losses(self) -> dict[str, float]:
-        """The losses of the epoch, means over its steps and over all ranks (a collective). Call it after the last."""
+        """Mean losses of the epoch over its steps and all ranks (a collective). Call it after the last step."""
         self.worker.sum(total := self.sums.clone())
         return dict(zip(self.losses, (total / self.steps).tolist(), strict=True))
 
     def roll_back_if(self, fault: str) -> bool:
-        """Go back to the end of the epoch before if rank 0 has found a `fault`, in words; returns whether it has.
+        """Roll back to the end of the previous epoch if rank 0 reports a `fault`, in words; returns whether it did.
 
-        All ranks go back, and the state they are in then is saved. Raises Diverged after too many rollbacks.
+        All ranks roll back, and the restored state is saved. Raises Diverged after too many rollbacks.
         """
         if fault := self.worker.agree(fault):
             self._roll_back(fault)
         return bool(fault)
 
     def save(self) -> None:
-        """Save within an epoch, unless the epoch will be rolled back anyway."""
+        """Save within an epoch, unless its losses are not finite: such an epoch will be rolled back."""
         state = self._state()
         if state["sums"].isfinite().all():
             self._report({"step": self.step}, state | {"good": self.last_good})
 
     def end_epoch(self, metrics: dict[str, Any], line: str) -> None:
-        """Record and save an epoch that went well. Raises LockLost if another job holds the run."""
-        self.worker.require_lock()  # the metrics may be another job's by now
+        """Record and save a finished epoch. Raises LockLost if another job holds the run."""
+        self.worker.require_lock()  # or this rank would overwrite another job's metrics
         line, rate = self._line(line), round(self.progress.rate, 1)
         metrics = {"epoch": self.epoch + 1, "step": self.step, **metrics, "slices_per_s": rate}
         self.past.append(metrics | {"undone": self.rollbacks})
@@ -180,7 +180,7 @@ class StageState:
         self._report({"step": self.step}, self.last_good)
 
     def _newest(self, uri: str) -> dict[str, Any] | None:
-        """The state that all ranks go on from. Rank 0 chooses: the others may look later, or see an older listing."""
+        """The state that all ranks resume from. Rank 0 chooses it, because ranks may see different listings."""
         found = next(_states(uri), None) if self.worker.rank == 0 else None
         saved = self.worker.agree(found[0] if found else None)
         if not saved:
@@ -188,7 +188,7 @@ class StageState:
         return found[1] if found else _read(saved)
 
     def _report(self, metrics: dict[str, Any], state: dict[str, Any]) -> None:
-        """Rank 0 saves, every rank reports (a barrier). Raises LockLost if another job holds the run by now."""
+        """Rank 0 saves, and every rank reports (a barrier). Raises LockLost if another job holds the run."""
         self.worker.require_lock()
         if self.worker.rank != 0:
             ray.train.report(metrics)
@@ -198,22 +198,25 @@ class StageState:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _state(self) -> dict[str, Any]:
-        """Everything, the sums over all ranks (a collective)."""
+        """The whole state, with loss sums over all ranks (a collective)."""
         self.worker.sum(total := self.sums.clone())
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         return parts | {"history": list(self.past), "step": self.step, "undone": self.rollbacks, "sums": total}
 
     def _restore(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
-            part.load_state_dict(copy.deepcopy(state[name]))  # optimizers would go on in these very tensors
+            part.load_state_dict(copy.deepcopy(state[name]))  # a copy, because optimizers change these tensors in place
         self.past, self.step, self.rollbacks = list(state["history"]), state["step"], state["undone"]
-        self.sums.copy_(state["sums"] * (self.worker.rank == 0))  # they are those of all ranks
+        self.sums.copy_(
+            state["sums"] * (self.worker.rank == 0)
+        )  # the saved sums are over all ranks, so one rank takes them
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """The 64-bit seed of what one rank draws in one step: a hash, so that no arithmetic makes two of them equal.
+    """The 64-bit seed of a rank's random numbers in a step: a hash, so that no two simple sums collide.
 
-    PyTorch's generator for CPUs uses the lower half only: there, one pair of steps in four billion draws alike.
+    PyTorch's CPU generator uses only the lower 32 bits, so there two steps share their numbers with a chance of 1 in
+    four billion.
     """
     low, high = np.random.SeedSequence((seed, step, rank)).generate_state(2).tolist()
     return low + (high << 32)

@@ -31,7 +31,7 @@ def train_vqvae(config: TrainConfig, worker: Worker, train: Stored, validate: St
     scale = error_scale(slices, c)
     size = c.crop_of(slices.image_size)
 
-    ddp = {"broadcast_buffers": c.norm == "batch"}  # the codebook is the same on all ranks without
+    ddp = {"broadcast_buffers": c.norm == "batch"}  # the codebook is equal on all ranks anyway
     model = ray.train.torch.prepare_model(VQVAE(c).to(memory_format=torch.channels_last), parallel_strategy_kwargs=ddp)
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     averaged = copy.deepcopy(unwrap(model)).requires_grad_(False)

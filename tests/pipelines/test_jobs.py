@@ -300,7 +300,7 @@ def test_a_batch_that_is_touched_does_not_verify(batch: Path, tmp_path: Path) ->
         verify(str(copy))
     part = copy / "summary" / "part-00000.parquet"
     part.write_bytes(part.read_bytes() + b" ")
-    with pytest.raises(UserError, match=r"made: summary/part-00000\.parquet is changed: make it anew elsewhere"):
+    with pytest.raises(UserError, match=r"manifest: summary/part-00000\.parquet is changed: generate it again"):
         verify(str(copy))
     part.unlink()
     with pytest.raises(UserError, match=r"part-00000\.parquet is missing"):

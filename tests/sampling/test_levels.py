@@ -59,11 +59,11 @@ def test_levels_that_the_model_was_not_trained_on_are_refused_without_measures_t
     assert not (tmp_path / "batch").exists()
 
     generate(replace(wanted, levels="8-15", dry_run=True))
-    assert "cannot be checked" not in capsys.readouterr().out
+    assert "cannot check" not in capsys.readouterr().out
     (tmp_path / "data" / "dataset.json").unlink()
     generate(replace(wanted, levels="0-7", dry_run=True))
     said = capsys.readouterr().out
-    assert f"trained on all these levels cannot be checked: no packed data set at {tmp_path / 'data'}" in said
+    assert f"trained on all requested levels: no packed data set at {tmp_path / 'data'}" in said
 
     bundle["data"]["trained_levels"] = list(range(8, 16))
     (model / "config.json").write_text(json.dumps(bundle))
