@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -152,9 +153,20 @@ def test_a_slice_of_a_data_set_is_read_without_ray(data: DataSet) -> None:
     assert names["pixels"].max() > 100
 
 
+def test_pairs_of_a_batch_are_read_with_pillow_and_torchvision(batch: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(recipe("docs/generation.md", "import numpy").replace("root/batches/night-1", str(batch)), names)
+    assert names["labels"].shape == (256, 256)
+    assert names["labels"].max() < 4
+    exec(recipe("docs/generation.md", "from pathlib").replace("root/batches/night-1", str(batch)), names)
+    assert names["images"].shape == names["labels"].shape == (8, 1, 256, 256)
+    assert names["images"].is_floating_point()
+    assert names["labels"].max() < 4
+
+
 def test_every_block_of_python_is_run() -> None:
     """By the tests above: a new block needs one too."""
-    assert len(recipes("python")) == 3
+    assert len(recipes("python")) == 5
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from oasisgen.metrics.ssim import _window as ssim_window
 from oasisgen.models.codes import CodeEmbedding, VectorEmbedding, make_embedding
 from oasisgen.models.dcgan import DCGAN, Discriminator
 from oasisgen.models.features import FeatureNetwork
+from oasisgen.models.labels import LabelDecoder
 from oasisgen.models.masked import MaskedPrior
 from oasisgen.models.priors import make_prior
 from oasisgen.models.vqvae import VQVAE
@@ -77,6 +78,7 @@ def sampler_of(config: TrainConfig, prior: PriorName) -> Sampler:
     vqvae = VQVAE(config.vqvae)
     sampler = Sampler.__new__(Sampler)  # `__init__` reads a bundle, and asks CUDA for its name
     sampler.device, sampler.mixed, sampler.vqvae = CUDA, False, vqvae.eval()
+    sampler.labels = LabelDecoder(config.labels, config.vqvae.code_dim, 4).eval()
     sampler.prior = make_prior(prior, vars(getattr(config, prior)), vqvae.quantizer.codebook.detach(), OASIS).eval()
     return sampler
 
@@ -89,7 +91,9 @@ def test_a_slice_is_made_on_the_gpu_alone_by_kernels_that_repeat_themselves(
         sampler = sampler_of(config, prior)
         noise, levels = torch.randn(16, sampler.prior.noise_size), torch.arange(16)
         watch.inexact.clear()
-        images, codes_in_use = sampler.make(noise, levels)
+        images, codes_in_use, labels = sampler.make(noise, levels)
+    assert labels is not None
+    assert (labels.shape, labels.dtype, labels.device.type) == ((16, 256, 256), torch.uint8, "cuda")
     assert (images.shape, images.dtype, images.device.type) == ((16, 256, 256), torch.uint8, "cuda")
     assert (codes_in_use.shape, codes_in_use.device.type) == ((16,), "cuda")
     assert "aten::convolution" in watch.seen

@@ -70,6 +70,8 @@ class GenerateConfig:
     anatomy with different details. With `float32` they differ in the last bit, which occasionally changes details."""
     format: Format = "png"
     """One PNG per slice, or the PNGs of a part in one Parquet file or tar archive: cheaper for millions of slices."""
+    labels: bool = True
+    """Also write the label map of each slice, if the model has a label decoder."""
     reject: Reject = "none"
     """Reject slices below the 1st percentile of held-out slices in copy_ratio (`copies`), ssim_real (`outliers`) or
     either (`both`); the next ids replace them."""

@@ -24,6 +24,11 @@ def classes_of(values: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
     return order[places].astype(np.uint8)
 
 
+def palette(classes: int) -> np.ndarray:
+    """The color of each class, (classes, 3) uint8 RGB; class 0 is black."""
+    return np.concatenate([np.zeros((1, 3), np.uint8), np.resize(COLORS, (classes - 1, 3))])
+
+
 def legend(names: Sequence[str]) -> str:
     """Which color each class but the first has, in words: `CSF blue, grey matter orange`."""
     return ", ".join(f"{name} {COLOR_NAMES[n % len(COLOR_NAMES)]}" for n, name in enumerate(names[1:]))

@@ -36,7 +36,7 @@ from oasisgen.sampling import manifest as manifests
 from oasisgen.sampling.ids import level_of
 from oasisgen.sampling.levels import require_levels, require_trained_levels
 from oasisgen.sampling.manifest import BatchPart, Manifest, is_complete
-from oasisgen.sampling.parts import SUMMARY
+from oasisgen.sampling.parts import summary_schema
 from oasisgen.sampling.request import BatchRequest
 
 
@@ -117,6 +117,7 @@ def make_request(
         format=config.format,
         reject=config.reject,
         part_size=config.part_size,
+        label_classes=bundle.label_classes if config.labels else (),
         data_fingerprint=data.fingerprint if data else None,
         inception=inception_digest,
         gate=config.gate,
@@ -161,8 +162,9 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
     parts = make_slices(job, real, least, held)
     made = time.monotonic()
 
-    columns = [name for name in SUMMARY.names if name != "sha256"]
-    slices = tables.read_folder(storage.join(out, "summary"), SUMMARY, columns)
+    schema = summary_schema(bool(request.label_classes))
+    columns = [name for name in schema.names if name not in ("sha256", "labels_sha256")]
+    slices = tables.read_folder(storage.join(out, "summary"), schema, columns)
     scores, measured_on = score_batch(load_features, request, real, slices, out, job.actors) if real else ({}, 0)
     root = root_of(out)
     features = request.inception or job.bundle.config["files"]["features.safetensors"]

@@ -57,6 +57,8 @@ def plan_batch(
     yield f"model {request.model}, base seed {request.base_seed}"
     size = human_bytes(int(slices * math.prod(shape.image_size) * PNG_BYTES))
     yield f"{slices} slices in {len(parts)} parts, {done}, about {size}"
+    if request.label_classes:
+        yield f"each with a label map: {', '.join(of.name for of in request.label_classes)}"
     if data:
         yield f"measured against {data.uri}, {data.count('train')} training slices"
     yield f"to {out}; {cluster_has['CPU']:g} CPUs, {cluster_has['GPU']:g} GPUs are free"

@@ -52,7 +52,7 @@ def make_slices(job: BatchJob, real: ReferenceData | None, least: dict[str, floa
         with Progress("generate", sum(map(len, missing.values())), "slices") as progress:
             for number, slices in make_parts(job, real, least, missing, progress):
                 commit_part(job.out, number, request.format, slices, held)
-        parts += [entry_of(job.out, number, len(ids)) for number, ids in numbered.items()]
+        parts += [entry_of(job.out, number, len(ids), bool(request.label_classes)) for number, ids in numbered.items()]
         tried += sum(map(len, planned))
         kept = sum(part.slices for part in parts)
         more = 0 if request.ids else min(request.count - kept, MOST_TRIED * request.count - tried)
@@ -69,12 +69,13 @@ def make_parts(
 ) -> Iterator[tuple[int, pa.Table]]:
     """Sample, compare and write the slices of some parts {number: ids}; yields a part once its PNGs are written."""
     request, bundle = job.request, job.bundle
+    labels = bool(request.label_classes)
     pieces = [{"part": number, "group": group} for number, ids in missing.items() for group in groups(ids).tolist()]
     if not pieces:
         return
     rows = ray.data.from_items(pieces, override_num_blocks=1 + len(pieces) // GROUPS_PER_BLOCK).map_batches(
         Sampler,
-        fn_constructor_args=(bundle.uri, request.base_seed, request.precision, bundle.digest),
+        fn_constructor_args=(bundle.uri, request.base_seed, request.precision, bundle.digest, labels),
         batch_size=1,
         **cluster.pool(job.actors),
     )
@@ -82,7 +83,7 @@ def make_parts(
     for step in (
         *compare,
         QualityFilter(least),
-        PngEncoder(bundle.digest, request.base_seed),
+        PngEncoder(bundle.digest, request.base_seed, tuple(of.name for of in request.label_classes)),
         formats.SliceWriter(job.out, request.format),
     ):
         rows = rows.map_batches(step, batch_size=GROUP, **cluster.tasks())

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from oasisgen import storage
-from oasisgen.config.generate import Format
 from oasisgen.data.feed import Feed, evenly_spaced
+from oasisgen.data.labels import legend
 from oasisgen.quality.measures import MEASURES, OF_SLICES
 from oasisgen.quality.summary import BatchSummary
 from oasisgen.reports import figures
 from oasisgen.reports.page import Picture, Section, render
-from oasisgen.sampling.parts import read_images
+from oasisgen.sampling.parts import read_images, read_label_maps
+from oasisgen.sampling.request import BatchRequest
 
 PER_LEVEL = 2  # slices shown of each level
 LEVELS_SHOWN = 32  # at most
@@ -40,7 +41,7 @@ def write_batch_report(
     `slices` are the batch's summary table, `reference` the measures of held-out slices and `train` the training slices.
     The last two are None for a batch that was not measured.
     """
-    gallery = Gallery(out, summary.request.format, train, image_size)
+    gallery = Gallery(out, summary.request, train, image_size)
     sections = [measures_section(summary), levels_section(slices, gallery)]
     if reference is not None and len(slices):
         sections += [distributions_section(slices, reference), *extremes_sections(slices, gallery)]
@@ -91,9 +92,11 @@ def levels_section(slices: pa.Table, gallery: "Gallery") -> Section:
     which = "each level" if len(shown) == len(there) else f"{len(shown)} of the {len(there)} levels"
     firsts = [by_level[levels == level][:PER_LEVEL] for level in shown]
     beside = ", each beside its nearest training slice" if gallery.train else ""
+    names = [of.name for of in gallery.request.label_classes]
+    maps = f" The second picture of each has its label map over it: {legend(names)}." if names else ""
     return Section(
         "Slices by level",
-        f"The first sample ids of {which}, not hand-picked{beside}." if firsts else "The batch has no slices.",
+        f"The first sample ids of {which}, not hand-picked{beside}.{maps}" if firsts else "The batch has no slices.",
         pictures=gallery.pictures(slices.take(np.concatenate(firsts))) if firsts else (),
         filter="Level",
     )
@@ -151,10 +154,10 @@ def provenance_section(summary: BatchSummary) -> Section:
 
 
 class Gallery:
-    """Makes pictures of a batch's slices, beside their nearest training slices if there are any."""
+    """Makes pictures of a batch's slices, beside the same with their label maps, and their nearest training slices."""
 
-    def __init__(self, out: str, kind: Format, train: Feed | None, image_size: tuple[int, int]) -> None:
-        self.out, self.kind, self.train, self.image_size = out, kind, train, image_size
+    def __init__(self, out: str, request: BatchRequest, train: Feed | None, image_size: tuple[int, int]) -> None:
+        self.out, self.request, self.train, self.image_size = out, request, train, image_size
         blocks = train.blocks if train else []
         names = (
             (case, int(level)) for block in blocks for case, level in zip(block["case"], block["level"], strict=True)
@@ -163,15 +166,18 @@ class Gallery:
 
     def pictures(self, slices: pa.Table) -> tuple[Picture, ...]:
         """A picture of each row of a batch's summary."""
-        images = read_images(self.out, self.kind, slices, self.image_size)
-        return tuple(self.picture(row, image) for row, image in zip(slices.to_pylist(), images, strict=True))
+        where = self.out, self.request.format, slices, self.image_size
+        maps = read_label_maps(*where) if self.request.label_classes else [None] * len(slices)
+        return tuple(map(self.picture, slices.to_pylist(), read_images(*where), maps))
 
-    def picture(self, row: dict[str, Any], image: np.ndarray) -> Picture:
-        """(H, W) uint8 of a row -> its picture."""
+    def picture(self, row: dict[str, Any], image: np.ndarray, labels: np.ndarray | None) -> Picture:
+        """(H, W) uint8 of a row, perhaps with its label map -> its picture."""
         caption, images = f"id {row['id']}, level {row['level']}", [image]
         if self.train:
             nearest = row["nearest_case"], row["nearest_level"]
             images.append(self.train.rows(np.array([self.rows[nearest]]), "image")[0])
             caption += f": SSIM to real slices {row['ssim_real']:.3f}. Nearest: case {nearest[0]}, level {nearest[1]}, "
             caption += f"SSIM {row['ssim_train_max']:.3f}, copy ratio {row['copy_ratio']:.2f}"
+        if labels is not None:
+            images = [figures.overlay(image), figures.overlay(image, labels), *map(figures.overlay, images[1:])]
         return Picture(figures.embed(figures.montage([images])), caption, str(row["level"]))

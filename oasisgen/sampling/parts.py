@@ -31,13 +31,20 @@ SUMMARY = pa.schema(
         ("device", pa.string()),
     ]
 )
+LABELS = [pa.field("labels_file", pa.string()), pa.field("labels_sha256", pa.string())]
+
+
+def summary_schema(labels: bool) -> pa.Schema:
+    """The columns of a summary of a batch with label maps, or without."""
+    return pa.schema([*SUMMARY, *LABELS]) if labels else SUMMARY
 
 
 def commit_part(out: str, number: int, kind: Format, slices: pa.Table, held: Lock) -> None:
     """Write the rest of a part, whose PNGs are written, and last its summary. Raises LockLost."""
-    for name in SUMMARY.names:
-        if name not in slices.column_names:  # not measured
-            slices = slices.append_column(SUMMARY.field(name), pa.nulls(len(slices), SUMMARY.field(name).type))
+    schema = summary_schema("labels_sha256" in slices.column_names)
+    for field in schema:
+        if field.name not in slices.column_names:  # not measured
+            slices = slices.append_column(field, pa.nulls(len(slices), field.type))
     was_refused = pc.not_equal(slices["refused"], "")
     rejected, kept = slices.filter(was_refused), slices.filter(pc.invert(was_refused))
     formats.write_part_file(out, number, kind, kept)
@@ -46,7 +53,7 @@ def commit_part(out: str, number: int, kind: Format, slices: pa.Table, held: Loc
         tables.write(_rejected_uri(out, number), reasons, len(rejected))
     held.renew()  # before anything is removed: another job may have taken the folder over
     _remove_leftovers(out, number, kind, kept, rejected)
-    summary = tables.to_bytes(kept.select(SUMMARY.names).cast(SUMMARY), max(1, len(kept)))
+    summary = tables.to_bytes(kept.select(schema.names).cast(schema), max(1, len(kept)))
     held.commit(part_uri(out, number), summary)
 
 
@@ -58,7 +65,8 @@ def _remove_leftovers(out: str, number: int, kind: Format, kept: pa.Table, rejec
     """
     leftovers = [] if len(rejected) else [_rejected_uri(out, number)]
     if kind == "png":
-        leftovers += [storage.join(out, formats.slice_path(refused)) for refused in rejected["id"].to_pylist()]
+        paths = [formats.slice_path] + ([formats.labels_path] if "labels_file" in kept.column_names else [])
+        leftovers += [storage.join(out, path(refused)) for refused in rejected["id"].to_pylist() for path in paths]
     elif not len(kept):
         leftovers.append(storage.join(out, formats.part_path(number, kind)))
 
@@ -79,32 +87,43 @@ def part_uri(out: str, number: int) -> str:
     return storage.join(out, "summary", f"part-{number:05d}.parquet")
 
 
-def entry_of(out: str, number: int, tried: int) -> BatchPart:
-    """What the manifest says of a complete part of `tried` ids."""
+def entry_of(out: str, number: int, tried: int, labels: bool = False) -> BatchPart:
+    """What the manifest says of a complete part of `tried` ids, of a batch with label maps or without."""
     data = storage.read_bytes(part_uri(out, number))
-    kept = len(tables.parse(data, SUMMARY, part_uri(out, number), ["id"]))
+    kept = len(tables.parse(data, summary_schema(labels), part_uri(out, number), ["id"]))
     return BatchPart(part_uri("", number), kept, tried - kept, hashlib.sha256(data).hexdigest())
 
 
 def read_images(out: str, kind: Format, slices: pa.Table, size: tuple[int, int]) -> list[np.ndarray]:
-    """The image, uint8 of `size` (H, W), of each row of a summary; uses its columns `id` and `file`.
+    """The image, uint8 of `size` (H, W), of each row of a summary; uses its columns `id`, `file` and `labels_file`.
 
     Raises InvalidFile, which names the slice and the part to make again, where an image is missing or damaged.
     """
-    images = {}
-    for number, png in formats.read_pngs(out, kind, slices):
+    return _read_arrays(out, kind, slices, size, "png")
+
+
+def read_label_maps(out: str, kind: Format, slices: pa.Table, size: tuple[int, int]) -> list[np.ndarray]:
+    """The label map of each row, of a batch with label maps. As `read_images`."""
+    return _read_arrays(out, kind, slices, size, "labels")
+
+
+def _read_arrays(
+    out: str, kind: Format, slices: pa.Table, size: tuple[int, int], what: formats.What
+) -> list[np.ndarray]:
+    arrays, mode = {}, "L" if what == "png" else "P"
+    for number, png in formats.read_pngs(out, kind, slices, what):
         try:
             if png is None:
                 raise ValueError("missing, or its file is damaged")
-            images[number] = decode_png(png, size)
+            arrays[number] = decode_png(png, size, mode)
         except ValueError as reason:
-            remedy = f"remove {_part_of(out, number)} and run the command again"
+            remedy = f"remove {_part_of(out, number, 'labels_file' in slices.column_names)} and run the command again"
             raise InvalidFile(f"{out}: slice {number} is not what was made ({reason}): {remedy}") from None
-    return [images[number] for number in slices["id"].to_pylist()]  # in the order of the rows
+    return [arrays[number] for number in slices["id"].to_pylist()]  # in the order of the rows
 
 
-def _part_of(out: str, number: int) -> str:
+def _part_of(out: str, number: int, labels: bool) -> str:
     """The summary of the part that a slice belongs to."""
-    folder = storage.join(out, "summary")
+    folder, schema = storage.join(out, "summary"), summary_schema(labels)
     uris = [storage.join(folder, name) for name, _ in storage.list_files(folder)]
-    return next((uri for uri in uris if number in tables.read(uri, SUMMARY, ["id"])["id"].to_pylist()), folder)
+    return next((uri for uri in uris if number in tables.read(uri, schema, ["id"])["id"].to_pylist()), folder)

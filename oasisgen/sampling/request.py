@@ -11,6 +11,7 @@ from pydantic import Field
 from oasisgen import documents
 from oasisgen.config.generate import MOST_IDS, Format, GateConfig, Precision, Reject
 from oasisgen.config.ranges import number_ranges
+from oasisgen.data.description import LabelClass
 from oasisgen.documents import Count, Seed
 from oasisgen.sampling.ids import ids_of_levels
 
@@ -22,6 +23,7 @@ ADDED_LATER: dict[str, Any] = {  # fields that batches of older versions lack
     "format": "png",
     "reject": "none",
     "part_size": 1000,
+    "label_classes": (),
     "data_fingerprint": None,
     "inception": None,
     "gate": {},
@@ -42,14 +44,18 @@ class BatchRequest:
     format: Format
     reject: Reject
     part_size: Annotated[int, Field(ge=1)]
+    label_classes: tuple[LabelClass, ...] = ()  # of the label maps, whose pixels are places here; empty: no label maps
     data_fingerprint: str | None  # of the data set it is measured against; None: it is not measured
     inception: str | None  # digest of the weights whose features are used; None: the feature network of the model
     gate: GateConfig
     software: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As `config.json` has it."""
-        return asdict(self) | {"levels": list(self.levels)}
+        """As `config.json` has it, where a request without label maps does not name their classes."""
+        fields = asdict(self) | {"levels": list(self.levels), "label_classes": list(map(asdict, self.label_classes))}
+        if not self.label_classes:
+            del fields["label_classes"]
+        return fields
 
     def first_parts(self, of: int) -> Iterator[np.ndarray]:
         """The ids of each part, if no slice is rejected. The model knows `of` levels."""

@@ -1,12 +1,13 @@
 """Prove that a batch is complete and untouched."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import ray.data
 
 from oasisgen import cluster, storage, tables
@@ -14,7 +15,7 @@ from oasisgen.config.generate import Format
 from oasisgen.errors import UserError
 from oasisgen.sampling import formats
 from oasisgen.sampling.manifest import Manifest, read_manifest
-from oasisgen.sampling.parts import SUMMARY
+from oasisgen.sampling.parts import summary_schema
 
 SHOWN = 3  # faults that the message names
 
@@ -34,7 +35,9 @@ def verify(uri: str) -> Manifest:
             f"no finished batch at {uri} (manifest.json is missing): run the command that makes it"
         ) from None
     parts = ray.data.from_items(list(map(asdict, manifest.parts)), override_num_blocks=max(1, len(manifest.parts)))
-    checked = parts.map(partial(_check, uri=uri, kind=manifest.request.format), **cluster.tasks()).take_all()
+    request = manifest.request
+    check = partial(_check, uri=uri, kind=request.format, labels=bool(request.label_classes))
+    checked = parts.map(check, **cluster.tasks()).take_all()
     faults = [fault for part in checked for fault in part["faults"]]
     if all(part["files"] for part in checked):
         known = {file for part in checked for file in part["files"]}
@@ -49,13 +52,13 @@ def verify(uri: str) -> Manifest:
 
 def _there(uri: str) -> list[str]:
     found = []
-    for folder in ("slices", "summary"):
+    for folder in ("slices", "labels", "summary"):
         with suppress(FileNotFoundError):  # where all slices were refused
             found += [storage.join(folder, name) for name, _ in storage.list_files(storage.join(uri, folder))]
     return found
 
 
-def _check(part: Mapping[str, Any], uri: str, kind: Format) -> dict[str, Any]:
+def _check(part: Mapping[str, Any], uri: str, kind: Format, labels: bool = False) -> dict[str, Any]:
     """What is wrong with a part, and the files that belong to it; none where that cannot be known."""
     name = part["name"]
     try:
@@ -64,11 +67,21 @@ def _check(part: Mapping[str, Any], uri: str, kind: Format) -> dict[str, Any]:
         return {"faults": [f"{name} is missing"], "files": []}
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
         return {"faults": [f"{name} is changed"], "files": []}
-    slices = tables.parse(data, SUMMARY, storage.join(uri, name), ["id", "file", "sha256"])
-    faults = []
-    for row, (number, png) in zip(slices.to_pylist(), formats.read_pngs(uri, kind, slices), strict=True):
+    files = ["file", *(["labels_file"] if labels else [])]
+    digests = ["sha256", *(["labels_sha256"] if labels else [])]
+    slices = tables.parse(data, summary_schema(labels), storage.join(uri, name), ["id", *files, *digests])
+    faults = list(_faults(uri, kind, slices, "png", "slice"))
+    if labels:
+        faults += _faults(uri, kind, slices, "labels", "the label map of slice")
+    there = [file for column in files for file in slices[column].unique().to_pylist()]
+    return {"faults": faults, "files": [name, *there]}
+
+
+def _faults(uri: str, kind: Format, slices: pa.Table, what: formats.What, called: str) -> Iterator[str]:
+    """What is wrong with the PNGs of some rows of a summary."""
+    file, digest = ("file", "sha256") if what == "png" else ("labels_file", "labels_sha256")
+    for row, (number, png) in zip(slices.to_pylist(), formats.read_pngs(uri, kind, slices, what), strict=True):
         if png is None:
-            faults.append(f"slice {number} is missing from {row['file']}")
-        elif hashlib.sha256(png).hexdigest() != row["sha256"]:
-            faults.append(f"slice {number} in {row['file']} is changed")
-    return {"faults": faults, "files": [name, *slices["file"].unique().to_pylist()]}
+            yield f"{called} {number} is missing from {row[file]}"
+        elif hashlib.sha256(png).hexdigest() != row[digest]:
+            yield f"{called} {number} in {row[file]} is changed"

@@ -26,6 +26,7 @@ from oasisgen.pipelines.train import train
 from oasisgen.quality.nearest import NEIGHBOURS
 from oasisgen.quality.summary import read_summary
 from oasisgen.sampling import formats
+from oasisgen.sampling.parts import SUMMARY
 from oasisgen.sampling.verify import verify
 from oasisgen.training import history
 from tests.conftest import digests, one_line, run_job, start_job, tiny, tiny_flags
@@ -211,6 +212,8 @@ def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> 
     for row in rows:
         data = (batch / row["file"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        labels = (batch / row["labels_file"]).read_bytes()
+        assert hashlib.sha256(labels).hexdigest() == row["labels_sha256"]
         assert 0 < row["ssim_real"] < 1
         assert 0 < row["ssim_train_max"] < 1
         assert abs(row["nearest_level"] - row["level"]) <= NEIGHBOURS
@@ -219,7 +222,11 @@ def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> 
     digest = hashlib.sha256((trained / "model" / "config.json").read_bytes()).hexdigest()
     assert (image.text["Comment"], image.text["id"], image.text["model"]) == ("SYNTHETIC", "33", digest)  # type: ignore
 
+    labels_of_33 = Image.open(batch / rows[33]["labels_file"])
+    assert (labels_of_33.mode, labels_of_33.size) == ("P", (256, 256))
+
     manifest = json.loads((batch / "manifest.json").read_text())
+    assert [of["name"] for of in manifest["label_classes"]] == ["background", "CSF", "grey matter", "white matter"]
     assert (manifest["model"], manifest["base_seed"], manifest["count"]) == (digest, 5, 40)
     part = hashlib.sha256((batch / "summary" / "part-00000.parquet").read_bytes()).hexdigest()
     assert [entry["sha256"] for entry in manifest["parts"]] == [part]
@@ -244,8 +251,24 @@ def test_other_requests_make_the_same_bytes_for_the_same_ids(batch: Path, traine
         assert summary
         assert (summary.verdict, summary.reasons) == ("quarantined", ("it was not measured",))
         mine = digests(out, "*.png")
-        assert sorted(int(Path(file).stem) for file in mine) == ids
+        for folder in ("slices", "labels"):
+            assert sorted(int(Path(file).stem) for file in mine if file.startswith(folder)) == ids
         assert all(everything[file] == digest for file, digest in mine.items())
+
+
+def test_a_batch_without_label_maps_has_the_same_slices_and_no_word_of_them(
+    batch: Path, trained: Path, tmp_path: Path
+) -> None:
+    generate(GenerateConfig(str(trained), str(tmp_path), count=20, base_seed=5, measure=False, labels=False))
+    everything = digests(batch, "*.png")
+    mine = digests(tmp_path, "*.png")
+    assert len(mine) == 20
+    assert all(everything[file] == digest for file, digest in mine.items())
+    assert not (tmp_path / "labels").exists()
+    assert pq.read_table(tmp_path / "summary").schema.names == SUMMARY.names
+    for name in ("config.json", "summary.json", "manifest.json"):
+        assert "label" not in (tmp_path / name).read_text()
+    assert verify(str(tmp_path)).request.label_classes == ()
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
@@ -254,12 +277,15 @@ def test_other_formats_hold_the_same_pngs(kind: Format, batch: Path, trained: Pa
         str(trained), str(tmp_path), count=20, part_size=16, base_seed=5, format=kind, measure=False
     )
     generate(config)
-    rows = pq.read_table(tmp_path / "summary").select(["id", "file", "sha256"])
+    rows = pq.read_table(tmp_path / "summary").select(["id", "file", "labels_file", "sha256"])
     assert len(rows) == 20
     expected = {row["id"]: row["sha256"] for row in pq.read_table(batch / "summary").to_pylist()}
     assert all(expected[row["id"]] == row["sha256"] for row in rows.to_pylist())
-    pngs = dict(formats.read_pngs(str(tmp_path), kind, rows))
-    assert all(hashlib.sha256(pngs[number] or b"").hexdigest() == expected[number] for number in range(20))
+    columns: dict[formats.What, str] = {"png": "sha256", "labels": "labels_sha256"}
+    for what, column in columns.items():
+        expected = {row["id"]: row[column] for row in pq.read_table(batch / "summary").to_pylist()}
+        pngs = dict(formats.read_pngs(str(tmp_path), kind, rows, what))
+        assert all(hashlib.sha256(pngs[number] or b"").hexdigest() == expected[number] for number in range(20))
     assert verify(str(tmp_path)).request.count == 20
     assert not list(tmp_path.rglob("*.png"))
 

@@ -47,6 +47,38 @@ def test_a_part_in_one_file_has_equal_bytes_and_gives_its_pngs_back(kind: Format
     assert [png for _, png in read_pngs(str(tmp_path), kind, kept)] == [None, None]
 
 
+def labelled(kind: Format, uri: str) -> pa.Table:
+    """Two slices with their label maps, and a refused one."""
+    batch = {
+        "id": np.array([9_999, 10_000, 10_001]),
+        "level": np.array([15, 16, 17]),
+        "part": np.array([7, 7, 7]),
+        "png": np.array([b"one", b"two", b"three"], dtype=object),
+        "labels_png": np.array([b"map one", b"map two", b"map three"], dtype=object),
+        "refused": np.array(["", "a copy", ""]),
+    }
+    return pa.table({name: list(values) for name, values in SliceWriter(uri, kind)(batch).items()})
+
+
+@pytest.mark.parametrize("kind", ["png", "parquet", "webdataset"])
+def test_label_maps_lie_beside_their_slices(kind: Format, tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    kept = labelled(kind, uri).take([0, 2])
+    write_part_file(uri, 7, kind, kept)
+    rows = kept.select(["id", "file", "labels_file"])
+    assert list(read_pngs(uri, kind, rows)) == [(9_999, b"one"), (10_001, b"three")]
+    assert list(read_pngs(uri, kind, rows, "labels")) == [(9_999, b"map one"), (10_001, b"map three")]
+    if kind == "png":
+        files = {str(file.relative_to(tmp_path)) for file in (tmp_path / "labels").rglob("*.png")}
+        assert files == {"labels/0/0000009999.png", "labels/1/0000010001.png"}
+    elif kind == "parquet":
+        read = pq.read_table(tmp_path / "slices" / "part-00007.parquet")
+        assert read.column_names == ["id", "level", "png", "labels"]
+    else:
+        with tarfile.open(tmp_path / "slices" / "part-00007.tar") as archive:
+            assert archive.getnames()[:3] == ["0000009999.png", "0000009999.labels.png", "0000009999.json"]
+
+
 def test_others_can_read_them(tmp_path: Path) -> None:
     kept = rows("parquet", str(tmp_path)).take([0, 2])
     write_part_file(str(tmp_path), 7, "parquet", kept)

@@ -10,11 +10,12 @@ from PIL import Image
 
 from oasisgen import storage
 from oasisgen.config.generate import Format
-from oasisgen.errors import InvalidFile
+from oasisgen.data.description import LabelClass
+from oasisgen.errors import InvalidFile, UserError
 from oasisgen.lock import lock
-from oasisgen.sampling.formats import SliceWriter, part_path, slice_path
+from oasisgen.sampling.formats import SliceWriter, labels_path, part_path, slice_path, write_part_file
 from oasisgen.sampling.manifest import Manifest
-from oasisgen.sampling.parts import commit_part, entry_of, part_uri, read_images
+from oasisgen.sampling.parts import commit_part, entry_of, part_uri, read_images, read_label_maps
 from oasisgen.sampling.png import PngEncoder, decode_png
 from oasisgen.sampling.verify import verify
 from tests.conftest import requested
@@ -22,7 +23,7 @@ from tests.conftest import requested
 IDS = [3, 10_000, 10_001]
 
 
-def make(uri: str, kind: Format, refused: set[int], part: int = 0) -> pa.Table:
+def make(uri: str, kind: Format, refused: set[int], part: int = 0, labels: bool = False) -> pa.Table:
     """The slices of a part as the pipeline leaves them: PNGs are written, the part is not yet complete."""
     batch = {
         "id": np.array(IDS) + 100 * part,
@@ -33,14 +34,17 @@ def make(uri: str, kind: Format, refused: set[int], part: int = 0) -> pa.Table:
         "device": np.array(["cpu"] * 3),
         "refused": np.array(["a copy" if number in refused else "" for number in IDS]),
     }
-    written = SliceWriter(uri, kind)(PngEncoder("abc", 5)(batch))
+    if labels:
+        batch["labels"] = np.random.default_rng(part).integers(0, 3, (3, 256, 256), np.uint8)
+    written = SliceWriter(uri, kind)(PngEncoder("abc", 5, ("none", "a", "b"))(batch))
     return pa.table({name: list(values) for name, values in written.items()})
 
 
-def finish(uri: str, kind: Format, parts: int) -> Manifest:
+def finish(uri: str, kind: Format, parts: int, labels: bool = False) -> Manifest:
     """Write the manifest, and read everything back."""
-    entries = tuple(entry_of(uri, number, len(IDS)) for number in range(parts))
-    manifest = Manifest(verdict="released", request=requested(format=kind), parts=entries)
+    entries = tuple(entry_of(uri, number, len(IDS), labels) for number in range(parts))
+    classes = tuple(LabelClass(name, value) for value, name in enumerate(("none", "a", "b"))) if labels else ()
+    manifest = Manifest(verdict="released", request=requested(format=kind, label_classes=classes), parts=entries)
     storage.write_text(f"{uri}/manifest.json", json.dumps(manifest.to_json()))
     return verify(uri)
 
@@ -82,6 +86,36 @@ def test_images_of_rows_come_in_their_order_and_a_damaged_file_is_named_with_its
         storage.remove(f"{place}/{name}") if damaged is None else storage.write_bytes(f"{place}/{name}", damaged)
         with pytest.raises(InvalidFile, match=r"slice \d+ is not .*: remove .*/summary/part-00001\.parquet and run"):
             read_images(place, kind, rows.take([0, 2]), (256, 256))
+
+
+@pytest.mark.parametrize("kind", ["png", "parquet", "webdataset"])
+def test_a_label_map_that_is_touched_does_not_verify(place: str, kind: Format, connected: str) -> None:
+    uri = f"{place}/batch"
+    with lock(uri) as held:
+        table = make(uri, kind, {10_000}, labels=True)
+        commit_part(uri, 0, kind, table, held)
+    assert finish(uri, kind, 1, labels=True).request.label_classes
+    rows = table.select(["id", "file", "labels_file"])
+    expected = np.random.default_rng(0).integers(0, 3, (3, 256, 256), np.uint8)
+    assert np.array_equal(read_label_maps(uri, kind, rows.take([2]), (256, 256))[0], expected[2])
+
+    other = make(f"{place}/other", kind, {10_000}, part=1, labels=True)
+    if kind == "png":
+        path, strange = f"{uri}/{labels_path(10_001)}", f"{uri}/{labels_path(5)}"
+        storage.write_bytes(path, storage.read_bytes(f"{place}/other/{labels_path(10_101)}"))
+        with pytest.raises(UserError, match=r"the label map of slice 10001 in labels/1/.* is changed: make"):
+            verify(uri)
+        storage.remove(path)
+        with pytest.raises(UserError, match="the label map of slice 10001 is missing from labels/1/"):
+            verify(uri)
+        storage.write_bytes(strange, b"")
+        with pytest.raises(UserError, match=r"missing from .*; labels/0/0000000005\.png belongs to no part"):
+            verify(uri)
+    else:
+        maps = other["labels_png"].combine_chunks()
+        write_part_file(uri, 0, kind, table.drop_columns(["labels_png"]).append_column("labels_png", maps).take([0, 2]))
+        with pytest.raises(UserError, match=r"the label map of slice 3 in slices/part-00000\..* is changed"):
+            verify(uri)
 
 
 def saved(image: Image.Image, kind: str = "PNG") -> bytes:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from oasisgen.data.labels import palette
 from oasisgen.sampling.ids import groups
-from oasisgen.sampling.png import PngEncoder, decode_png, encode_png
+from oasisgen.sampling.png import PngEncoder, decode_png, encode_labels, encode_png
 from oasisgen.sampling.sample import Sampler, latent
 
 
@@ -79,3 +80,42 @@ def test_an_encoder_puts_png_and_digest_in_the_place_of_the_image() -> None:
         assert np.array_equal(decode_png(rows["png"][row], (256, 256)), image)
         assert hashlib.sha256(rows["png"][row]).hexdigest() == rows["sha256"][row]
     assert Image.open(io.BytesIO(rows["png"][1])).text["id"] == "9"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("classes", [2, 4, 20, 256])
+def test_a_label_map_is_a_palette_png_whose_pixels_are_the_classes(classes: int, tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, classes, (64, 96), np.uint8)
+    data = encode_labels(labels, classes, {"id": "12"})
+    assert data == encode_labels(labels, classes, {"id": "12"})
+    read = Image.open(io.BytesIO(data))
+    assert (read.mode, read.text) == ("P", {"id": "12"})  # type: ignore[attr-defined]
+    assert np.array_equal(np.asarray(read), labels)
+    assert np.array_equal(decode_png(data, (64, 96), "P"), labels)
+    colors = np.asarray(read.convert("RGB"))
+    assert np.array_equal(colors, palette(classes)[labels])
+    assert not colors[labels == 0].any()
+    with pytest.raises(ValueError, match="pixels of mode P"):
+        decode_png(data, (64, 96))
+
+
+def test_an_encoder_names_the_classes_of_label_maps() -> None:
+    arrays = np.random.default_rng(0).integers(0, 2, (2, 1, 64, 64), np.uint8)
+    batch = {"id": np.array([4]), "level": np.array([4]), "image": arrays[0], "labels": arrays[1]}
+    rows = PngEncoder("abc", 5, ("background", "CSF"))(batch)
+    assert sorted(rows) == ["id", "labels_png", "labels_sha256", "level", "png", "sha256"]
+    assert Image.open(io.BytesIO(rows["labels_png"][0])).text["label_classes"] == "0 background, 1 CSF"  # type: ignore[attr-defined]
+    assert "label_classes" not in Image.open(io.BytesIO(rows["png"][0])).text  # type: ignore[attr-defined]
+
+
+def test_a_label_map_is_of_its_slice_whatever_ids_share_the_group_and_changes_no_image(
+    sampler: Sampler, trained: Path
+) -> None:
+    both = Sampler(str(trained), base_seed=7, labels=True)
+    whole, some = (both.sample(groups(np.array(ids))[0]) for ids in (list(range(16)), [3, 9]))
+    assert whole["labels"].shape == whole["image"].shape
+    assert whole["labels"].max() < 4
+    for row, number in enumerate(some["id"]):
+        assert np.array_equal(some["labels"][row], whole["labels"][number])
+    plain = sampler.sample(groups(np.arange(16))[0])
+    assert "labels" not in plain
+    assert np.array_equal(plain["image"], whole["image"])
