@@ -6,14 +6,8 @@ from dataclasses import dataclass
 from oasisgen.config.check import check
 
 PIXELS_PER_CODE = 4  # along each axis: the encoder halves the slice twice
-
-
 SIDE_STEP = 32  # pixels; the feature network halves a slice five times, which gives regions of this side
-
-
 LEAST_SIDE, MOST_SIDE = 64, 512  # pixels
-
-
 MOST_LEVELS = 512
 
 
