@@ -1,4 +1,4 @@
-"""Means that say how sure they are."""
+"""Means with confidence intervals."""
 
 from dataclasses import dataclass
 

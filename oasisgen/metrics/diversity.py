@@ -11,7 +11,7 @@ PAIRS = 512
 def pairs_of_a_level(levels: np.ndarray, subjects: np.ndarray | None, count: int, seed: int) -> np.ndarray:
     """Up to `count` different pairs of rows (P, 2), each of one level and, where `subjects` are given, of two subjects.
 
-    Levels take part alike, as far as they have pairs. `levels` (N,), `subjects` (N,).
+    All levels contribute equally, as far as they have enough pairs. `levels` (N,), `subjects` (N,).
     """
     random = np.random.default_rng(seed)
     names = np.unique(levels)

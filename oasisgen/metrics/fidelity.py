@@ -11,7 +11,7 @@ KID_SUBSET_SIZE = 256  # features in each; fewer where a set is smaller
 
 
 class Given(nn.Module):
-    """Stands where torchmetrics expects a network: the features are there already."""
+    """An identity in place of the network that torchmetrics expects: the features are already computed."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

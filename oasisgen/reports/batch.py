@@ -20,7 +20,7 @@ PER_LEVEL = 2  # slices shown of each level
 LEVELS_SHOWN = 32  # at most
 EXTREMES = 10  # slices shown of those with the lowest scores
 
-STEPS = {"floor": "references"}  # of `seconds` in the summary: what the page calls them
+STEPS = {"floor": "references"}  # fields of `seconds` in the summary -> their names on the page
 
 LOADING = """import pandas as pd
 
@@ -109,7 +109,7 @@ def distributions_section(slices: pa.Table, reference: pa.Table) -> Section:
 
 
 def extremes_sections(slices: pa.Table, gallery: "Gallery") -> list[Section]:
-    """The slices most like training slices, and those least like real ones."""
+    """The slices that are most similar to training slices, and those least similar to real ones."""
 
     def lowest(key: str) -> tuple[Picture, ...]:
         return gallery.pictures(slices.take(pc.sort_indices(slices, [(key, "ascending")])[:EXTREMES]))
@@ -154,7 +154,7 @@ def provenance_section(summary: BatchSummary) -> Section:
 
 
 class Gallery:
-    """Makes pictures of a batch's slices, beside the same with their label maps, and their nearest training slices."""
+    """Pictures of a batch's slices, each beside the same with its label map, and beside its nearest training slice."""
 
     def __init__(self, out: str, request: BatchRequest, train: Feed | None, image_size: tuple[int, int]) -> None:
         self.out, self.request, self.train, self.image_size = out, request, train, image_size

@@ -1,4 +1,4 @@
-"""Figures for the reports: charts as SVG, montages as PNG, in data URIs, for a report is a single file."""
+"""Figures for the reports: charts as SVG, montages as PNG, in data URIs, since a report is a single file."""
 
 import base64
 import io
@@ -50,7 +50,7 @@ def curves(history: list[dict[str, Any]], panels: dict[str, list[str]], over: st
 
 
 def distributions(synthetic: pa.Table, real: pa.Table, names: dict[str, str]) -> str:
-    """Histograms of measures of synthetic slices over those of held-out real ones, as far as these have them; `names`
+    """Histograms of measures of synthetic slices over those of held-out real ones, where those have them; `names`
     maps measure -> title."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.3 * len(names), 2.6), layout="constrained")

@@ -11,7 +11,7 @@ from oasisgen.quality.measures import MEASURES, Score
 from oasisgen.reports import figures
 from oasisgen.reports.page import render
 
-MOST_WRITES = 10  # of the page, while more batches end
+MOST_WRITES = 10  # times that the page is written, as long as more batches finish
 
 TITLE = "All batches"
 OURS = f"<title>{TITLE}</title>".encode()
@@ -26,7 +26,7 @@ TRENDS = {"fidelity": "fid", "variety": "ms_ssim", "copies": "suspected_copies"}
 def write_index(root: str) -> None:
     """Write `<root>/index.html`: every batch in a table, newest first, with trends.
 
-    A page under that name that this program did not write stays as it is. A batch calls this once its manifest is
+    A page under that name that this program did not write is left unchanged. Call it after the batch's manifest is
     written. Two batches that end together overwrite each other's page, so each writes it until no batch was added in
     the meantime.
     """
@@ -44,7 +44,7 @@ def write_index(root: str) -> None:
 
 
 def render_index(batches: list[FinishedBatch]) -> bytes:
-    """The page of `batches`, which are in the order in which they were finished."""
+    """The page of `batches`, in the order in which they were finished."""
     panels = {title: [JUDGED[key], f"{JUDGED[key]}, real"] for title, key in TRENDS.items()} | {"speed": ["slices/s"]}
     points = [trend_point(number, batch) for number, batch in enumerate(batches, 1)]
     return render(
@@ -59,7 +59,7 @@ def render_index(batches: list[FinishedBatch]) -> bytes:
 
 
 def table_row(batch: FinishedBatch) -> dict[str, Any]:
-    """A batch's line of the table: what the page's first columns take, and the `cells` of the others."""
+    """A batch's row of the table: the values of the first columns, and the `cells` of the others."""
     summary, scores = batch.summary, batch.summary.scores
     finished = summary.finished.replace("T", " ").partition("+")[0]
     hours = sum(summary.seconds.to_json().values()) / 3600

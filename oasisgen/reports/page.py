@@ -1,4 +1,4 @@
-"""The page that every report is: one HTML file that needs nothing else."""
+"""The HTML page of a report: a single, self-contained file."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,11 +28,11 @@ class Section:
     figure: str = ""
     slices: bool = False  # the figure is a montage: as wide as the page
     pictures: tuple[Picture, ...] = ()
-    filter: str = ""  # what the pictures' keys are called, where one may choose by them
+    filter: str = ""  # name of the pictures' keys, if the page can filter by them
 
 
 def render(template: str = "report.html", **content: Any) -> bytes:
-    """A page: one file that needs nothing else."""
+    """Render a page: a single, self-contained file."""
     loader = jinja2.PackageLoader("oasisgen.reports", "pages")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(content).encode()

@@ -1,4 +1,4 @@
-"""How the slices of a batch lie in storage: a PNG each, or the PNGs of a part in one Parquet file or tar archive.
+"""How the slices of a batch are stored: one PNG each, or the PNGs of a part in one Parquet file or tar archive.
 
 Their label maps, if the batch has them, lie beside them: a PNG each, or a column of the Parquet file, or entries of the
 archive.
@@ -30,17 +30,17 @@ ENDINGS = {"parquet": "parquet", "webdataset": "tar"}  # of a part's file
 
 
 def slice_path(number: int) -> str:
-    """Where a slice lies below its batch, as a PNG of its own."""
+    """Path of a slice's own PNG, relative to its batch."""
     return f"slices/{number // SLICES_PER_FOLDER}/{number:010d}.png"
 
 
 def labels_path(number: int) -> str:
-    """Where the label map of a slice lies below its batch, as a PNG of its own."""
+    """Path of the PNG of a slice's label map, relative to its batch."""
     return f"labels/{number // SLICES_PER_FOLDER}/{number:010d}.png"
 
 
 def part_path(part: int, kind: Format) -> str:
-    """Where the slices of a part lie below their batch, in one file."""
+    """Path of the file that holds all slices of a part, relative to the batch."""
     return f"slices/part-{part:05d}.{ENDINGS[kind]}"
 
 

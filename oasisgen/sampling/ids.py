@@ -13,13 +13,13 @@ def level_of(ids: np.ndarray, of: int) -> np.ndarray:
 
 
 def ids_of_levels(levels: list[int], of: int, first: int, end: int) -> np.ndarray:
-    """The `first` to before `end` of the ids of some of `of` levels, ascending: (end - first,) int64."""
+    """The ids of some of `of` levels, ascending, from number `first` to just before `end`: (end - first,) int64."""
     turns, places = np.divmod(np.arange(first, end, dtype=np.int64), len(levels))
     return turns * of + np.array(sorted(levels), dtype=np.int64)[places]
 
 
 def groups(ids: np.ndarray) -> np.ndarray:
-    """Ids (N,) as few groups as possible, (G, GROUP) int64; each id at its position, -1 in empty ones."""
+    """Ids (N,) -> as few groups as possible, (G, GROUP) int64; each id at its position, -1 in empty ones."""
     positions = ids % GROUP
     turn = np.zeros_like(ids)
     for position in range(GROUP):

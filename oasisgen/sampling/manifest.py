@@ -1,4 +1,4 @@
-"""`manifest.json`: the parts of a batch with their digests. It is written last: where it lies, a batch is complete."""
+"""`manifest.json`: the parts of a batch with their digests. It is written last: if it exists, the batch is complete."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal

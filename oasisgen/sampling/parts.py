@@ -1,4 +1,4 @@
-"""The parts of a batch. A part is complete once its summary is written, which comes last."""
+"""The parts of a batch. A part is complete once its summary exists, which is written last."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ def summary_schema(labels: bool) -> pa.Schema:
 
 
 def commit_part(out: str, number: int, kind: Format, slices: pa.Table, held: Lock) -> None:
-    """Write the rest of a part, whose PNGs are written, and last its summary. Raises LockLost."""
+    """Complete a part whose PNGs are written: its other files, and finally its summary. Raises LockLost."""
     schema = summary_schema("labels_sha256" in slices.column_names)
     for field in schema:
         if field.name not in slices.column_names:  # not measured
@@ -88,7 +88,7 @@ def part_uri(out: str, number: int) -> str:
 
 
 def entry_of(out: str, number: int, tried: int, labels: bool = False) -> BatchPart:
-    """What the manifest says of a complete part of `tried` ids, of a batch with label maps or without."""
+    """The manifest's entry for a complete part of `tried` ids, of a batch with label maps or without."""
     data = storage.read_bytes(part_uri(out, number))
     kept = len(tables.parse(data, summary_schema(labels), part_uri(out, number), ["id"]))
     return BatchPart(part_uri("", number), kept, tried - kept, hashlib.sha256(data).hexdigest())

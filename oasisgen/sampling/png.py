@@ -1,4 +1,4 @@
-"""A synthetic slice as a PNG that says what it is."""
+"""Encode a synthetic slice as a PNG that identifies itself."""
 
 import hashlib
 import io

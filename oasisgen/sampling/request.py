@@ -1,4 +1,4 @@
-"""What a batch was asked for."""
+"""The request for a batch."""
 
 import json
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ class BatchRequest:
             yield from self.parts_between(of, 0, self.count)
 
     def parts_between(self, of: int, first: int, end: int) -> Iterator[np.ndarray]:
-        """The ids of the parts that hold the `first` to before `end` of the ids of the requested levels of `of`."""
+        """The ids of each part, from requested id number `first` to just before `end`. The model knows `of` levels."""
         for start in range(first, end, self.part_size):
             yield ids_of_levels(list(self.levels), of, start, min(start + self.part_size, end))
 

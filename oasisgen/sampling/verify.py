@@ -59,7 +59,7 @@ def _there(uri: str) -> list[str]:
 
 
 def _check(part: Mapping[str, Any], uri: str, kind: Format, labels: bool = False) -> dict[str, Any]:
-    """What is wrong with a part, and the files that belong to it; none where that cannot be known."""
+    """The faults of a part, and the files that belong to it; none if they cannot be known."""
     name = part["name"]
     try:
         data = storage.read_bytes(storage.join(uri, name))
@@ -78,7 +78,7 @@ def _check(part: Mapping[str, Any], uri: str, kind: Format, labels: bool = False
 
 
 def _faults(uri: str, kind: Format, slices: pa.Table, what: formats.What, called: str) -> Iterator[str]:
-    """What is wrong with the PNGs of some rows of a summary."""
+    """The faults of the PNGs that some rows of a summary name."""
     file, digest = ("file", "sha256") if what == "png" else ("labels_file", "labels_sha256")
     for row, (number, png) in zip(slices.to_pylist(), formats.read_pngs(uri, kind, slices, what), strict=True):
         if png is None:
