@@ -1,7 +1,7 @@
-"""Archives in a source: list their members and read one in place. Nothing is unpacked, and nothing is trusted.
+"""Archives in a source: list their members and read single ones in place. Nothing is unpacked, nothing is trusted.
 
-A .tar holds its files as they are, a .zip compresses each: both are read by range. A .tar.gz is one compressed stream:
-one pass lists its members, and whoever reads some remembers, every few megabytes, how to go on from there.
+Members of a .tar (stored) and of a .zip (compressed one by one) are read by byte range. A .tar.gz is one compressed
+stream: one pass lists its members, and an index with a point every few megabytes lets reading start in the middle.
 """
 
 import functools
@@ -184,7 +184,7 @@ def read_member(source: str, file: SourceFile, most: int | None = None) -> bytes
 
 def _read_from_zip(opened: pa.NativeFile, file: SourceFile, member: Member) -> bytes:
     """A member of a .zip, at most `file.size` bytes of it."""
-    slack = 1024 + len(file.path)  # for the header, whose length only itself says
+    slack = 1024 + len(file.path)  # for the header, which alone gives its length
     data = opened.read_at(slack + member.stored, member.start)
     signature, name, extra = LOCAL_HEADER.unpack_from(data)
     if signature != b"PK\3\4":
@@ -203,7 +203,7 @@ def _open_file(uri: str, modified: int) -> pa.NativeFile:
 
 @functools.lru_cache(maxsize=32)
 def _open_gzip(uri: str, modified: int) -> IndexedGzipFile:
-    """Its index grows as it is read: no process decompresses a part of an archive twice to find its way."""
+    """Its index grows as it is read: a process never decompresses a part of an archive twice just to find a member."""
     file = storage.open_random(uri)
     spacing = max(INDEX_BYTES, file.size() // MOST_POINTS)
     return IndexedGzipFile(fileobj=file, spacing=spacing, readbuf_size=BUFFER_BYTES)

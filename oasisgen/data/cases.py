@@ -11,13 +11,13 @@ from oasisgen.data.description import ByReason, Covariate, LabelClass, RejectedF
 
 @dataclass(frozen=True)
 class Member:
-    """Where a file lies in an archive."""
+    """The position of a file in an archive."""
 
     archive: str  # path of the archive below the source's URI; "": the source itself
     method: Literal["stored", "deflated", "gzip"]  # gzip: of the whole archive, which `start` counts without
     start: int
     stored: int  # bytes that it takes there
-    crc: int | None = None  # of the file, where the archive says it
+    crc: int | None = None  # of the file, if the archive has it
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Volume:
     image: SourceFile
     labels_header: SourceFile | None = None
     labels_image: SourceFile | None = None
-    first: int | None = None  # z of level 0; None: the labels tell
+    first: int | None = None  # z of level 0; None: found in the labels
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Covariates: what a table says of the scanned persons, as columns of the data set."""
+"""Covariates: what a table says about the scanned persons, as columns of the data set."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def address_of_table(config: PackConfig) -> str:
 def add_covariates(config: PackConfig, cases: list[Case], files: Sequence[SourceFile]) -> Joined:
     """The cases with the covariates of `config.table`, or of `participants.tsv` among the source's `files`.
 
-    A `participants.tsv` that nobody asked for and that cannot be used is listed as unused. Raises as `join_covariates`.
+    A `participants.tsv` that was not asked for and cannot be used is listed as unused. Raises as `join_covariates`.
     """
     uri = address_of_table(config)
     if not config.table and PARTICIPANTS not in (file.path for file in files):
@@ -70,7 +70,7 @@ def add_covariates(config: PackConfig, cases: list[Case], files: Sequence[Source
 def join_covariates(
     config: PackConfig, cases: Sequence[Case], table: TextTable
 ) -> tuple[list[Case], tuple[Covariate, ...]]:
-    """The cases with their covariates, and what `dataset.json` says of these.
+    """The cases with their covariates, and their description for `dataset.json`.
 
     Raises UserError if a column is missing or has an unusable name, a subject has two rows, or no row names a case.
     """

@@ -1,6 +1,6 @@
 """Cut a volume into slices: a grid of points in millimetres, whatever the order, spacing and angle of its voxels.
 
-The place of the slices is counted from the head's own edge, since scanners put the origin anywhere.
+Slices are placed relative to the edge of the head, because scanners put the origin anywhere.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""DICOM series as volumes: which files of a source are slices of which scan, and of whom.
+"""DICOM series as volumes: find which files of a source belong to which scan, and which scans to which person.
 
-A source is surveyed by the beginnings of its files. Of the tags that name persons, only PatientID decides anything, and
-it is written nowhere: subjects have the names of folders, or else a digest of it.
+The survey reads only the beginning of each file. Of the tags that identify a person, it uses only PatientID, and never
+writes it: a subject is named after its folder, or else after a digest of its PatientID.
 """
 
 import hashlib
@@ -146,8 +146,7 @@ def _chosen(series: Sequence[Series]) -> tuple[list[Series], list[RejectedFile],
 
 
 def _cases(config: PackConfig, series: Sequence[Series]) -> tuple[list[Case], list[RejectedFile]]:
-    """A case for each series, and those in whose path --pattern finds none. If several have one name, they are numbered
-    in the order of time."""
+    """A case for each series, and the series in whose path --pattern finds none. Series of one name are numbered by time."""
     names: dict[str, list[tuple[Named, Series]]] = defaultdict(list)
     rejected = []
     subjects = [""] * len(series) if config.pattern else _subjects(series)
@@ -173,8 +172,8 @@ def _subjects(series: Sequence[Series]) -> list[str]:
     """The subject of each series: its folder at the outermost level that tells persons apart as PatientID does, or
     else a digest of PatientID.
 
-    If all have the same PatientID, as some programs write that remove names, the outermost level with several folders
-    that parts no study tells.
+    If all have the same PatientID, as some anonymisers write, it is the folder at the outermost level that has several
+    folders and splits no study.
     """
     folders = [of.folders for of in series]
     patients = [of.header.patient for of in series]

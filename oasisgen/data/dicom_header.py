@@ -1,4 +1,4 @@
-"""What the beginning of a DICOM file says: of which series it is, and whether it is a slice of a volume."""
+"""Read the beginning of a DICOM file: which series it belongs to, and whether it is a slice of a volume."""
 
 import io
 import posixpath
@@ -24,7 +24,7 @@ Read = Callable[..., bytes]  # (file) or (file, bytes from its start)
 
 
 class Header(NamedTuple):
-    """What a survey takes from a file."""
+    """What a survey needs to know of a file."""
 
     series: str
     study: str
@@ -37,7 +37,7 @@ class Header(NamedTuple):
 
 
 def is_dicom(start: bytes) -> bool:
-    """Whether a file that starts so is a DICOM file."""
+    """Whether a file with this beginning is a DICOM file."""
     return start[128:132] == b"DICM"
 
 
