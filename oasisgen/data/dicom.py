@@ -146,7 +146,7 @@ def _chosen(series: Sequence[Series]) -> tuple[list[Series], list[RejectedFile],
 
 
 def _cases(config: PackConfig, series: Sequence[Series]) -> tuple[list[Case], list[RejectedFile]]:
-    """A case for each series, and the series in whose path --pattern finds none. Series of one name are numbered by time."""
+    """A case for each series, and the series in whose path --pattern finds none. Equal names are numbered by time."""
     names: dict[str, list[tuple[Named, Series]]] = defaultdict(list)
     rejected = []
     subjects = [""] * len(series) if config.pattern else _subjects(series)
