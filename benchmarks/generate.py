@@ -31,7 +31,7 @@ from oasisgen.models.bundle import read_bundle, weights_of, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import Prior
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.pipelines.train import described_data
+from oasisgen.pipelines.train import trained_on
 from oasisgen.sampling.ids import GROUP
 from oasisgen.training import dcgan, masked
 
@@ -65,7 +65,7 @@ def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
     else:
         prior = dcgan.initial_dcgan(config, maps, codebook, data.shape)
 
-    described: dict[str, Any] = {"seed": 0, "data": described_data(data)}
+    described: dict[str, Any] = {"seed": 0, "data": asdict(trained_on(data))}
     described |= {"prior": config.prior, **{stage: asdict(getattr(config, stage)) for stage in config.stages}}
     nothing = {"reconstruction": {"ssim": {"mean": 0.0, "low": 0.0, "high": 0.0}, "codes_in_use": 0}}
     write_bundle(folder, described, vqvae, prior, weights_of(FeatureNetwork(data.shape)), nothing, storage.write_bytes)

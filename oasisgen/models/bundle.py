@@ -3,18 +3,17 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, NotRequired
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
-from typing_extensions import TypedDict
 
 from oasisgen import __version__, documents, storage
 from oasisgen.config import renamed
 from oasisgen.config.data import OASIS, Shape
-from oasisgen.config.train import LabelsConfig, VQVAEConfig
+from oasisgen.config.train import LabelsConfig, PriorName, VQVAEConfig
 from oasisgen.data.description import LabelClass
 from oasisgen.documents import Name
 from oasisgen.errors import InvalidFile, UserError
@@ -35,25 +34,32 @@ OLD_TENSORS = (  # prefix of a prior's tensors in format 2 -> prefix now
 ENDING = ".safetensors"
 
 
-class TrainedOn(TypedDict):
-    """The data set that a model was trained on."""
+@dataclass(frozen=True)
+class TrainedOn:
+    """The data set that a model was trained on. Fields with a default are missing in older bundles."""
 
     uri: str
     fingerprint: str
-    image_size: NotRequired[tuple[int, int]]  # missing in older bundles, as is `levels`: both are OASIS's
-    levels: NotRequired[int]
-    trained_levels: NotRequired[list[int] | None]  # of the training split; None if the data set does not list them
+    image_size: tuple[int, int] = OASIS.image_size
+    levels: int = OASIS.levels
+    trained_levels: tuple[int, ...] | None = None  # of the training split; None if the data set does not list them
+
+    @property
+    def shape(self) -> Shape:
+        """The size of its slices, and its number of levels. Raises ValueError if no model can have it."""
+        return Shape(*self.image_size, self.levels)
 
 
-class BundleFile(TypedDict):
-    """`config.json` of a bundle. It also holds the prior's configuration, under the prior's name."""
+@dataclass(frozen=True)
+class BundleFile:
+    """`config.json` of a bundle. It also holds the settings of each network, under the network's name."""
 
     data: TrainedOn
     files: dict[Name, str]  # -> sha256
     vqvae: dict[str, Any]
-    prior: NotRequired[str]
-    labels: NotRequired[dict[str, Any]]  # of a bundle with a label decoder, as is `label_classes`
-    label_classes: NotRequired[tuple[LabelClass, ...]]
+    prior: PriorName = "dcgan"  # older bundles do not name it: there was only one
+    labels: dict[str, Any] | None = None  # of a bundle with a label decoder, as is `label_classes`
+    label_classes: tuple[LabelClass, ...] = ()  # the pixels of label maps are places in this tuple
 
 
 @dataclass(frozen=True)
@@ -62,26 +68,21 @@ class Bundle:
 
     uri: str
     digest: str
-    config: dict[str, Any]
+    described: BundleFile
     vqvae: VQVAE
     prior: Prior
     features: FeatureNetwork
     labels: LabelDecoder | None  # None: it was trained on slices without label maps
 
     @property
-    def label_classes(self) -> tuple[LabelClass, ...]:
-        """The classes of the label decoder, none without one. The pixels of its label maps are places in this tuple."""
-        return tuple(LabelClass(**of) for of in self.config.get("label_classes", ()))
-
-    @property
     def shape(self) -> Shape:
         """The size of its slices, and its number of levels."""
-        return shape_of(self.config)
+        return self.described.data.shape
 
     @property
     def trained_levels(self) -> list[int]:
         """The levels it was trained on; all levels if the bundle does not list them."""
-        return self.config["data"].get("trained_levels") or list(range(self.shape.levels))
+        return list(self.described.data.trained_levels or range(self.shape.levels))
 
     def require_shape(self, data: str, shape: Shape) -> None:
         """Raise UserError if `shape`, that of the data set at `data`, is not the model's."""
@@ -90,13 +91,6 @@ class Bundle:
                 f"model {self.uri} has {self.shape}, data set {data} has {shape}: name a data set with the same size "
                 "and number of levels"
             )
-
-
-def shape_of(config: dict[str, Any]) -> Shape:
-    """The shape in a bundle's configuration. Raises ValueError if no model can have it."""
-    data = config["data"]
-    height, width = data.get("image_size", OASIS.image_size)
-    return Shape(height, width, data.get("levels", OASIS.levels))
 
 
 def weights_of(network: nn.Module) -> bytes:
@@ -164,13 +158,13 @@ def read_bundle(uri: str, expected: str = "") -> Bundle:
         raise UserError(f"bundle {uri}: config.json is missing or damaged: run the training command again") from None
     if config.get("format") not in (2, FORMAT):
         raise UserError(f"bundle {uri} has format {config.get('format')}, this version reads 2 and 3: train it again")
-    documents.parse(text, BundleFile, file)
+    described = documents.parse(text, BundleFile, file)
     digest = hashlib.sha256(text).hexdigest()
     if expected and digest != expected:
         change = f"{expected[:12]} by {digest[:12]}"
         raise UserError(f"bundle {uri} was replaced, {change}: put the old one back, or use another --out")
     weights = {}
-    for name, sha256 in config["files"].items():
+    for name, sha256 in described.files.items():
         try:
             data = storage.read_bytes(storage.join(uri, name))
         except FileNotFoundError:
@@ -179,11 +173,11 @@ def read_bundle(uri: str, expected: str = "") -> Bundle:
             raise UserError(f"bundle {uri}: {name} is truncated or changed: copy it again, or train again") from None
         weights[name.removesuffix(ENDING)] = data
     try:
-        networks = _networks(config, {name: safetensors.torch.load(data) for name, data in weights.items()})
+        networks = _networks(described, config, {name: safetensors.torch.load(data) for name, data in weights.items()})
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidFile(f"bundle {uri}: its weights do not fit its config.json ({reason}): train it again") from None
-    return Bundle(uri, digest, config, *networks)
+    return Bundle(uri, digest, described, *networks)
 
 
 def _new_name(tensor: str) -> str:
@@ -194,24 +188,26 @@ def _new_name(tensor: str) -> str:
 
 
 def _networks(
-    config: dict[str, Any], tensors: dict[str, Any]
+    described: BundleFile, config: dict[str, Any], tensors: dict[str, Any]
 ) -> tuple[VQVAE, Prior, FeatureNetwork, LabelDecoder | None]:
-    """VQ-VAE, prior, feature network and label decoder, if there is one, with their weights, in evaluation mode."""
-    kind = config.get("prior", "dcgan")  # older bundles do not name it: there was only one
+    """VQ-VAE, prior, feature network and label decoder, if there is one, with their weights, in evaluation mode.
+
+    `config` is what `described` was read from: it has the settings of the prior.
+    """
+    kind, shape = described.prior, described.data.shape
     if config["format"] == 2:
         config = renamed.upgrade(config)
         tensors[kind] = {_new_name(name): tensor for name, tensor in tensors[kind].items()}
     vqvae = VQVAE(VQVAEConfig(**config["vqvae"]))
     vqvae.load_state_dict(tensors["vqvae"])
-    shape = shape_of(config)
     prior = make_prior(kind, config[kind], vqvae.quantizer.codebook.detach(), shape)
     prior.load_state_dict(tensors[kind])
     features = FeatureNetwork(shape)
     features.load_state_dict(tensors["features"])
     labels = None
-    if "labels" in config:
-        code_dim, classes = vqvae.quantizer.codebook.shape[1], len(config["label_classes"])
-        labels = LabelDecoder(LabelsConfig(**config["labels"]), code_dim, classes)
+    if described.labels:
+        code_dim, classes = vqvae.quantizer.codebook.shape[1], len(described.label_classes)
+        labels = LabelDecoder(LabelsConfig(**described.labels), code_dim, classes)
         labels.load_state_dict(tensors["labels"])
     for network in (vqvae, prior, features, labels):
         if network:
@@ -239,7 +235,7 @@ def read_features(uri: str, expected: str = "") -> FeatureNetwork:
 
 
 def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) -> str:
-    ssim, shape = metrics["reconstruction"]["ssim"], shape_of(config)
+    ssim, shape = metrics["reconstruction"]["ssim"], TrainedOn(**config["data"]).shape
     labels = _about_labels(metrics["label_dice"]) if "labels" in config else ""
     return f"""# oasisgen model {digest[:12]}
 

@@ -117,7 +117,7 @@ def make_request(
         format=config.format,
         reject=config.reject,
         part_size=config.part_size,
-        label_classes=bundle.label_classes if config.labels else (),
+        label_classes=bundle.described.label_classes if config.labels else (),
         data_fingerprint=data.fingerprint if data else None,
         inception=inception_digest,
         gate=config.gate,
@@ -167,7 +167,7 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
     slices = tables.read_folder(storage.join(out, "summary"), schema, columns)
     scores, measured_on = score_batch(load_features, request, real, slices, out, job.actors) if real else ({}, 0)
     root = root_of(out)
-    features = request.inception or job.bundle.config["files"]["features.safetensors"]
+    features = request.inception or job.bundle.described.files["features.safetensors"]
     last = last_released(root, request, features, but=out.rpartition("/")[2]) if root else None
     reasons = judge(scores, request.gate, last.summary.scores if last else None)
     if len(slices) < request.count:

@@ -17,7 +17,7 @@ from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
-from oasisgen.models.bundle import is_whole, write_bundle
+from oasisgen.models.bundle import TrainedOn, is_whole, write_bundle
 from oasisgen.models.priors import PRIORS, make_prior
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.labels import train_label_decoder
@@ -107,7 +107,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
 
     described = {
         "seed": config.seed,
-        "data": described_data(data),
+        "data": dataclasses.asdict(trained_on(data)),
         "vqvae": dataclasses.asdict(config.vqvae),
         "prior": config.prior,
         config.prior: settings,
@@ -133,16 +133,9 @@ def actors_of(config: TrainConfig) -> cluster.Actors:
     return cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
 
 
-def described_data(data: DataSet) -> dict[str, Any]:
+def trained_on(data: DataSet) -> TrainedOn:
     """The description in a bundle of the data set that it was trained on."""
-    levels = data.split("train").levels
-    return {
-        "uri": data.uri,
-        "fingerprint": data.fingerprint,
-        "image_size": list(data.image_size),
-        "levels": data.levels,
-        "trained_levels": None if levels is None else list(levels),
-    }
+    return TrainedOn(data.uri, data.fingerprint, data.image_size, data.levels, data.split("train").levels)
 
 
 def bytes_of(data: DataSet) -> int:

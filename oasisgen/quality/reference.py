@@ -32,13 +32,13 @@ def open_reference_data_set(bundle: Bundle, data: str | None) -> DataSet:
 
     Raises UserError if it is missing, has changed since, or has too few cases to compare held-out with held-out.
     """
-    trained = bundle.config["data"]
+    trained = bundle.described.data
     try:
-        reference = open_data_set(data or trained["uri"])
+        reference = open_data_set(data or trained.uri)
         cases = len(reference.split("validate").cases)
     except UserError as error:
         raise UserError(f"{error}; or name the data set to measure against with --data") from None
-    if not data and reference.fingerprint != trained["fingerprint"]:
+    if not data and reference.fingerprint != trained.fingerprint:
         raise UserError(f"{reference.uri} has changed since the model was trained on it: name a data set with --data")
     if cases < 2:
         raise UserError(

@@ -31,13 +31,13 @@ def require_trained_levels(wanted: list[int], bundle: Bundle) -> None:
     """
     if not bundle.prior.conditional:
         return
-    trained = bundle.config["data"]
-    if (seen := trained.get("trained_levels")) is not None:
+    trained = bundle.described.data
+    if (seen := trained.trained_levels) is not None:
         _require(wanted, seen)
         return
     try:
-        data = open_data_set(trained["uri"])
-        reason = "" if data.fingerprint == trained["fingerprint"] else f"{data.uri} was packed again"
+        data = open_data_set(trained.uri)
+        reason = "" if data.fingerprint == trained.fingerprint else f"{data.uri} was packed again"
     except UserError as error:
         reason = str(error)
     if reason:

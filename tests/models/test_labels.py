@@ -62,12 +62,12 @@ def test_a_bundle_gives_its_label_decoder_back_and_one_without_is_as_before(tmp_
     assert bundle.labels
     for name, value in decoder.state_dict().items():
         assert torch.equal(bundle.labels.state_dict()[name], value)
-    assert bundle.label_classes == tuple(CLASSES)
+    assert bundle.described.label_classes == tuple(CLASSES)
     assert "CSF 0.500\n" in (tmp_path / "with" / "README.md").read_text()
 
     write(tmp_path / "without", None)
     bundle = read_bundle(str(tmp_path / "without"))
-    assert (bundle.labels, bundle.label_classes) == (None, ())
+    assert (bundle.labels, bundle.described.label_classes) == (None, ())
     assert "label" not in (tmp_path / "without" / "config.json").read_text()
     assert "abel" not in (tmp_path / "without" / "README.md").read_text()
     assert not (tmp_path / "without" / "labels.safetensors").exists()
