@@ -23,7 +23,7 @@ def bundle(trained: Path, tmp_path: Path) -> Path:
 def test_a_bundle_reads_the_same_from_the_run_and_from_a_copy(trained: Path, bundle: Path) -> None:
     a, b = read_bundle(str(trained)), read_bundle(str(bundle))
     assert a.digest == b.digest
-    for name in ("vqvae", "prior", "features"):
+    for name in ("vqvae", "prior", "features", "labels"):
         mine, theirs = getattr(a, name).state_dict(), getattr(b, name).state_dict()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert sorted(file.name for file in bundle.iterdir()) == [
@@ -31,6 +31,7 @@ def test_a_bundle_reads_the_same_from_the_run_and_from_a_copy(trained: Path, bun
         "config.json",
         "dcgan.safetensors",
         "features.safetensors",
+        "labels.safetensors",
         "metrics.json",
         "vqvae.safetensors",
     ]
