@@ -116,8 +116,13 @@ def _place(file: SourceFile) -> tuple[str, int, str]:
     return (file.member.archive, file.member.start, file.path) if file.member else ("", 0, file.path)
 
 
+def _readers(files: Sequence[SourceFile]) -> int:
+    """Number of files to read at the same time: one by one from a .tar.gz, where every step back costs."""
+    return 1 if any(file.member and file.member.method == "gzip" for file in files) else OPEN_FILES
+
+
 def _headers(files: Sequence[SourceFile], read: Read) -> Iterator[tuple[SourceFile, Header | None]]:
-    with ThreadPoolExecutor(OPEN_FILES) as pool:
+    with ThreadPoolExecutor(_readers(files)) as pool:
         for some in chunks(files, 1024):
             yield from zip(some, pool.map(lambda file: read_header(file, read), some), strict=True)
 
@@ -201,6 +206,6 @@ def _pseudonym(patient: str) -> str:
 def read(volume: VolumeFile, read: Read) -> VolumeData:
     """The volume of a series. Raises ValueError with the reason."""
     files = sorted(volume.series, key=_place)
-    with ThreadPoolExecutor(OPEN_FILES) as pool:
+    with ThreadPoolExecutor(_readers(files)) as pool:
         names = (posixpath.basename(file.path) for file in files)
         return read_series(zip(names, pool.map(read, files), strict=True))

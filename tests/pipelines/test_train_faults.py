@@ -52,7 +52,7 @@ def test_storage_in_trouble_and_a_second_driver_cost_no_step(data: DataSet, trai
         for line in first.stdout:
             if "vqvae] epoch 1/2" in line and "SSIM" in line:
                 fault.for_seconds(4, "503 SlowDown")
-            if "codes] done" in line:
+            if "codes] done: 96 train" in line:
                 fault.once("hang up", "PUT", "state.pt")
                 second = run_job("train", *tiny_flags(data, run))
                 assert second.returncode == 1
@@ -60,8 +60,8 @@ def test_storage_in_trouble_and_a_second_driver_cost_no_step(data: DataSet, trai
         _, stderr = first.communicate()
         assert first.returncode == 0, stderr
         assert {text.split(" ", 2)[2] for text in fault.faults} == {"503 SlowDown", "hang up"}
-    for name in ("vqvae", "dcgan"):
-        assert [line["step"] for line in history.read(f"{run}/metrics", name)] == [6, 12]
+    for name, steps in {"vqvae": [6, 12], "labels": [6], "dcgan": [6, 12]}.items():
+        assert [line["step"] for line in history.read(f"{run}/metrics", name)] == steps
         weights = storage.read_bytes(f"{run}/model/{name}.safetensors")
         assert weights == (trained / "model" / f"{name}.safetensors").read_bytes()
 

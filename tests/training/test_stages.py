@@ -273,7 +273,7 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     config = tiny(data, tmp_path / "run")
     config = replace(config, prior="masked", masked=replace(config.masked, **shape, **state))
     write_settings(config.out, asdict(config) | {"data_fingerprint": data.fingerprint})
-    for name in ("vqvae", "metrics", "codes"):
+    for name in ("vqvae", "labels", "metrics", "codes"):
         shutil.copytree(trained / name, tmp_path / "run" / name)
     train(config)
     lines = history.read(str(tmp_path / "run" / "metrics"), "masked")
