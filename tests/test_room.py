@@ -91,7 +91,7 @@ def busy() -> Iterator[tuple[str, subprocess.Popen[str]]]:
         nodes.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.infra
 def test_a_job_waits_for_the_gpu_that_another_job_holds(
     busy: tuple[str, subprocess.Popen[str]], trained: Path, tmp_path: Path
 ) -> None:

@@ -57,7 +57,7 @@ def test_weights_that_were_replaced_since_the_job_read_them_are_refused(weights:
         FeatureExtractor(load)
 
 
-@pytest.mark.slow
+@pytest.mark.infra
 def test_a_batch_is_measured_by_them(trained: Path, batch: Path, weights: Path, tmp_path: Path) -> None:
     flags = ["--model", str(trained), "--out", str(tmp_path / "b"), "--count", "40", "--base-seed", "5"]
     done = run_job("generate", *flags, "--inception", str(weights))
