@@ -10,8 +10,6 @@ from oasisgen.errors import UserError
 
 # The versions that a generated slice depends on, besides its request.
 SOFTWARE = {"oasisgen": __version__, "torch": importlib.metadata.version("torch")}
-
-
 MARK = "config.json"  # shows that oasisgen wrote the folder; written before anything else
 
 

@@ -8,14 +8,8 @@ from oasisgen.config.data import MOST_LEVELS
 from oasisgen.config.ranges import number_ranges
 
 MOST_IDS = 10**10  # sample ids are below it: a file's name has ten digits
-
-
 Format = Literal["png", "parquet", "webdataset"]
-
-
 Reject = Literal["none", "copies", "outliers", "both"]
-
-
 Precision = Literal["bfloat16", "float32"]
 
 

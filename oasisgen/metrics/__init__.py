@@ -1,1 +1,1 @@
-"""Numbers of arrays: pure functions, no Ray, no storage."""
+"""Metrics as pure functions of arrays: no Ray, no storage."""

@@ -1,4 +1,4 @@
-"""Whether the slices of one level differ as different people do."""
+"""Whether slices of one level differ from each other as much as those of different people do."""
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ def pairs_of_a_level(levels: np.ndarray, subjects: np.ndarray | None, count: int
 
 
 def variety(images: np.ndarray, levels: np.ndarray, subjects: np.ndarray | None = None, seed: int = 0) -> float:
-    """Mean MS-SSIM over pairs of slices of one level: (N, H, W) uint8. The higher, the more alike they are.
+    """Mean MS-SSIM over pairs of slices (N, H, W) uint8 of one level: the higher, the more alike they are.
 
-    NaN where no level has two slices.
+    NaN if no level has two slices.
     """
     pairs = pairs_of_a_level(levels, subjects, PAIRS, seed)
     scores = [

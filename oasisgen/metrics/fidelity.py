@@ -1,4 +1,4 @@
-"""Two sets of slices as two clouds of features: how far apart, and how much of one lies inside the other."""
+"""Distances between two sets of feature vectors, and how much they overlap."""
 
 import warnings
 
@@ -7,7 +7,7 @@ from torch import nn
 
 NEIGHBOURS = 5  # k
 KID_SUBSETS = 50
-KID_SUBSET_SIZE = 256  # features in each; fewer where a set is smaller
+KID_SUBSET_SIZE = 256  # features in each; fewer if a set is smaller
 
 
 class Given(nn.Module):
@@ -33,7 +33,7 @@ def frechet_distance(real: torch.Tensor, synthetic: torch.Tensor) -> float:
 
 
 def kernel_distance(real: torch.Tensor, synthetic: torch.Tensor) -> float:
-    """KID between features (N, F) and (M, F) (Bińkowski et al. 2018, arXiv:1801.01401): about 0 for equal sources."""
+    """KID between features (N, F) and (M, F) (Bińkowski et al. 2018, arXiv:1801.01401): near 0 for one distribution."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(KID_SUBSET_SIZE, len(real), len(synthetic))
@@ -42,7 +42,7 @@ def kernel_distance(real: torch.Tensor, synthetic: torch.Tensor) -> float:
         kid = KernelInceptionDistance(feature=Given(real.shape[1]), subsets=KID_SUBSETS, subset_size=size)
     kid.update(real, real=True)
     kid.update(synthetic, real=False)
-    with torch.random.fork_rng(devices=[]):  # the subsets are drawn by the global generator
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets from the global generator
         torch.manual_seed(0)
         return float(kid.compute()[0])
 
@@ -51,9 +51,10 @@ def manifold(real: torch.Tensor, synthetic: torch.Tensor) -> dict[str, float]:
     """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et al. 2020,
     arXiv:2002.09797) of features (N, F) and (M, F).
 
-    A ball around a point reaches to its k-th nearest neighbour in its own set. precision: synthetic points in some
-    real ball; recall: real points in some synthetic ball; density: real balls around a synthetic point, over k;
-    coverage: real balls that hold a synthetic point. All in [0, 1], density may exceed it.
+    The ball of a point reaches to the point's k-th nearest neighbour in its own set. precision: share of synthetic
+    points in some real ball; recall: share of real points in some synthetic ball; density: mean number of real balls
+    that hold a synthetic point, over k; coverage: share of real balls that hold a synthetic point. All are in [0, 1],
+    except that density may exceed 1.
     """
     between = torch.cdist(real, synthetic)  # (N, M)
     inside_real = between <= _radii(real)[:, None]  # (N, M)
@@ -73,9 +74,9 @@ def _radii(points: torch.Tensor) -> torch.Tensor:
 
 
 def fidelity(real: torch.Tensor, synthetic: torch.Tensor) -> dict[str, float]:
-    """All of the above. Features are first put on the scale of the real ones, each with mean 0 and deviation 1.
+    """All of the above, on features standardised with the mean and deviation of the real ones.
 
-    Nothing where a set has fewer than two slices.
+    Empty if a set has fewer than two slices.
     """
     if min(len(real), len(synthetic)) < 2:
         return {}

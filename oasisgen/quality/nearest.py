@@ -14,22 +14,14 @@ from oasisgen.data.feed import Feed, Stored
 from oasisgen.metrics.ssim import ssim_to
 
 HELD_OUT = 16  # R: `ssim_real` is the mean over so many real slices
-
-
 CANDIDATES = 6  # the real slices with the nearest thumbnails, among which SSIM finds the nearest slice
-
-
 AS_THEY_LIE = 3  # candidates that are compared unshifted as well: a slice that lacks a part has another centre
-
 
 NEIGHBOURS = (
     4  # neighbouring levels on each side that are searched too if a case has at most 32 levels; else an eighth of them
 )
 
-
 THUMBNAIL = 32  # pixels of the longer side
-
-
 FOREGROUND = 16  # the least grey value that counts for a slice's centre: decoders write black as 0 to 3
 
 

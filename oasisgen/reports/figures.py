@@ -24,7 +24,6 @@ STYLE: Any = {
     "svg.hashsalt": "oasisgen",
 }
 
-
 GAP = 4  # pixels between the slices of a montage
 OPACITY = 0.45  # of a label map over its slice
 REAL, SYNTHETIC = "#8a8f98", "#b5472f"

@@ -22,7 +22,7 @@ from oasisgen.config.generate import Format
 from oasisgen.errors import InvalidFile
 
 SLICES_PER_FOLDER = 10_000
-UPLOADS = 16  # of one task at the same time: an object store answers many at once
+UPLOADS = 16  # of one task at the same time: an object store serves many requests in parallel
 PNGS = pa.schema([("id", pa.int64()), ("level", pa.int64()), ("png", pa.binary())])  # a part's Parquet file
 PAIRS = PNGS.append(pa.field("labels", pa.binary()))  # that of a batch with label maps: also a PNG
 What = Literal["png", "labels"]

@@ -1,14 +1,14 @@
-"""The sample ids of a batch, and the groups in which they pass the model. An id decides its level."""
+"""The sample ids of a batch, and the groups in which the model gets them. The id of a slice determines its level."""
 
 import numpy as np
 
-# The result of a convolution may differ in the last bit with the batch size and the position in the batch. So an id
-# always has the same position in a batch of this size, whatever ids share it.
+# The last bits of a convolution may depend on the batch size and the position in the batch. So an id always has the
+# same position in a batch of this size, whichever ids are with it.
 GROUP = 16
 
 
 def level_of(ids: np.ndarray, of: int) -> np.ndarray:
-    """The level of each id of a model that knows `of` levels, 32 for example: they alternate, 0 to 31."""
+    """The level of each id, for a model with `of` levels: with 32 levels, they run from 0 to 31 and start over."""
     return ids % of
 
 

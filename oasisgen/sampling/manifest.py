@@ -13,7 +13,7 @@ Verdict = Literal["released", "quarantined"]
 
 @dataclass(frozen=True)
 class BatchPart:
-    """A part of a batch, as the manifest names it."""
+    """A part of a batch, as listed in the manifest."""
 
     name: Path  # of its summary
     slices: Count
@@ -46,5 +46,5 @@ def is_complete(out: str) -> bool:
 
 
 def read_manifest(out: str) -> Manifest:
-    """The manifest of the batch at `out`. Raises FileNotFoundError, and InvalidFile where it is damaged."""
+    """The manifest of the batch at `out`. Raises FileNotFoundError if it is missing, InvalidFile if it is damaged."""
     return read_with_request(storage.join(out, FILE), Manifest)

@@ -51,17 +51,17 @@ def commit_part(out: str, number: int, kind: Format, slices: pa.Table, held: Loc
     if len(rejected):
         reasons = rejected.select([*SUMMARY.names, "refused"]).drop_columns(["file", "sha256"])
         tables.write(_rejected_uri(out, number), reasons, len(rejected))
-    held.renew()  # before anything is removed: another job may have taken the folder over
+    held.renew()  # before anything is removed: another job may have taken over the folder
     _remove_leftovers(out, number, kind, kept, rejected)
     summary = tables.to_bytes(kept.select(schema.names).cast(schema), max(1, len(kept)))
     held.commit(part_uri(out, number), summary)
 
 
 def _remove_leftovers(out: str, number: int, kind: Format, kept: pa.Table, rejected: pa.Table) -> None:
-    """Remove what an earlier attempt at this part wrote and this one does not have.
+    """Remove files that an earlier attempt at this part wrote and this one did not.
 
-    That attempt may have rejected other slices, if it ran on another kind of device. Only files of this part's own ids
-    are removed.
+    The earlier attempt may have rejected other slices if it ran on another kind of device. Only files of this part's
+    ids are removed.
     """
     leftovers = [] if len(rejected) else [_rejected_uri(out, number)]
     if kind == "png":
@@ -118,7 +118,7 @@ def _read_arrays(
             arrays[number] = decode_png(png, size, mode)
         except ValueError as reason:
             remedy = f"remove {_part_of(out, number, 'labels_file' in slices.column_names)} and run the command again"
-            raise InvalidFile(f"{out}: slice {number} is not what was made ({reason}): {remedy}") from None
+            raise InvalidFile(f"{out}: slice {number} was changed since it was made ({reason}): {remedy}") from None
     return [arrays[number] for number in slices["id"].to_pylist()]  # in the order of the rows
 
 

@@ -16,7 +16,7 @@ from oasisgen.data.labels import palette
 
 def encode_png(image: np.ndarray, text: dict[str, str]) -> bytes:
     """(H, W) uint8 -> PNG with `text` in its text chunks; equal input gives equal bytes."""
-    # Z_RLE: filtered rows rarely repeat, so searching for repeats takes longer and saves nothing.
+    # Z_RLE: filtered rows rarely repeat, so a search for longer matches would take time and save nothing.
     return _to_bytes(Image.fromarray(image), text, zlib.Z_RLE)
 
 

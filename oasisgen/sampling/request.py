@@ -33,13 +33,13 @@ ADDED_LATER: dict[str, Any] = {  # fields that batches of older versions lack
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRequest:
-    """What decides the slices of a batch and its verdict: its `config.json`."""
+    """Everything that determines the slices and the verdict of a batch: its `config.json`."""
 
     model: str  # digest
     base_seed: Seed
     count: Count
     levels: tuple[Count, ...]
-    ids: str | None  # as --ids gives them; None: the first `count` of the levels
+    ids: str | None  # as --ids gives them; None: the first `count` ids of the levels
     precision: Precision
     format: Format
     reject: Reject
@@ -58,7 +58,7 @@ class BatchRequest:
         return fields
 
     def first_parts(self, of: int) -> Iterator[np.ndarray]:
-        """The ids of each part, if no slice is rejected. The model knows `of` levels."""
+        """The ids of each part, if no slice is rejected. The model has `of` levels."""
         if self.ids:
             ids = np.array(number_ranges("ids", self.ids, MOST_IDS))
             yield from (ids[first : first + self.part_size] for first in range(0, len(ids), self.part_size))
@@ -72,9 +72,9 @@ class BatchRequest:
 
 
 def read_with_request(uri: str, kind: type[T]) -> T:
-    """A record of `kind` from a JSON file in which the fields of its `request` stand beside its own.
+    """A record of `kind` from a JSON file that has the fields of the record's `request` beside its other fields.
 
-    Raises as `documents.read`.
+    Raises as `documents.read` does.
     """
     fields = documents.read(uri, dict)
     nested = fields | {"request": ADDED_LATER | fields}

@@ -1,4 +1,4 @@
-"""Prove that a batch is complete and untouched."""
+"""Verify that a batch is complete and unchanged."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -17,14 +17,14 @@ from oasisgen.sampling import formats
 from oasisgen.sampling.manifest import Manifest, read_manifest
 from oasisgen.sampling.parts import summary_schema
 
-SHOWN = 3  # faults that the message names
+SHOWN = 3  # faults that the message lists, at most
 
 
 def verify(uri: str) -> Manifest:
     """Read every byte of the batch at `uri` and compare it with its digests; returns the manifest. Needs Ray.
 
-    Raises UserError for a batch that is not finished, and for one with a part or slice that is missing, changed or
-    unknown to all parts.
+    Raises UserError if the batch is not finished, if a part or slice is missing or changed, and if a file belongs to no
+    part.
     """
     uri = storage.absolute(uri)
     try:
@@ -41,7 +41,7 @@ def verify(uri: str) -> Manifest:
     faults = [fault for part in checked for fault in part["faults"]]
     if all(part["files"] for part in checked):
         known = {file for part in checked for file in part["files"]}
-        faults += [f"{name} belongs to no part" for name in _there(uri) if name not in known]
+        faults += [f"{name} belongs to no part" for name in _stored_files(uri) if name not in known]
     if faults:
         more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(
@@ -50,10 +50,10 @@ def verify(uri: str) -> Manifest:
     return manifest
 
 
-def _there(uri: str) -> list[str]:
+def _stored_files(uri: str) -> list[str]:
     found = []
     for folder in ("slices", "labels", "summary"):
-        with suppress(FileNotFoundError):  # where all slices were refused
+        with suppress(FileNotFoundError):  # no such folder if all slices were rejected
             found += [storage.join(folder, name) for name, _ in storage.list_files(storage.join(uri, folder))]
     return found
 

@@ -23,11 +23,7 @@ from oasisgen.precision import repeatable
 from oasisgen.progress import Progress
 
 MAPS_PER_PART = 1024
-
-
 ENCODE_BATCH = 16
-
-
 SCHEMA = pa.schema([("case", pa.string()), ("level", pa.int16()), ("codes", pa.binary())])  # raw uint16 rows
 
 
