@@ -84,7 +84,7 @@ def test_images_of_rows_come_in_their_order_and_a_damaged_file_is_named_with_its
     whole = storage.read_bytes(f"{place}/{name}")
     for damaged in (None, whole[: len(whole) // 3]):
         storage.remove(f"{place}/{name}") if damaged is None else storage.write_bytes(f"{place}/{name}", damaged)
-        with pytest.raises(InvalidFile, match=r"slice \d+ is not .*: remove .*/summary/part-00001\.parquet and run"):
+        with pytest.raises(InvalidFile, match=r"slice \d+ was changed .*: remove .*/summary/part-00001\.parquet and"):
             read_images(place, kind, rows.take([0, 2]), (256, 256))
 
 
