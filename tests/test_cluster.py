@@ -160,11 +160,9 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 @pytest.fixture(scope="module")
 def data_on_s3(nodes: Nodes, raw: Path, s3: str, data: DataSet) -> str:
-    """The virtual subjects without their label maps, packed from S3 to S3 by a submitted job."""
+    """The virtual subjects, packed from S3 to S3 by a submitted job."""
     system, path = storage.resolve(s3)
-    for split in ("train", "validate"):
-        folder = f"keras_png_slices_{split}"
-        pyarrow.fs.copy_files(str(raw / folder), f"{path}/raw/{folder}", destination_filesystem=system)
+    pyarrow.fs.copy_files(str(raw), f"{path}/raw", destination_filesystem=system)
     said = finish(nodes.submit("pack", "--source", f"{s3}/raw", "--out", f"{s3}/datasets/phantom"))
     assert "train: 96 slices of 3 cases" in said
     (package,) = Path(nodes.session).glob("runtime_resources/*/_ray_pkg_*/")
