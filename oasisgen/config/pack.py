@@ -16,9 +16,7 @@ PLACES = "source", "out", "preview", "strict", "dry_run"  # flags that do not ch
 FLAGS_OF = {  # those that not every layout uses
     "slices": ("pattern", "size", "fit", "label_classes"),
     "oasis1": (),
-    "volumes": (
-        *("pattern", "size", "label_classes", "axis", "levels", "from_mm", "to_mm", "mm", "window", "window_per"),
-    ),
+    "volumes": ("pattern", "size", "label_classes", "axis", "levels", "from_mm", "to_mm", "mm", "window", "window_per"),
 }
 ADDRESSES = "source", "out", "splits", "table"  # flags whose value is a URI
 CLASSES = 'each value once, and its name, like "0=background,1=left,2=right"'

@@ -78,7 +78,7 @@ def parse_name(path: str, pattern: re.Pattern[str] | None = None) -> Named:
 
 
 def _is_known(folder: str) -> bool:
-    return bool(SPLIT_FOLDER.fullmatch(folder) or LABEL_FOLDER.fullmatch(folder) or folder.lower() == "images")
+    return is_split(folder) or LABEL_FOLDER.fullmatch(folder) is not None or folder.lower() == "images"
 
 
 def by_pattern(path: str, pattern: re.Pattern[str], split: str = "", labels: bool = False) -> Named:

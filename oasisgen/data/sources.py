@@ -10,6 +10,7 @@ from oasisgen.data import dicom, oasis1, slice_files, volumes
 from oasisgen.data.cases import SourceFile, Survey
 from oasisgen.data.covariates import add_covariates, address_of_table
 from oasisgen.data.description import by_reason
+from oasisgen.data.dicom_header import Read
 from oasisgen.data.images import silence_pillow
 from oasisgen.data.splits import assign_splits
 from oasisgen.data.text_tables import read_text_table
@@ -30,21 +31,23 @@ def survey(config: PackConfig) -> Survey:
     files, dangling, outside = list_tree(source)
     tables = config.splits, address_of_table(config)
     scans = [file for file in files if storage.join(source, file.path) not in tables]
-    layout = _layout(config, scans)
+    read = partial(read_file, source)
+    layout = _layout(config, scans, read)
     if fault := config.misfit(layout):
         raise UserError(f"{source} is read as layout {layout}, which {fault}, or force another layout by --layout")
     if layout == "oasis1":
-        found = oasis1.find_cases(source, scans, partial(read_file, source))
+        found = oasis1.find_cases(source, scans, read)
         subjects = len({case.subject for case in found.cases})
         say("pack", f"oasis1: {len(found.cases)} scans of {subjects} subjects")
     elif layout == "volumes":
-        is_dicom = not volumes.matches(scans) and dicom.matches(scans, partial(read_file, source))
+        # Recognised as volumes without a volume file, they are DICOM: it is looked for once.
+        is_dicom = not volumes.matches(scans) and (config.layout == "auto" or dicom.matches(scans, read))
         find_cases = dicom.find_cases if is_dicom else volumes.find_cases
-        found = find_cases(config, scans, partial(read_file, source))
+        found = find_cases(config, scans, read)
         labelled = sum(case.scan is not None and case.scan.labels is not None for case in found.cases)
         say("pack", f"volumes: {len(found.cases)} scans, {labelled} with label maps")
     else:
-        found = slice_files.find_cases(config, scans, partial(read_file, source))
+        found = slice_files.find_cases(config, scans, read)
     if config.label_classes is not None and not found.label_classes:
         raise UserError(
             f"{source} has no label maps for --label-classes: leave it out, or add them as docs/data.md says"
@@ -70,7 +73,7 @@ def survey(config: PackConfig) -> Survey:
     )
 
 
-def _layout(config: PackConfig, files: Sequence[SourceFile]) -> str:
+def _layout(config: PackConfig, files: Sequence[SourceFile], read: Read) -> str:
     """The layout that the flags or the files tell. Raises UserError if they fit two."""
     if config.layout != "auto":
         return config.layout
@@ -81,6 +84,6 @@ def _layout(config: PackConfig, files: Sequence[SourceFile]) -> str:
         raise UserError(
             f"{config.source} holds {what} and slices in split folders: choose with --layout {other} or --layout slices"
         )
-    if not is_slices and not other and dicom.matches(files, partial(read_file, config.source)):
+    if not is_slices and not other and dicom.matches(files, read):
         return "volumes"
     return other or "slices"

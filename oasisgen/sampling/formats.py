@@ -31,12 +31,16 @@ ENDINGS = {"parquet": "parquet", "webdataset": "tar"}  # of a part's file
 
 def slice_path(number: int) -> str:
     """Path of a slice's own PNG, relative to its batch."""
-    return f"slices/{number // SLICES_PER_FOLDER}/{number:010d}.png"
+    return _png_path("slices", number)
 
 
 def labels_path(number: int) -> str:
     """Path of the PNG of a slice's label map, relative to its batch."""
-    return f"labels/{number // SLICES_PER_FOLDER}/{number:010d}.png"
+    return _png_path("labels", number)
+
+
+def _png_path(folder: str, number: int) -> str:
+    return f"{folder}/{number // SLICES_PER_FOLDER}/{number:010d}.png"
 
 
 def part_path(part: int, kind: Format) -> str:
