@@ -11,16 +11,20 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs
 import pytest
 import yaml
+from PIL import Image
 
 from oasisgen import storage
 from oasisgen.config.renamed import PRESETS, SETTINGS
 from oasisgen.data.slices import DataSet
+from oasisgen.sampling.formats import write_part_file
 from tests.conftest import ROOT, run_job, tiny_flags
 from tests.recipes import PAGES, check, commands, inline, recipe, recipes
 
+NIGHT = "root/batches/night-1"  # in the recipes
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 FOREIGN = {  # flags that the pages mention of other programs
@@ -155,18 +159,49 @@ def test_a_slice_of_a_data_set_is_read_without_ray(data: DataSet) -> None:
 
 def test_pairs_of_a_batch_are_read_with_pillow_and_torchvision(batch: Path) -> None:
     names: dict[str, Any] = {}
-    exec(recipe("docs/generation.md", "import numpy").replace("root/batches/night-1", str(batch)), names)
+    exec(recipe("docs/generation.md", "import numpy").replace(NIGHT, str(batch)), names)
     assert names["labels"].shape == (256, 256)
     assert names["labels"].max() < 4
-    exec(recipe("docs/generation.md", "from pathlib").replace("root/batches/night-1", str(batch)), names)
+    exec(recipe("docs/generation.md", "from pathlib import Path\n\nimport torch").replace(NIGHT, str(batch)), names)
     assert names["images"].shape == names["labels"].shape == (8, 1, 256, 256)
     assert names["images"].is_floating_point()
     assert names["labels"].max() < 4
 
 
+def test_pairs_of_a_batch_are_read_with_monai(batch: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(recipe("docs/generation.md", "from pathlib import Path\n\nfrom monai").replace(NIGHT, str(batch)), names)
+    assert names["images"].shape == names["labels"].shape == (8, 1, 256, 256)
+    assert names["images"].max() <= 1
+    file, pair = names["slices"][0], names["pairs"][0]
+    stored = [np.asarray(Image.open(batch / folder / file.parent.name / file.name)) for folder in ("slices", "labels")]
+    read = [(pair["image"][0].numpy() * 255).round(), pair["labels"][0].numpy()]
+    flipped = [image[:, ::-1] for image in stored]
+    assert np.array_equal(read, stored) or np.array_equal(read, flipped)
+
+
+def test_pairs_of_a_batch_are_read_with_datasets(batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    names: dict[str, Any] = {}
+    exec(recipe("docs/generation.md", "from datasets").replace(NIGHT, str(batch)), names)
+    pairs = names["pairs"].select(range(2))
+    pngs = {
+        column: [(batch / file).read_bytes() for file in pairs[of]]
+        for column, of in (("png", "file"), ("labels_png", "labels_file"))
+    }
+    write_part_file(str(tmp_path), 0, "parquet", pa.table({"id": pairs["id"], "level": pairs["level"], **pngs}))
+    exec(recipe("docs/generation.md", "# A batch in").replace(NIGHT, str(tmp_path)), names)
+    assert len(names["pairs"]) == 2
+    for pair, row in zip(pairs, names["pairs"], strict=True):
+        for image, again, file in ((pair["image"], row["png"], "file"), (pair["labels"], row["labels"], "labels_file")):
+            stored = np.asarray(Image.open(batch / pair[file]))
+            assert np.array_equal(np.asarray(image), stored)
+            assert np.array_equal(np.asarray(again), stored)
+
+
 def test_every_block_of_python_is_run() -> None:
     """By the tests above: a new block needs one too."""
-    assert len(recipes("python")) == 5
+    assert len(recipes("python")) == 8
 
 
 @pytest.mark.slow
