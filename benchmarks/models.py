@@ -200,7 +200,7 @@ def ranks_rate(stored: dict[str, Any], workers: int, batch_size: int) -> float:
         shape = replace(FULL.vqvae, epochs=2, validate_slices=8, batch_size=batch_size)
         config = replace(FULL, data="", out=out, vqvae=shape, workers=workers, cpus_per_worker=0.5)
         fit(Stage("vqvae", one_thread_each, stored), config)
-        first, both = (line["slices_per_s"] for line in history.read(storage.join(out, "metrics"), "vqvae"))
+        first, both = (epoch.slices_per_s for epoch in history.read(storage.join(out, "metrics"), "vqvae"))
         return 1 / (2 / both - 1 / first)
 
 

@@ -203,7 +203,7 @@ def test_a_run_survives_what_clusters_do(nodes: Nodes, data_on_s3: str, s3: str)
     successor.wait()
     nodes.workers.append(nodes.add())
     finish(process)
-    steps = {stage: [line["step"] for line in history.read(f"{run}/metrics", stage)] for stage in ("vqvae", "dcgan")}
+    steps = {stage: [epoch.step for epoch in history.read(f"{run}/metrics", stage)] for stage in ("vqvae", "dcgan")}
     assert steps == {"vqvae": [48 * epoch for epoch in range(1, 7)], "dcgan": [6, 12]}
 
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()

@@ -16,6 +16,7 @@ from oasisgen.models.labels import LabelDecoder
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.progress import say
 from oasisgen.reports.run import SHOWN, LabelResults
+from oasisgen.training import history
 from oasisgen.training.encode import encode_split, read_codes, require_same_codes
 from oasisgen.training.labels import LabelledCodes, LabelledFeed, dice_key, train_labels, vectors_of
 from oasisgen.training.launch import Stage, complete
@@ -75,9 +76,10 @@ def train_label_decoder(
     }
     slices = LabelledFeed(held_out.load(), validate.load())
     examples = examples_of(decoder, codebook, slices, held_out_codes.load())
-    last = state["history"][-1]
+    epochs = history.of(state)
+    last = epochs[-1].metrics
     dice = {name: last[dice_key(name)] for name in classes if dice_key(name) in last}
-    return TrainedLabels(decoder, described, LabelResults(classes, state["history"], dice, examples))
+    return TrainedLabels(decoder, described, LabelResults(classes, epochs, dice, examples))
 
 
 def examples_of(

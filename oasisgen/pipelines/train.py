@@ -24,10 +24,10 @@ from oasisgen.pipelines.labels import train_label_decoder
 from oasisgen.pipelines.plan import plan_run, stages_of
 from oasisgen.progress import say
 from oasisgen.quality.reconstruction import evaluate
-from oasisgen.reports.run import GENERATED, SHOWN, write_run_report
+from oasisgen.reports.run import GENERATED, SHOWN, Histories, write_run_report
 from oasisgen.sampling.ids import groups, ids_of_levels, level_of
 from oasisgen.sampling.sample import Sampler
-from oasisgen.training import checkpoint
+from oasisgen.training import checkpoint, history
 from oasisgen.training.encode import encode_split, read_codes, require_same_codes
 from oasisgen.training.launch import Stage, complete
 from oasisgen.training.shared_features import features_of, find
@@ -81,13 +81,13 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
     inputs = {"train": train_slices, "validate": held_out}
     stage = Stage("vqvae", train_vqvae, inputs, best="ssim")
-    histories = {"vqvae": complete(stage, config, held.proof)["history"]}
+    histories: Histories = {"vqvae": history.of(complete(stage, config, held.proof))}
     best = checkpoint.best(storage.join(config.out, "vqvae"), "ssim")
     load_vqvae = partial(checkpoint.restore_vqvae, best, config.vqvae)
     vqvae = load_vqvae()
 
     features = features_of(data, config, train_slices, held.proof)
-    histories["features"] = [dataclasses.asdict(epoch) for epoch in features.history]
+    histories["features"] = features.history
     del train_slices, inputs, stage  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
     digest = encode_split(data, "train", load_vqvae, codes_uri, actors_of(config), held.write)
@@ -100,7 +100,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     loop = pkgutil.resolve_name(PRIORS[config.prior].loop)
     stage = Stage(config.prior, loop, {"codes": codes, "codebook": codebook, "shape": data.shape})
     state = complete(stage, config, held.proof)
-    histories[config.prior] = state["history"]
+    histories[config.prior] = history.of(state)
     settings = dataclasses.asdict(getattr(config, config.prior))
     prior = make_prior(config.prior, settings, codebook, data.shape)
     prior.load_state_dict(state["averaged"])

@@ -1,5 +1,6 @@
 """The report of a training run: what it learned."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from oasisgen.models.priors import PRIORS
 from oasisgen.quality.reconstruction import Evaluation, ReconstructionScores
 from oasisgen.reports import figures
 from oasisgen.reports.page import Section, interval, render
+from oasisgen.training.history import Epoch
 from oasisgen.training.labels import dice_key
+from oasisgen.training.shared_features import PretextEpoch
 
 SHOWN = 8  # slices side by side
 GENERATED = 4 * SHOWN  # synthetic slices
@@ -23,13 +26,16 @@ GENERATED = 4 * SHOWN  # synthetic slices
 Pairs = list[tuple[np.ndarray, np.ndarray]]
 """Two slices each, (H, W) uint8."""
 
+Histories = dict[str, Sequence[Epoch | PretextEpoch]]
+"""The finished epochs of each stage."""
+
 
 @dataclass(frozen=True)
 class LabelResults:
     """What the label decoder learned."""
 
     classes: tuple[str, ...]  # their names
-    history: list[dict[str, Any]]
+    history: Sequence[Epoch]
     dice: dict[str, float]  # of the classes, on held-out slices
     examples: list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # held-out slice, its label map, and the decoded one
 
@@ -39,7 +45,7 @@ def write_run_report(
     config: dict[str, Any],
     model: str,
     evaluation: Evaluation,
-    histories: dict[str, list[dict[str, Any]]],
+    histories: Histories,
     pairs: Pairs,
     generated: Pairs,
     commit: Commit,
@@ -96,9 +102,7 @@ def pairs_section(pairs: Pairs) -> Section:
     )
 
 
-def training_sections(
-    prior: PriorName, histories: dict[str, list[dict[str, Any]]], code_counts: np.ndarray
-) -> tuple[Section, ...]:
+def training_sections(prior: PriorName, histories: Histories, code_counts: np.ndarray) -> tuple[Section, ...]:
     """The curves of each stage, and how the codebook is used."""
     stage_1 = {
         "loss": ["reconstruction_loss", "ssim_loss", "quantizer_loss"],
@@ -108,20 +112,25 @@ def training_sections(
     stage_2 = PRIORS[prior].panels | {"codes of generated maps": ["codes_in_use", "perplexity"]}
     features = {task: [f"{task}_loss"] for task in ("level", "damage", "anatomy")}
     return (
-        Section("Stage 1: the VQ-VAE", figure=figures.curves(histories["vqvae"], stage_1)),
+        Section("Stage 1: the VQ-VAE", figure=curves(histories["vqvae"], stage_1)),
         Section(
             "Codebook usage",
             "How often each code occurs in the code maps of the validate split.",
             figure=figures.code_usage(code_counts),
         ),
-        Section(f"Stage 2: the {PRIORS[prior].label}", figure=figures.curves(histories[prior], stage_2)),
+        Section(f"Stage 2: the {PRIORS[prior].label}", figure=curves(histories[prior], stage_2)),
         Section(
             "The feature network",
             "Trained once for all runs of the data set, on real slices only. It embeds slices for FID, KID, precision, "
             "recall, density and coverage.",
-            figure=figures.curves(histories["features"], features),
+            figure=curves(histories["features"], features),
         ),
     )
+
+
+def curves(history: Sequence[Epoch | PretextEpoch], panels: dict[str, list[str]]) -> str:
+    """Curves of metrics over epochs; `panels` as in `figures.curves`."""
+    return figures.curves([epoch.to_json() for epoch in history], panels)
 
 
 def generated_section(generated: Pairs) -> Section:
@@ -148,7 +157,7 @@ def labels_sections(labels: LabelResults) -> tuple[Section, ...]:
             "Dice of each class over held-out slices taken together; the table has it after the last epoch.",
             columns=("class", "Dice"),
             table=tuple((name, f"{score:.3f}") for name, score in labels.dice.items()),
-            figure=figures.curves(labels.history, panels),
+            figure=curves(labels.history, panels),
         ),
         Section(
             "Label maps, real and decoded",

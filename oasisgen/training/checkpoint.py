@@ -21,6 +21,7 @@ from oasisgen import storage
 from oasisgen.config.train import VQVAEConfig
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.training import history
 
 STATE, MARK = "state.pt", "state.json"
 
@@ -64,7 +65,7 @@ def best(uri: str, metric: str) -> Saved:
     Raises UserError if none of them can be read.
     """
     ends = [
-        (state["history"][-1][metric], saved)
+        (history.of(state)[-1].metrics[metric], saved)
         for saved, state in _states(uri)
         if state["history"] and "good" not in state  # "good" marks checkpoints within an epoch
     ]

@@ -11,7 +11,7 @@ that one.
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import safetensors
@@ -27,6 +27,7 @@ from oasisgen.lock import LockProof
 from oasisgen.models.bundle import ENDING, weights_of
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.progress import say
+from oasisgen.training import history
 from oasisgen.training.features import PretextHeads, train_features
 from oasisgen.training.launch import Stage, complete
 
@@ -42,6 +43,9 @@ class PretextEpoch:
     level_loss: Finite
     damage_loss: Finite
     anatomy_loss: Finite
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,8 @@ def features_of(data: DataSet, config: TrainConfig, train: Stored, lock: LockPro
     state = complete(stage, replace(config, seed=SEED), lock)
     heads = PretextHeads(data.shape)
     heads.load_state_dict(state["model"])
-    names = [field.name for field in fields(PretextEpoch)]
-    history = tuple(PretextEpoch(**{name: epoch[name] for name in names}) for epoch in state["history"])
-    trained = TrainedFeatures(weights_of(heads.network), history)
+    epochs = tuple(PretextEpoch(epoch.epoch, **epoch.metrics) for epoch in history.of(state))
+    trained = TrainedFeatures(weights_of(heads.network), epochs)
     try:
         return publish(data, config.features, trained)
     except StorageError as error:

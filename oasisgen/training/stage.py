@@ -5,7 +5,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from oasisgen.data.feed import epoch_batches, steps_per_epoch
 from oasisgen.progress import Progress
 from oasisgen.training import history
 from oasisgen.training.checkpoint import _read, _states, write
+from oasisgen.training.history import Epoch
 from oasisgen.training.worker import Diverged, Worker
 
 SECONDS_BETWEEN_CHECKS = 1.0  # of the clock and of Ray's notices
@@ -77,7 +78,7 @@ class StageState:
         self.steps = steps_per_epoch(rows, self.batch_size)  # of an epoch
         self.total_steps = self.epochs * self.steps
         self.metrics_uri = storage.join(config.out, "metrics")
-        self.past: list[dict[str, Any]] = []
+        self.past: list[Epoch] = []
         self.step = 0  # over all epochs
         self.rollbacks = 0
         self.sums = torch.zeros(len(losses), device=worker.device)  # added up without a host sync
@@ -148,19 +149,19 @@ class StageState:
         if state["sums"].isfinite().all():
             self._report({"step": self.step}, state | {"good": self.last_good})
 
-    def end_epoch(self, metrics: dict[str, Any], line: str) -> None:
+    def end_epoch(self, metrics: Mapping[str, float], line: str) -> None:
         """Record and save a finished epoch. Raises LockLost if another job holds the run."""
         self.worker.require_lock()  # or this rank would overwrite another job's metrics
-        line, rate = self._line(line), round(self.progress.rate, 1)
-        metrics = {"epoch": self.epoch + 1, "step": self.step, **metrics, "slices_per_s": rate}
-        self.past.append(metrics | {"undone": self.rollbacks})
+        line = self._line(line)
+        ended = Epoch(self.epoch + 1, self.step, metrics, round(self.progress.rate, 1), self.rollbacks)
+        self.past.append(ended)
         self.sums.zero_()
         self.last_good = copy.deepcopy(self._state())
         if self.worker.rank == 0:
             history.write(self.metrics_uri, self.stage, self.past)
-            shown = {"epoch": "epoch", "slices_per_s": "slices_per_second", "ssim": "ssim"}
-            meters.show(self.stage, **{meter: metrics[name] for name, meter in shown.items() if name in metrics})
-        self._report(self.past[-1], self.last_good)
+            shown = {"ssim": metrics["ssim"]} if "ssim" in metrics else {}
+            meters.show(self.stage, epoch=ended.epoch, slices_per_second=ended.slices_per_s, **shown)
+        self._report(ended.to_json(), self.last_good)
         self.worker.say(lambda: line, always=True)
 
     def _line(self, text: str) -> str:
@@ -201,12 +202,13 @@ class StageState:
         """The whole state, with loss sums over all ranks (a collective)."""
         self.worker.sum(total := self.sums.clone())
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        return parts | {"history": list(self.past), "step": self.step, "undone": self.rollbacks, "sums": total}
+        past = [epoch.to_json() for epoch in self.past]
+        return parts | {"history": past, "step": self.step, "undone": self.rollbacks, "sums": total}
 
     def _restore(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(copy.deepcopy(state[name]))  # a copy, because optimizers change these tensors in place
-        self.past, self.step, self.rollbacks = list(state["history"]), state["step"], state["undone"]
+        self.past, self.step, self.rollbacks = history.of(state), state["step"], state["undone"]
         self.sums.copy_(
             state["sums"] * (self.worker.rank == 0)
         )  # the saved sums are over all ranks, so one rank takes them

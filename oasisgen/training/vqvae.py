@@ -60,7 +60,7 @@ def train_vqvae(config: TrainConfig, worker: Worker, train: Stored, validate: St
         if state.roll_back_if(non_finite(means)):
             continue
         scores = score(averaged, held_out, rows, worker)
-        best = max((line["ssim"] for line in state.past), default=0.0)
+        best = max((epoch.metrics["ssim"] for epoch in state.past), default=0.0)
         fell = best - scores["ssim"] > c.max_ssim_drop
         if state.roll_back_if(f"SSIM fell from {best:.3f} to {scores['ssim']:.3f}" if fell else ""):
             continue

@@ -61,7 +61,7 @@ def test_storage_in_trouble_and_a_second_driver_cost_no_step(data: DataSet, trai
         assert first.returncode == 0, stderr
         assert {text.split(" ", 2)[2] for text in fault.faults} == {"503 SlowDown", "hang up"}
     for name, steps in {"vqvae": [6, 12], "labels": [6], "dcgan": [6, 12]}.items():
-        assert [line["step"] for line in history.read(f"{run}/metrics", name)] == steps
+        assert [epoch.step for epoch in history.read(f"{run}/metrics", name)] == steps
         weights = storage.read_bytes(f"{run}/model/{name}.safetensors")
         assert weights == (trained / "model" / f"{name}.safetensors").read_bytes()
 
@@ -122,6 +122,6 @@ def test_a_killed_worker_costs_no_step(data: DataSet, trained: Path, tmp_path: P
     killer.join(timeout=1)
     assert len(killed) == 2
     for name in ("vqvae", "dcgan"):
-        assert [line["step"] for line in history.read(str(out / "metrics"), name)] == [6, 12]
+        assert [epoch.step for epoch in history.read(str(out / "metrics"), name)] == [6, 12]
         weights, expected = (load_file(run / "model" / f"{name}.safetensors") for run in (out, trained))
         assert all(np.array_equal(weights[key], expected[key]) for key in expected)

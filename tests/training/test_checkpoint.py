@@ -15,6 +15,7 @@ from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, acquire
 from oasisgen.training import checkpoint
 from oasisgen.training.checkpoint import best, newest
+from oasisgen.training.history import Epoch
 from oasisgen.training.launch import drop_damaged_list
 from oasisgen.training.stage import StageState
 from oasisgen.training.worker import Driver, Worker
@@ -31,7 +32,8 @@ def write(place: str, name: str, state: dict[str, Any]) -> str:
 
 def ended(*ssims: float) -> dict[str, Any]:
     """The state at the end of the last of some epochs."""
-    return {"history": [{"ssim": value} for value in ssims], "step": len(ssims)}
+    epochs = [Epoch(epoch, epoch, {"ssim": value}, 80.0, 0) for epoch, value in enumerate(ssims, 1)]
+    return {"history": [epoch.to_json() for epoch in epochs], "step": len(ssims)}
 
 
 def test_the_newest_that_can_be_read_and_the_best_at_the_end_of_an_epoch(place: str) -> None:

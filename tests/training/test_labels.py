@@ -61,15 +61,15 @@ def test_the_stage_learns_resumes_and_is_what_an_undisturbed_one_is(
     config = replace(tiny(data, tmp_path / "run"), labels=settings)
 
     whole = complete(Stage("labels", train_labels, inputs), config)
-    first, last = whole["history"]
-    assert {"dice_CSF", "dice_grey_matter", "dice_white_matter"} < last.keys()
-    assert last["cross_entropy"] < first["cross_entropy"]
+    first, last = history.of(whole)
+    assert {"dice_CSF", "dice_grey_matter", "dice_white_matter"} < last.metrics.keys()
+    assert last.metrics["cross_entropy"] < first.metrics["cross_entropy"]
     assert history.read(str(tmp_path / "run" / "metrics"), "labels") == [first, last]
 
     newest = max((tmp_path / "run" / "labels").glob("checkpoint_*/state.pt"))
     newest.write_bytes(newest.read_bytes()[:1000])  # as if the job had been killed while it wrote
     again = complete(Stage("labels", train_labels, inputs), config)
-    assert again["history"][-1]["cross_entropy"] == pytest.approx(last["cross_entropy"])
+    assert history.of(again)[-1].metrics == pytest.approx(last.metrics)
     for name, value in whole["model"].items():
         assert torch.allclose(again["model"][name], value), name
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from oasisgen.models.bundle import weights_of
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.training import shared_features
 from oasisgen.training.features import PretextHeads
+from oasisgen.training.history import Epoch
 from oasisgen.training.shared_features import PretextEpoch, TrainedFeatures, features_of, find, planned, publish
 from tests.conftest import described
 
@@ -44,8 +45,8 @@ def training(calls: list[int], meanwhile: Callable[[], object] = lambda: None) -
         calls.append(config.seed)
         meanwhile()
         torch.manual_seed(config.seed)
-        epoch = asdict(PretextEpoch(1, 3.0, 0.1, 0.02)) | {"step": 6, "slices_per_s": 80.0, "undone": 0}
-        return {"model": PretextHeads(OASIS).state_dict(), "history": [epoch]}
+        losses = {"level_loss": 3.0, "damage_loss": 0.1, "anatomy_loss": 0.02}
+        return {"model": PretextHeads(OASIS).state_dict(), "history": [Epoch(1, 6, losses, 80.0, 0).to_json()]}
 
     return complete
 

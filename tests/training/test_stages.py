@@ -31,6 +31,7 @@ from oasisgen.pipelines.train import train
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint, history
 from oasisgen.training.dcgan import train_dcgan
+from oasisgen.training.history import Epoch
 from oasisgen.training.launch import Stage, complete, fit
 from oasisgen.training.stage import StageState, non_finite
 from oasisgen.training.vqvae import train_vqvae
@@ -64,10 +65,10 @@ def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
 def test_three_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, tmp_path: Path) -> None:
     """Of batches of 16, which three ranks cannot share evenly."""
     one, two = (stage_one(data, tmp_path / str(each), each) for each in (1, 3))
-    assert one["history"][-1]["step"] == two["history"][-1]["step"] == 12
-    for a, b in zip(one["history"], two["history"], strict=True):
-        assert a["reconstruction_loss"] == pytest.approx(b["reconstruction_loss"], rel=1e-3)
-        assert a["ssim"] == pytest.approx(b["ssim"], abs=1e-3)
+    assert one["step"] == two["step"] == 12
+    for a, b in zip(history.of(one), history.of(two), strict=True):
+        assert a.metrics["reconstruction_loss"] == pytest.approx(b.metrics["reconstruction_loss"], rel=1e-3)
+        assert a.metrics["ssim"] == pytest.approx(b.metrics["ssim"], abs=1e-3)
     for name, value in one["model"].items():
         apart = ~torch.isclose(two["model"][name], value, rtol=1e-2, atol=1e-3)
         # A vector halfway between two codes goes to either, by rounding: it moves those two.
@@ -173,7 +174,7 @@ def test_an_epoch_that_is_rolled_back_leaves_nothing_behind(data: DataSet, tmp_p
     state = checkpoint.newest(str(tmp_path / "features"))
     assert state
     assert (state["step"], state["undone"]) == (3, 2)
-    assert [(line["epoch"], line["undone"]) for line in state["history"]] == [(1, 0), (2, 0), (3, 2)]
+    assert [(epoch.epoch, epoch.undone) for epoch in history.of(state)] == [(1, 0), (2, 0), (3, 2)]
 
 
 def at_odds(config: Any, worker: Worker, rows: torch.Tensor, folder: str) -> None:
@@ -207,7 +208,8 @@ def test_rank_0_decides_for_all_and_uneven_ranks_weigh_as_much_as_they_see(data:
     parts = {"network": copy.deepcopy(network.state_dict()), "optimizer": optimizer.state_dict()}
     saved = tmp_path / "features" / "checkpoint_1"
     saved.mkdir(parents=True)
-    at_two = {"history": [{"epoch": 1}, {"epoch": 2}], "step": 2, "undone": 0, "sums": torch.zeros(1)}
+    past = [Epoch(epoch, epoch, {}, 80.0, 0).to_json() for epoch in (1, 2)]
+    at_two = {"history": past, "step": 2, "undone": 0, "sums": torch.zeros(1)}
     checkpoint.write(parts | at_two, saved)
     fit(Stage("features", at_odds, {"rows": rows, "folder": str(tmp_path)}), config)
     before = network.weight.detach().clone()
@@ -248,9 +250,10 @@ def scored(ssims: list[float], **inputs: Any) -> None:
 def test_an_epoch_in_which_ssim_falls_is_trained_again_at_half_the_rate(data: DataSet, tmp_path: Path) -> None:
     config, inputs = tiny(data, tmp_path), {split: store(read_slices(data, split)) for split in ("train", "validate")}
     config = replace(config, vqvae=replace(config.vqvae, schedule="constant"))
-    lines = complete(Stage("vqvae", scored, {"ssims": [0.9, 0.84, 0.86], **inputs}, best="ssim"), config)["history"]
-    assert [(line["step"], line["ssim"], line["undone"]) for line in lines] == [(6, 0.9, 0), (12, 0.86, 1)]
-    assert [line["learning_rate"] for line in lines] == [0.004, 0.002]
+    state = complete(Stage("vqvae", scored, {"ssims": [0.9, 0.84, 0.86], **inputs}, best="ssim"), config)
+    epochs = history.of(state)
+    assert [(epoch.step, epoch.metrics["ssim"], epoch.undone) for epoch in epochs] == [(6, 0.9, 0), (12, 0.86, 1)]
+    assert [epoch.metrics["learning_rate"] for epoch in epochs] == [0.004, 0.002]
 
 
 def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) -> None:
@@ -276,9 +279,9 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     for name in ("vqvae", "labels", "metrics", "codes"):
         shutil.copytree(trained / name, tmp_path / "run" / name)
     train(config)
-    lines = history.read(str(tmp_path / "run" / "metrics"), "masked")
-    assert [line["step"] for line in lines] == [24, 48]
-    assert lines[1]["loss"] < lines[0]["loss"]
+    first, second = history.read(str(tmp_path / "run" / "metrics"), "masked")
+    assert (first.step, second.step) == (24, 48)
+    assert second.metrics["loss"] < first.metrics["loss"]
     assert "the masked prior" in (tmp_path / "run" / "report" / "index.html").read_text()
     assert not (tmp_path / "run" / "model" / "dcgan.safetensors").exists()
     features, expected = (run / "model" / "features.safetensors" for run in (tmp_path / "run", trained))
@@ -314,13 +317,13 @@ def test_metrics_are_lines_and_tensorboard_events(trained: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for kind, name in (("vqvae", "ssim"), ("dcgan", "generator_loss")):
-        lines = history.read(str(trained / "metrics"), kind)
-        assert [(line["epoch"], line["step"]) for line in lines] == [(1, 6), (2, 12)]
+        epochs = history.read(str(trained / "metrics"), kind)
+        assert [(epoch.epoch, epoch.step) for epoch in epochs] == [(1, 6), (2, 12)]
         events = EventAccumulator(str(trained / "metrics" / "tensorboard" / kind))
         events.Reload()
         scalars = events.Scalars(f"{kind}/{name}")
         assert [event.step for event in scalars] == [6, 12]
-        assert [event.value for event in scalars] == pytest.approx([line[name] for line in lines])
+        assert [event.value for event in scalars] == pytest.approx([epoch.metrics[name] for epoch in epochs])
 
 
 def test_a_report_is_of_its_bundle_and_a_prior_of_its_vqvae(
