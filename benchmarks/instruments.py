@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import ray
+import safetensors.torch
 import torch
 
 from benchmarks.common import real_slices
@@ -25,13 +26,13 @@ from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import PRESETS
 from oasisgen.data.feed import Feed, Stored, evenly_spaced, store
 from oasisgen.data.pack import pack
-from oasisgen.data.slices import open_data_set, read_slices
+from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.models.bundle import read_features
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.quality.batch import equal_sets, mean_scores, score_sets
 from oasisgen.quality.sets import Slices, compare_slices, select_levels
-from oasisgen.training.features import PretextHeads, blur, train_features
-from oasisgen.training.launch import Stage, complete
+from oasisgen.training.features import blur
+from oasisgen.training.shared_features import features_of
 
 CUTS = 6  # of the validate cases in two halves
 DAMAGED_CUTS = 2  # of these are measured damaged too: that is the longer part
@@ -152,31 +153,29 @@ def read_scores(
     return {key: score.value for key, score in scores.items()}
 
 
-def learn(data: str, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
-    """Train the feature network as jobs/train.py does."""
-    config = replace(PRESETS["full"][1], data=data, out=out)
-    shape = open_data_set(data).shape
-    heads = PretextHeads(shape)
-    heads.load_state_dict(
-        complete(Stage("features", train_features, {"train": train, "shape": shape}), config)["model"]
-    )
-    network = heads.network.eval().requires_grad_(False)
-    return partial(lambda network: network, network)
+def own_features(data: DataSet, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
+    """The feature network of the data set, as jobs/train.py finds or trains it; checkpoints go to `out`."""
+    config = replace(PRESETS["full"][1], data=data.uri, out=out)
+    network = FeatureNetwork(data.shape)
+    network.load_state_dict(safetensors.torch.load(features_of(data, config, train, None).weights))
+    return partial(lambda network: network, network.eval().requires_grad_(False))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="this packed data set; the slices of OASISGEN_OASIS_DIR are packed if not given")
     parser.add_argument("--out", help="keep data set and network here, for another time")
-    parser.add_argument("--model", help="see with the network of this run or bundle, and not with one trained now")
+    parser.add_argument("--model", help="see with the network of this run or bundle, and not with that of the data set")
     arguments = parser.parse_args()
-    source = real_slices()
+    source = None if arguments.data else real_slices()
     failed = 0
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
         home = str(Path(arguments.out or folder).absolute())
-        pack(PackConfig(source, f"{home}/data"))
-        data = open_data_set(f"{home}/data")
+        if source:
+            pack(PackConfig(source, f"{home}/data"))
+        data = open_data_set(arguments.data or f"{home}/data")
         train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
-        load = partial(read_features, arguments.model) if arguments.model else learn(data.uri, f"{home}/run", train)
+        load = partial(read_features, arguments.model) if arguments.model else own_features(data, f"{home}/run", train)
         cuts = [halves(held_out.load(), seed) for seed in range(CUTS)]
         clean = [read_scores(load, batch, train, reference) for batch, reference in cuts]
         names = list(clean[0])
