@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from oasisgen import cluster, processes, storage
-from oasisgen.config.train import TrainConfig
+from oasisgen.config.stage import Training
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, LockProof
 from oasisgen.progress import say
@@ -55,7 +55,7 @@ class Stage:
     best: str | None = None  # a metric; the checkpoint with its highest value is kept beside the newest one
 
 
-def complete(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -> dict[str, Any]:
+def complete(stage: Stage, config: Training, lock: LockProof | None = None) -> dict[str, Any]:
     """The final state of a stage, which is run first if it is not finished.
 
     Raises as `fit`, and UserError if no checkpoint of the last epoch's end can be read afterwards.
@@ -76,7 +76,7 @@ def complete(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -
     return state
 
 
-def fit(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -> Any:
+def fit(stage: Stage, config: Training, lock: LockProof | None = None) -> Any:
     """Run a stage's loop on every worker, from the newest checkpoint in storage, and print its lines.
 
     The workers check `lock` before every checkpoint. Raises UserError if training diverges, if workers keep failing, or
@@ -116,7 +116,7 @@ def fit(stage: Stage, config: TrainConfig, lock: LockProof | None = None) -> Any
     return result
 
 
-def scaling(config: TrainConfig) -> ScalingConfig:
+def scaling(config: Training) -> ScalingConfig:
     """The number of workers, and the resources that each reserves."""
     gpus = {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
     return ScalingConfig(
@@ -126,7 +126,7 @@ def scaling(config: TrainConfig) -> ScalingConfig:
     )
 
 
-def storing(stage: Stage, config: TrainConfig) -> RunConfig:
+def storing(stage: Stage, config: Training) -> RunConfig:
     """Where a stage's checkpoints go, which are kept, and how often workers are restarted."""
     system, path = storage.resolve(config.out)
     return RunConfig(  # type: ignore[call-arg]
@@ -150,7 +150,7 @@ def show_lines(name: str, mailbox: Any, future: Future[Any]) -> None:
             time.sleep(0.5)
 
 
-def threads_of(config: TrainConfig) -> int:
+def threads_of(config: Training) -> int:
     """PyTorch threads per worker: the CPUs that it reserves, rounded up.
 
     On a local Ray that only this job uses, the workers share all CPUs of the machine instead: with the default of one

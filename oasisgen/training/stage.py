@@ -16,7 +16,7 @@ import ray.train.torch
 import torch
 
 from oasisgen import meters, storage
-from oasisgen.config.train import TrainConfig
+from oasisgen.config.stage import Training
 from oasisgen.data.feed import epoch_batches, steps_per_epoch
 from oasisgen.progress import Progress
 from oasisgen.training import history
@@ -69,7 +69,7 @@ class StageState:
     """
 
     def __init__(
-        self, worker: Worker, config: TrainConfig, stage: str, rows: int, parts: dict[str, Any], losses: tuple[str, ...]
+        self, worker: Worker, config: Training, stage: str, rows: int, parts: dict[str, Any], losses: tuple[str, ...]
     ) -> None:
         """`rows` is the number of rows in the training split; `losses` names the losses that a step returns."""
         settings = getattr(config, stage)

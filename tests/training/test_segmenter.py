@@ -1,0 +1,46 @@
+"""The pairs that a segmenter is trained on."""
+
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from oasisgen.config.segmenter import SegmenterConfig
+from oasisgen.data.feed import Feed, Stored
+from oasisgen.errors import UserError
+from oasisgen.models.segmenter import Segmenter
+from oasisgen.training.segmenter import pair_batch, pairs_of_epoch, stored_together
+
+
+@pytest.mark.parametrize("pairs", [3, 10, 20])
+def test_every_pair_is_drawn_equally_often_whatever_their_number(pairs: int) -> None:
+    drawn = Counter(np.concatenate([pairs_of_epoch(pairs, 10, 0, epoch) for epoch in range(6)]).tolist())
+    assert set(drawn) == set(range(pairs))
+    assert max(drawn.values()) - min(drawn.values()) <= 1
+    assert not np.array_equal(pairs_of_epoch(20, 20, 0, 0), pairs_of_epoch(20, 20, 1, 0))
+
+
+def test_pairs_are_read_together_from_several_feeds() -> None:
+    blocks = [
+        {name: np.full((2, 1, 1), value + add) for name, add in (("image", 0), ("labels", 10))} for value in (1, 2)
+    ]
+    together = stored_together([Stored((blocks[0],)), Stored((blocks[1],))])
+    images, labels = pair_batch(Feed(list(together.blocks)), np.array([3, 0]))
+    assert images.ravel().tolist() == [2, 1]
+    assert labels.ravel().tolist() == [12, 11]
+
+
+def test_a_segmenter_gives_each_pixel_a_class() -> None:
+    torch.manual_seed(0)
+    segmenter = Segmenter(SegmenterConfig(channels=2), classes=3).eval()
+    labels = segmenter.label_map(torch.randint(0, 256, (2, 32, 64), dtype=torch.uint8))
+    assert (labels.shape, labels.dtype) == ((2, 32, 64), torch.uint8)
+    assert labels.max() < 3
+
+
+def test_without_monai_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "monai.networks.nets.unet", None)
+    with pytest.raises(UserError, match=r"pip install 'oasisgen\[probe\]'"):
+        Segmenter(SegmenterConfig(), classes=3)
