@@ -20,7 +20,7 @@ from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
 from oasisgen.models import inception
-from oasisgen.models.bundle import Bundle, read_bundle, read_features
+from oasisgen.models.bundle import Bundle, read_bundle, read_features, read_vqvae
 from oasisgen.pipelines.plan import plan_batch
 from oasisgen.pipelines.slices import MOST_TRIED, BatchJob, make_slices
 from oasisgen.progress import say
@@ -165,7 +165,10 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
     schema = summary_schema(bool(request.label_classes))
     columns = [name for name in schema.names if name not in ("sha256", "labels_sha256")]
     slices = tables.read_folder(storage.join(out, "summary"), schema, columns)
-    scores, measured_on = score_batch(load_features, request, real, slices, out, job.actors) if real else ({}, 0)
+    load_vqvae = partial(read_vqvae, job.bundle.uri, expected=job.bundle.digest)
+    scores, measured_on = (
+        score_batch(load_features, load_vqvae, request, real, slices, out, job.actors) if real else ({}, 0)
+    )
     root = root_of(out)
     features = request.inception or job.bundle.described.files["features.safetensors"]
     last = last_released(root, request, features, but=out.rpartition("/")[2]) if root else None

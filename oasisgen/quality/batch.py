@@ -1,7 +1,7 @@
 """A batch in numbers: means over its slices, variety and fidelity, each beside its reference."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,13 @@ from oasisgen.data.feed import Feed, chunks, evenly_spaced
 from oasisgen.data.pixels import to_unit
 from oasisgen.metrics.diversity import variety
 from oasisgen.metrics.fidelity import fidelity
+from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import repeatable
+from oasisgen.quality.detectability import score_detectability
 from oasisgen.quality.gate import limits
-from oasisgen.quality.measures import OF_SLICES, Scores, beside
+from oasisgen.quality.measures import MEASURES, OF_SLICES, Scores, beside
 from oasisgen.quality.reference import ReferenceData
-from oasisgen.quality.sets import Slices, select_levels, take
+from oasisgen.quality.sets import Sets, Slices, select_levels, take
 from oasisgen.sampling.parts import read_images
 from oasisgen.sampling.request import BatchRequest
 
@@ -64,14 +66,6 @@ def mean_scores(slices: pa.Table, reference: pa.Table) -> Scores:
     return beside(means(slices), means(reference))
 
 
-class Sets(NamedTuple):
-    """Three equally large sets, because FID and its kin depend on the number of slices."""
-
-    synthetic: Slices
-    real: Slices  # held-out
-    training: Slices  # their scores in the place of synthetic slices are the reference
-
-
 def equal_sets(synthetic: Slices, levels: list[int], train: Feed, held_out: Feed) -> Sets:
     """The three sets, each evenly spaced over what there is; real slices are of the requested `levels`."""
     wanted = np.resize(levels, min(MOST, len(synthetic.levels)))
@@ -101,20 +95,26 @@ def score_sets(
 
 def score_batch(
     load: Callable[[], nn.Module],
+    load_vqvae: Callable[[], VQVAE],
     request: BatchRequest,
     references: ReferenceData,
     slices: pa.Table,
     out: str,
     actors: cluster.Actors,
 ) -> tuple[Scores, int]:
-    """Every measure of a batch, and how many of its slices fidelity and variety were measured on."""
+    """Every measure of a batch, and how many of its slices fidelity and variety were measured on.
+
+    `load` reads the feature network, `load_vqvae` the VQ-VAE that decoded the slices.
+    """
     if not len(slices):
         return {}, 0
     sample = slices.take(evenly_spaced(len(slices), MOST))
     images = np.stack(read_images(out, request.format, sample, references.image_size))
     train, held_out = (split.load() for split in (references.train, references.held_out))
     sets = equal_sets(Slices(images, sample["level"].to_numpy()), list(request.levels), train, held_out)
-    return mean_scores(slices, references.scores) | score_sets(load, sets, actors), len(sets.synthetic.levels)
+    scores = mean_scores(slices, references.scores) | score_sets(load, sets, actors)
+    scores |= score_detectability(load_vqvae, sets, request.precision == "bfloat16", actors)
+    return {key: scores[key] for key in MEASURES if key in scores}, len(sets.synthetic.levels)
 
 
 def counts(slices: pa.Table) -> dict[str, Any]:

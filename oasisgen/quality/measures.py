@@ -144,6 +144,13 @@ MEASURES = {
             worse="lower",
         ),
         Measure(
+            "detectability",
+            "detectability",
+            "AUC of a small classifier that learns to tell synthetic slices from encoded and decoded real ones; 0.5 if "
+            "it cannot (Lopez-Paz & Oquab 2017)",
+            worse="higher",
+        ),
+        Measure(
             "suspected_copies",
             "suspected copies",
             "share of slices with a lower copy_ratio than 99 % of held-out slices",

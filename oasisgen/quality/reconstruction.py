@@ -54,10 +54,13 @@ class Evaluation(NamedTuple):
 
 
 class Reconstructor:
-    """A Ray actor that reconstructs batches of slices, with the model that `load` reads, and scores them."""
+    """A Ray actor that reconstructs batches of slices, with the model that `load` reads, and scores them.
 
-    def __init__(self, load: Callable[[], VQVAE]) -> None:
-        self.device = actor.set_up()
+    With `mixed`, it decodes in bfloat16 where the hardware supports it.
+    """
+
+    def __init__(self, load: Callable[[], VQVAE], mixed: bool = True) -> None:
+        self.device, self.mixed = actor.set_up(), mixed
         self.vqvae = load().to(self.device)
         self.codebook_size = len(self.vqvae.quantizer.codebook)
 
@@ -66,7 +69,7 @@ class Reconstructor:
         """Images (B, H, W) uint8 -> what would be written of them, and how often each code occurs (B, K)."""
         with repeatable(self.device):
             codes = self.vqvae.encode(to_unit(images.unsqueeze(1)))  # (B, H/4, W/4)
-            with autocast(self.device):  # as slices are sampled
+            with autocast(self.device, self.mixed):  # as slices are sampled
                 written = to_uint8(self.vqvae.decode(codes)).squeeze(1)  # (B, H, W)
             return written, count_codes(codes.flatten(1), self.codebook_size)
 

@@ -24,6 +24,14 @@ class Slices(NamedTuple):
     subjects: np.ndarray | None = None  # (N,)
 
 
+class Sets(NamedTuple):
+    """Three equally large sets, because FID and its kin depend on the number of slices."""
+
+    synthetic: Slices
+    real: Slices  # held-out
+    training: Slices  # their scores in the place of synthetic slices are the reference
+
+
 def compare_slices(
     slices: Slices, train: Stored, held_out: Stored, base_seed: int, progress: Progress | None = None
 ) -> pa.Table:

@@ -30,7 +30,7 @@ def test_a_value_that_is_not_in_the_table_is_no_score() -> None:
 
 def test_every_measure_that_is_computed_is_in_the_table_and_no_other() -> None:
     features = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    of_sets = {"ms_ssim", "suspected_copies", *fidelity(features, features)}
+    of_sets = {"ms_ssim", "detectability", "suspected_copies", *fidelity(features, features)}
     assert MEASURES.keys() == of_sets | set(OF_SLICES)
     assert set(OF_SLICES) <= set(Comparison._fields)
 
