@@ -8,7 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.settings_sheet import LABELS, sample_with, settings_of, sheet
+from oasisgen.config.data import OASIS
+from oasisgen.config.train import MaskedConfig
 from oasisgen.data.labels import palette
+from oasisgen.models.masked import MaskedPrior
 from oasisgen.sampling.ids import groups
 from oasisgen.sampling.png import PngEncoder, decode_png, encode_labels, encode_png
 from oasisgen.sampling.sample import Sampler, latent
@@ -59,6 +63,32 @@ def test_bfloat16_changes_a_slice_a_little_and_is_named(trained: Path, monkeypat
         assert np.array_equal(slices["image"], exact["image"]) == (key != (True, "bfloat16"))
     difference = np.abs(made[True, "bfloat16"]["image"].astype(int) - exact["image"])
     assert difference.mean() < 1.0  # of 255
+
+
+def test_a_sheet_shows_the_same_ids_with_one_setting_changed_in_each_row(trained: Path) -> None:
+    torch.manual_seed(0)
+    sampler = Sampler(str(trained), base_seed=7)
+    config = MaskedConfig(components=4, channels=8, decoding_steps=2)
+    codebook = sampler.vqvae.quantizer.codebook
+    sampler.prior = MaskedPrior.from_codebook(config, codebook, torch.ones(len(codebook)), OASIS).eval()
+    rows = settings_of(config, bfloat16=True, temperatures=[0.01], decoding_steps=[1])
+    assert [row.changed for row in rows] == [{}, {"temperature": 0.01}, {"decoding_steps": 1}, {}]
+    assert [row.precision for row in rows] == ["bfloat16"] * 3 + ["float32"]
+    ids = [20, 3]
+    made = [(row.label, sample_with(sampler, row, ids)) for row in rows]
+    assert sampler.prior.config == config
+    (group,) = groups(np.array([3, 20]))
+    usual = dict(zip(*(sampler.sample(group)[name] for name in ("id", "image")), strict=True))
+    assert np.array_equal(made[0][1], [usual[20], usual[3]])
+    assert not any(np.array_equal(images, made[0][1]) for _, images in made[1:3])
+    picture = sheet(made, scale=0.5)
+    assert picture.size == (LABELS + (2 * 260 + 4) // 2, (4 * 260 + 4) // 2)
+    cell = np.asarray(picture)[2 + 130 : 130 + 130, LABELS + 2 : LABELS + 130]
+    assert abs(cell.mean() - made[1][1][0].mean()) < 2
+
+
+def test_a_prior_without_such_settings_has_one_row() -> None:
+    assert [row.changed for row in settings_of(None, bfloat16=False, temperatures=[1], decoding_steps=[4])] == [{}]
 
 
 def test_a_png_says_what_it_is(tmp_path: Path) -> None:
