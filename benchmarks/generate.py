@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import psutil
 import torch
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 COUNTS: dict[PriorName, tuple[int, int]] = {"dcgan": (256, 2304), "masked": (64, 512)}  # a short batch, and a long one
 SIZES = (1_000, 10_000, 100_000)  # of batches whose memory is compared
+COMPARED = 192  # slices
+NAMED = "case", "subject", "level"  # the columns of a data set by which slices are searched
 SHOWN, STEPS = 1024, 250  # training slices that a model has seen, and how often
 SMALL: dict[str, Any] = {"channels": 16, "residual_channels": 8, "residual_blocks": 1}
 
@@ -105,47 +108,47 @@ def job_rate(model: str, counts: tuple[int, int], measure: bool) -> float:
     return (counts[1] - counts[0]) / (seconds[1] - seconds[0])
 
 
-def peak_memory(work: Callable[[], object]) -> float:
-    """Most memory, in GB, that the processes of this Ray had for themselves while `work` ran."""
-    ended, peak = threading.Event(), 0.0
+def peak_memory(work: Callable[[], object]) -> tuple[float, float]:
+    """Most memory, in GB, that the processes of this Ray had for themselves while `work` ran: all, and the largest."""
+    ended, peak, largest = threading.Event(), 0.0, 0.0
 
     def watch() -> None:
-        nonlocal peak
+        nonlocal peak, largest
         while not ended.wait(1.0):
-            total = 0
+            private = []
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 try:
-                    total += process.memory_full_info().uss
+                    private.append(process.memory_full_info().uss / 1e9)
                 except psutil.Error:  # it has just ended
                     continue
-            peak = max(peak, total / 1e9)
+            peak, largest = max(peak, sum(private)), max(largest, *private)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     work()
     ended.set()
     watcher.join()
-    return peak
+    return peak, largest
 
 
 def comparing_rate(data: "DataSet", train: int) -> float:
-    """Slices per second and thread that are compared with a training split of so many slices."""
+    """Slices that one second of CPU time compares with a training split of so many slices, on one thread."""
     from oasisgen.data.feed import Feed, evenly_spaced, store
     from oasisgen.data.slices import read_slices
     from oasisgen.quality.nearest import RealSlices
 
     feeds = {split: store(read_slices(data, split)).load() for split in ("train", "validate")}
     rows = evenly_spaced(len(feeds["train"]), train)
-    columns = {
-        name: np.concatenate([block[name] for block in feeds["train"].blocks])[rows] for name in ("case", "level")
-    }
+    columns = {name: np.concatenate([block[name] for block in feeds["train"].blocks])[rows] for name in NAMED}
     some = Feed([{**columns, "image": feeds["train"].rows(rows, "image")}])
     references = RealSlices(some, feeds["validate"])
-    chosen = feeds["validate"].rows(np.arange(96), "image")
-    started = time.monotonic()
+    chosen = feeds["validate"].rows(np.arange(COMPARED), "image")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    started = time.process_time()
     for number, image in enumerate(chosen):
         references.compare(image, number % data.levels, [0, number])
-    return len(chosen) / (time.monotonic() - started)
+    return COMPARED / (time.process_time() - started)
 
 
 def main() -> None:
@@ -169,16 +172,19 @@ def main() -> None:
             FULL, prior="dcgan", vqvae=replace(FULL.vqvae, **SMALL), dcgan=replace(FULL.dcgan, channels=8, components=8)
         )
         model = write_model(f"{folder}/small", small, data)
-        for count in SIZES:
-            config = GenerateConfig(model, f"{folder}/memory-{count}", count=count, measure=False)
+        for count, measure in [*((size, False) for size in SIZES), (SIZES[0], True), (SIZES[1], True)]:
+            config = GenerateConfig(model, f"{folder}/memory-{count}-{measure}", count=count, measure=measure)
+            total, largest = peak_memory(lambda: generate(config))
             print(
-                f"peak memory of {count} slices, a small model: {peak_memory(lambda: generate(config)):.2f} GB",
+                f"peak memory of {count} slices, a small model, {'with' if measure else 'without'} measures: "
+                f"{total:.2f} GB, of the largest process {largest:.2f} GB",
                 flush=True,
             )
         most = data.count("train")
         few, many = comparing_rate(data, 1000), comparing_rate(data, most)
         print(
-            f"comparing with 1000 training slices: {few:.1f} per s; with {most}: {many:.1f}, cost x {few / many:.2f}",
+            f"comparing with 1000 training slices: {few:.1f} per s of CPU time; with {most}: {many:.1f}, "
+            f"cost x {few / many:.2f}",
             flush=True,
         )
 
