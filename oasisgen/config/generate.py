@@ -5,7 +5,7 @@ from typing import Literal
 
 from oasisgen.config.check import check, check_finite, check_least
 from oasisgen.config.data import MOST_LEVELS
-from oasisgen.config.ranges import number_ranges
+from oasisgen.config.ranges import disjoint_ranges, number_ranges
 
 MOST_IDS = 10**10  # sample ids are below it: a file's name has ten digits
 Format = Literal["png", "parquet", "webdataset"]
@@ -93,7 +93,7 @@ class GenerateConfig:
             number_ranges("levels", self.levels, MOST_LEVELS)
         check("count", self.count, 1 <= self.count <= MOST_IDS, "from 1 to 10^10")
         if self.ids is not None:
-            number_ranges("ids", self.ids, MOST_IDS)
+            disjoint_ranges("ids", self.ids, MOST_IDS)
             asked = self.count, self.levels, self.reject
             check("ids", self.ids, asked == (1000, None, "none"), "without count, levels and reject")
         if self.base_seed is not None:

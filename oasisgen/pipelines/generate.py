@@ -8,14 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-import numpy as np
 import pyarrow.compute as pc
 from torch import nn
 
 from oasisgen import __version__, cluster, documents, meters, storage, tables
 from oasisgen.config.folder import SOFTWARE, require_same_settings, require_same_software, write_settings
 from oasisgen.config.generate import MOST_IDS, GenerateConfig
-from oasisgen.config.ranges import number_ranges
+from oasisgen.config.ranges import disjoint_ranges, number_ranges
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
@@ -33,7 +32,7 @@ from oasisgen.quality.summary import BatchSummary, Seconds, read_summary
 from oasisgen.reports.batch import write_batch_report
 from oasisgen.reports.index import write_index
 from oasisgen.sampling import manifest as manifests
-from oasisgen.sampling.ids import level_of
+from oasisgen.sampling.ids import levels_of_ranges
 from oasisgen.sampling.levels import require_levels, require_trained_levels
 from oasisgen.sampling.manifest import BatchPart, Manifest, is_complete
 from oasisgen.sampling.parts import summary_schema
@@ -88,9 +87,7 @@ def requested_levels(config: GenerateConfig, bundle: Bundle) -> list[int]:
     """
     known = bundle.shape.levels
     if config.ids:
-        return [
-            int(level) for level in np.unique(level_of(np.array(number_ranges("ids", config.ids, MOST_IDS)), known))
-        ]
+        return levels_of_ranges(disjoint_ranges("ids", config.ids, MOST_IDS), known)
     if config.levels is None:
         return bundle.trained_levels
     try:
@@ -107,10 +104,11 @@ def make_request(
 ) -> BatchRequest:
     """The request that the flags describe, with the digests of everything that slices and measures depend on."""
     out = storage.absolute(config.out)
+    given = disjoint_ranges("ids", config.ids, MOST_IDS) if config.ids else ()
     return BatchRequest(
         model=bundle.digest,
         base_seed=seed_of(out) if config.base_seed is None else config.base_seed,
-        count=len(number_ranges("ids", config.ids, MOST_IDS)) if config.ids else config.count,
+        count=sum(map(len, given)) if given else config.count,
         levels=tuple(levels),
         ids=config.ids,
         precision=config.precision,

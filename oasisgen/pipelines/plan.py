@@ -3,13 +3,12 @@
 import math
 from collections.abc import Iterator
 
-from oasisgen import storage
 from oasisgen.config.data import Shape
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import steps_per_epoch
 from oasisgen.data.slices import DataSet
 from oasisgen.progress import human_bytes
-from oasisgen.sampling.parts import part_uri
+from oasisgen.sampling.parts import complete_parts
 from oasisgen.sampling.request import BatchRequest
 from oasisgen.training.shared_features import planned
 
@@ -51,12 +50,11 @@ def plan_batch(
     request: BatchRequest, shape: Shape, data: DataSet | None, out: str, finished: bool, cluster_has: dict[str, float]
 ) -> Iterator[str]:
     """Lines: model, slices and parts, the data set that the batch is measured against, and resources."""
-    parts = list(request.first_parts(shape.levels))
-    slices = sum(map(len, parts))
-    done = "finished" if finished else f"{sum(storage.exists(part_uri(out, n)) for n in range(len(parts)))} made"
+    slices, parts = request.count, math.ceil(request.count / request.part_size)
+    done = "finished" if finished else f"{sum(number < parts for number in complete_parts(out))} made"
     yield f"model {request.model}, base seed {request.base_seed}"
     size = human_bytes(int(slices * math.prod(shape.image_size) * PNG_BYTES))
-    yield f"{slices} slices in {len(parts)} parts, {done}, about {size}"
+    yield f"{slices} slices in {parts} parts, {done}, about {size}"
     if request.label_classes:
         yield f"each with a label map: {', '.join(of.name for of in request.label_classes)}"
     if data:

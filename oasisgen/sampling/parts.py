@@ -1,6 +1,7 @@
 """The parts of a batch. A part is complete once its summary exists, which is written last."""
 
 import hashlib
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -31,6 +32,7 @@ SUMMARY = pa.schema(
         ("device", pa.string()),
     ]
 )
+PART_NAME = re.compile(r"part-(\d{5}|[1-9]\d{5,})\.parquet")
 LABELS = [pa.field("labels_file", pa.string()), pa.field("labels_sha256", pa.string())]
 
 
@@ -85,6 +87,12 @@ def _rejected_uri(out: str, number: int) -> str:
 def part_uri(out: str, number: int) -> str:
     """The summary of a part: once it exists, the part is complete."""
     return storage.join(out, "summary", f"part-{number:05d}.parquet")
+
+
+def complete_parts(out: str) -> set[int]:
+    """The numbers of the complete parts, from one listing."""
+    found = (PART_NAME.fullmatch(name) for name in storage.list_names(storage.join(out, "summary")))
+    return {int(match[1]) for match in found if match}
 
 
 def entry_of(out: str, number: int, tried: int, labels: bool = False) -> BatchPart:

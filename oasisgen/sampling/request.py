@@ -3,17 +3,17 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
 
 from oasisgen import documents
 from oasisgen.config.generate import MOST_IDS, Format, GateConfig, Precision, Reject
-from oasisgen.config.ranges import number_ranges
+from oasisgen.config.ranges import disjoint_ranges
 from oasisgen.data.description import LabelClass
 from oasisgen.documents import Count, Seed
-from oasisgen.sampling.ids import ids_of_levels
+from oasisgen.sampling.ids import ids_of_levels, ids_of_ranges
 
 T = TypeVar("T")
 
@@ -57,18 +57,33 @@ class BatchRequest:
             del fields["label_classes"]
         return fields
 
-    def first_parts(self, of: int) -> Iterator[np.ndarray]:
-        """The ids of each part, if no slice is rejected. The model has `of` levels."""
-        if self.ids:
-            ids = np.array(number_ranges("ids", self.ids, MOST_IDS))
-            yield from (ids[first : first + self.part_size] for first in range(0, len(ids), self.part_size))
-        else:
-            yield from self.parts_between(of, 0, self.count)
+    def parts(self, first: int, end: int, number: int = 0) -> Iterator["PlannedPart"]:
+        """The parts with the requested ids from the one in place `first` to just before `end`, numbered from `number`.
 
-    def parts_between(self, of: int, first: int, end: int) -> Iterator[np.ndarray]:
-        """The ids of each part, from requested id number `first` to just before `end`. The model knows `of` levels."""
+        None of them lists its ids: a batch may have 10^10.
+        """
         for start in range(first, end, self.part_size):
-            yield ids_of_levels(list(self.levels), of, start, min(start + self.part_size, end))
+            yield PlannedPart(number, start, min(start + self.part_size, end))
+            number += 1
+
+    def ids_in(self, part: "PlannedPart", of: int) -> np.ndarray:
+        """The ids of a part, ascending: (part.size,) int64. The model has `of` levels."""
+        if self.ids:
+            return ids_of_ranges(disjoint_ranges("ids", self.ids, MOST_IDS), part.first, part.end)
+        return ids_of_levels(list(self.levels), of, part.first, part.end)
+
+
+class PlannedPart(NamedTuple):
+    """A part of a batch before it is made: the places of its first and last id among the requested ones."""
+
+    number: int
+    first: int
+    end: int  # just behind the last
+
+    @property
+    def size(self) -> int:
+        """How many ids it has."""
+        return self.end - self.first
 
 
 def read_with_request(uri: str, kind: type[T]) -> T:

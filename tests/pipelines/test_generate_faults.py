@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from oasisgen.config.generate import GenerateConfig
+from oasisgen.pipelines import slices
 from oasisgen.pipelines.generate import generate
 from oasisgen.sampling.verify import verify
 from tests.conftest import digests, start_job
@@ -36,9 +37,12 @@ def workers(driver: int, stage: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_batch_survives_kills_and_two_submissions(trained: Path, tmp_path: Path) -> None:
+def test_a_batch_survives_kills_and_two_submissions(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sampler, a writer and then the driver get SIGKILL; then the job is started twice at a
-    time. Slices and summaries are those of a batch that nobody disturbed."""
+    time. Slices and summaries are those of a batch that nobody disturbed, and that was made in two executions."""
+    monkeypatch.setattr(slices, "IDS_AT_ONCE", COUNT // 2)
     config = GenerateConfig(str(trained), str(tmp_path / "calm"), count=COUNT, part_size=32, base_seed=5)
     generate(config)
     out = tmp_path / "storm"

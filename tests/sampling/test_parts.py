@@ -15,7 +15,7 @@ from oasisgen.errors import InvalidFile, UserError
 from oasisgen.lock import lock
 from oasisgen.sampling.formats import SliceWriter, labels_path, part_path, slice_path, write_part_file
 from oasisgen.sampling.manifest import Manifest
-from oasisgen.sampling.parts import commit_part, entry_of, part_uri, read_images, read_label_maps
+from oasisgen.sampling.parts import commit_part, complete_parts, entry_of, part_uri, read_images, read_label_maps
 from oasisgen.sampling.png import PngEncoder, decode_png
 from oasisgen.sampling.verify import verify
 from tests.conftest import requested
@@ -58,10 +58,13 @@ def test_what_an_earlier_attempt_left_of_a_part_is_gone_once_it_is_complete(
         for part in (0, 1, 2):
             commit_part(uri, part, kind, make(uri, kind, {3}, part), held)
             storage.remove(part_uri(uri, part))  # the job was killed right before it
+        assert complete_parts(uri) == set()
         commit_part(uri, 0, kind, make(uri, kind, {10_000}), held)
+        assert complete_parts(uri) == {0}
         commit_part(uri, 1, kind, make(uri, kind, set(), 1), held)
         commit_part(uri, 2, kind, make(uri, kind, set(IDS), 2), held)  # all are refused
         finish(uri, kind, 3)
+    assert complete_parts(uri) == {0, 1, 2}
     listed = sorted(name for name, _ in storage.list_files(f"{uri}/rejected"))
     assert listed == ["part-00000.parquet", "part-00002.parquet"]
     if kind == "png":
