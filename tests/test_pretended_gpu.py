@@ -168,7 +168,8 @@ def test_a_step_of_the_feature_network_neither_leaves_the_gpu_nor_makes_the_host
 def test_evaluation_encodes_and_reconstructs_on_the_gpu_alone(config: TrainConfig) -> None:
     with gpu():
         actor = Reconstructor.__new__(Reconstructor)
-        actor.device, actor.vqvae, actor.codebook_size = CUDA, VQVAE(config.vqvae).eval(), config.vqvae.codebook_size
+        actor.device, actor.mixed, actor.vqvae = CUDA, True, VQVAE(config.vqvae).eval()
+        actor.codebook_size = config.vqvae.codebook_size
         images = torch.zeros(BATCH, 256, 256, dtype=torch.uint8)
         written, counts = actor.reconstruct(images)
         described = FeatureNetwork(OASIS).eval()(to_unit(images[:, None]))

@@ -24,6 +24,7 @@ class PriorKind:
     # The training loop as module:function, which `pkgutil.resolve_name` imports. Not the function itself: training
     # lies above models, and no import runs upward.
     loop: str
+    held_out: bool  # the loop also takes the code maps of the validate split, as `held_out`
     panels: dict[str, list[str]]  # curves in a training report: title of a panel -> metrics of an epoch
 
 
@@ -33,6 +34,7 @@ PRIORS: Mapping[PriorName, PriorKind] = {
         config=DCGANConfig,
         model=DCGAN,
         loop="oasisgen.training.dcgan:train_dcgan",
+        held_out=False,
         panels={"losses": ["generator_loss", "discriminator_loss"], "mean logit": ["real_logit", "fake_logit"]},
     ),
     "masked": PriorKind(
@@ -40,7 +42,8 @@ PRIORS: Mapping[PriorName, PriorKind] = {
         config=MaskedConfig,
         model=MaskedPrior,
         loop="oasisgen.training.masked:train_masked",
-        panels={"loss": ["loss"]},
+        held_out=True,
+        panels={"loss": ["loss", "held_out_loss"]},
     ),
 }
 

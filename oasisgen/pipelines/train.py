@@ -97,8 +97,11 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     codes = store(read_codes(codes_uri, "train", data.shape.code_size))
     labels = train_label_decoder(config, data, load_vqvae, codes, held_out, actors_of(config), held)
     decoder, learned = (labels.decoder, labels.results) if labels else (None, None)
-    loop = pkgutil.resolve_name(PRIORS[config.prior].loop)
-    stage = Stage(config.prior, loop, {"codes": codes, "codebook": codebook, "shape": data.shape})
+    of_prior: dict[str, Any] = {"codes": codes, "codebook": codebook, "shape": data.shape}
+    if PRIORS[config.prior].held_out:
+        encode_split(data, "validate", load_vqvae, codes_uri, actors_of(config), held.write)
+        of_prior["held_out"] = store(read_codes(codes_uri, "validate", data.shape.code_size))
+    stage = Stage(config.prior, pkgutil.resolve_name(PRIORS[config.prior].loop), of_prior)
     state = complete(stage, config, held.proof)
     histories[config.prior] = history.of(state)
     settings = dataclasses.asdict(getattr(config, config.prior))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import ray.train.torch
 import torch
@@ -9,9 +10,9 @@ import torch.nn.functional as F
 
 from oasisgen.config.data import Shape
 from oasisgen.config.train import TrainConfig
-from oasisgen.data.feed import Feed, Stored
+from oasisgen.data.feed import Feed, Stored, chunks, evenly_spaced
 from oasisgen.models.codes import VectorEmbedding
-from oasisgen.models.masked import MaskedPrior
+from oasisgen.models.masked import MaskedPrior, decoding_ends
 from oasisgen.precision import autocast
 from oasisgen.training.averaging import average
 from oasisgen.training.collapse import (
@@ -24,17 +25,23 @@ from oasisgen.training.collapse import (
     watched_levels,
 )
 from oasisgen.training.schedule import cosine
-from oasisgen.training.stage import StageState, non_finite
+from oasisgen.training.stage import StageState, non_finite, step_seed
 from oasisgen.training.worker import Worker, unwrap
 
+SCORED = 128  # held-out maps whose cross-entropy is computed after every epoch, evenly spaced
+SCORED_AT_ONCE = 16
 
-def train_masked(config: TrainConfig, worker: Worker, codes: Stored, codebook: torch.Tensor, shape: Shape) -> None:
+
+def train_masked(
+    config: TrainConfig, worker: Worker, codes: Stored, held_out: Stored, codebook: torch.Tensor, shape: Shape
+) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks.
 
-    `codebook` is (K, D). The averaged predictor, not the last one, is what a bundle samples with.
+    `codes` and `held_out` are the code maps of the train and the validate split, `codebook` is (K, D). The averaged
+    predictor, not the last one, is what a bundle samples with.
     """
     c = config.masked
-    maps = codes.load()
+    maps, validate = codes.load(), held_out.load()
 
     prior, coefficients = initial_masked_prior(config, maps, codebook, shape)
     prior, coefficients = prior.to(worker.device), coefficients.to(worker.device)  # (N, P)
@@ -67,7 +74,9 @@ def train_masked(config: TrainConfig, worker: Worker, codes: Stored, codebook: t
         usage = map_statistics(generated_maps(averaged, watched, config.seed, worker), len(codebook))
         if state.roll_back_if(collapsed(usage, real_use, c.collapse_threshold)):
             continue
-        state.end_epoch({**means, **usage}, f"loss {means['loss']:.4f}, {usage['codes_in_use']} codes")
+        scores = {"held_out_loss": held_out_loss(averaged, validate, config.seed, worker)}
+        line = f"loss {means['loss']:.4f}, held-out {scores['held_out_loss']:.4f}, {usage['codes_in_use']} codes"
+        state.end_epoch({**means, **scores, **usage}, line)
 
 
 def loss_of(
@@ -87,6 +96,34 @@ def loss_of(
         logits = predictor(prior.embedding.embed(real), masked, low_rank, levels, positions)  # (B, N, K)
     wanted = real.flatten(1).gather(1, positions)  # (B, N)
     return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
+
+
+@torch.no_grad()
+def held_out_loss(prior: MaskedPrior, maps: Feed, seed: int, worker: Worker) -> float:
+    """Cross-entropy per code, in nats, of SCORED held-out maps that are decoded in as many steps as when sampling.
+
+    It is the mean negative log-likelihood of a map given its own low-rank sample. The ranks share the maps (a
+    collective); the random numbers are the same at every call.
+    """
+    total = torch.zeros((), device=worker.device)
+    batches = list(chunks(evenly_spaced(len(maps), SCORED), SCORED_AT_ONCE))
+    ends = decoding_ends(prior.shape.codes, prior.config.decoding_steps)
+    for number in range(worker.rank, len(batches), worker.world):
+        codes, levels, _ = (torch.from_numpy(array).to(worker.device) for array in labelled(maps, batches[number]))
+        random = worker.random(step_seed(seed, number, 0))
+        order = torch.rand(len(codes), prior.shape.codes, generator=random, device=worker.device).argsort(1)  # (B, h*w)
+        image = prior.embedding.embed(codes)  # (B, D, h, w)
+        low_rank = prior.low_rank_sample(prior.pca_prior.coefficients(codes, levels, prior.embedding), levels)
+        masked = torch.ones_like(order, dtype=torch.bool)  # (B, h*w)
+        for first, end in pairwise(ends):
+            positions = order[:, first:end]  # (B, N)
+            with worker.autocast():
+                logits = prior.predictor(image, masked.view(-1, 1, *codes.shape[1:]), low_rank, levels, positions)
+            wanted = codes.flatten(1).gather(1, positions)  # (B, N)
+            total += F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum")
+            masked.scatter_(1, positions, False)
+    worker.sum(total)
+    return float(total) / (sum(map(len, batches)) * prior.shape.codes)
 
 
 def mask(maps: torch.Tensor, asked: int, random: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,13 +1,16 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from oasisgen.config.data import OASIS
 from oasisgen.config.presets import FULL
+from oasisgen.data.feed import Feed
 from oasisgen.models.codes import VectorEmbedding
 from oasisgen.models.masked import MaskedPrior, decoding_ends
-from oasisgen.training.masked import mask
+from oasisgen.training.masked import held_out_loss, mask
+from oasisgen.training.worker import Worker
 
 SMALL = replace(FULL.masked, channels=4, components=3, decoding_steps=3)
 K = 32
@@ -49,6 +52,17 @@ def test_codes_are_drawn_as_often_as_the_predictor_expects_them(prior: MaskedPri
         torch.softmax(logits / temperature, 0),
     )
     assert torch.allclose(shares, expected, atol=0.01)
+
+
+def test_the_held_out_loss_is_the_cross_entropy_of_every_code_once(prior: MaskedPrior) -> None:
+    logits = torch.linspace(-3, 1, K)
+    torch.nn.init.zeros_(prior.predictor.head.weight)
+    prior.predictor.head.bias.data.copy_(logits)
+    codes = np.random.default_rng(0).integers(0, K, (20, 64, 64)).astype(np.uint16)
+    loss = held_out_loss(
+        prior, Feed([{"codes": codes, "level": np.arange(20)}]), 0, Worker(0, 1, torch.device("cpu"), None)
+    )
+    assert loss == pytest.approx(float(-logits.log_softmax(0)[codes.astype(int)].mean()), rel=1e-5)
 
 
 def test_the_predictor_sees_what_is_not_masked_and_nothing_else(prior: MaskedPrior) -> None:
