@@ -122,6 +122,10 @@ class MaskedPrior(nn.Module):
             self.cholesky[level] = torch.linalg.cholesky(mixed)
         return coefficients
 
+    def coefficients(self, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise (B, P), levels (B,) -> coefficients (B, P) with the covariance of their level."""
+        return torch.einsum("bpq,bq->bp", self.cholesky[levels], noise)
+
     def low_rank_sample(self, coefficients: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Coefficients of the components (B, P), levels (B,) -> a map without detail (B, D, h, w)."""
         return self.pca_prior(torch.zeros((), device=coefficients.device), coefficients, levels)
@@ -130,7 +134,7 @@ class MaskedPrior(nn.Module):
     def forward(self, noise: torch.Tensor, levels: torch.Tensor) -> CodeMap:
         """Standard normal `noise` (B, noise_size), levels (B,) int64 -> CodeMap; a map depends on its own row only."""
         P, size = self.config.components, self.shape.code_size
-        coefficients = torch.einsum("bpq,bq->bp", self.cholesky[levels], noise[:, :P])  # (B, P)
+        coefficients = self.coefficients(noise[:, :P], levels)  # (B, P)
         order, chance = torch.special.ndtr(noise[:, P:]).chunk(2, 1)  # (B, h*w) in [0, 1] each
         low_rank, order = self.low_rank_sample(coefficients, levels), order.argsort(1)
         codes = torch.zeros(len(levels), self.shape.codes, dtype=torch.int64, device=noise.device)  # (B, h*w)

@@ -13,7 +13,7 @@ import torch
 
 from oasisgen import actor, cluster
 from oasisgen.data.feed import chunks, evenly_spaced
-from oasisgen.metrics.detectability import MOST, Labelled, detectability
+from oasisgen.metrics.detectability import FEWEST, MOST, Labelled, detectability
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.quality.measures import Scores, beside
 from oasisgen.quality.reconstruction import BATCH, Reconstructor
@@ -46,6 +46,8 @@ def score_detectability(load: Callable[[], VQVAE], sets: Sets, mixed: bool, acto
     few slices. Needs a connected Ray.
     """
     rows = evenly_spaced(len(sets.real.levels), MOST)
+    if len(rows) < FEWEST:
+        return {}
     synthetic, real, training = (take(slices, rows) for slices in sets)
     of_real, of_training = np.split(
         redraw(load, np.concatenate([real.images, training.images]), mixed, actors), [len(rows)]
