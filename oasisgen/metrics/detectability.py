@@ -28,7 +28,7 @@ class Labelled(NamedTuple):
     subjects: np.ndarray  # (N,): slices of one subject are never split between training and test
 
 
-def detectability(real: Labelled, others: Labelled, device: torch.device, seed: int = 0) -> float:
+def detectability(real: Labelled, others: Labelled, device: torch.device, seed: int = 0, steps: int = STEPS) -> float:
     """AUC in [0, 1] of a fresh classifier on slices of subjects that it was not trained on: 0.5 if it cannot tell
     `others` from `real`, 1 if it always can.
 
@@ -47,7 +47,7 @@ def detectability(real: Labelled, others: Labelled, device: torch.device, seed: 
             [torch.from_numpy(of.images[fold == part]) for of, fold in zip(pair, folds, strict=True)]
             for part in (second, not second)
         )
-        network = trained(to_train[0], to_train[1], device, seed + second)
+        network = trained(to_train[0], to_train[1], device, seed + second, steps)
         logits = [score(network, images, device) for images in to_test]
         target = torch.cat([torch.full(each.shape, place) for place, each in enumerate(logits)])
         scores.append(float(binary_auroc(torch.cat(logits), target)))
@@ -68,7 +68,7 @@ def classifier() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS[-1], 1))
 
 
-def trained(real: torch.Tensor, others: torch.Tensor, device: torch.device, seed: int) -> nn.Module:
+def trained(real: torch.Tensor, others: torch.Tensor, device: torch.device, seed: int, steps: int = STEPS) -> nn.Module:
     """A classifier that was trained to tell images (N, H, W) uint8 from others (M, H, W)."""
     random = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
@@ -77,9 +77,9 @@ def trained(real: torch.Tensor, others: torch.Tensor, device: torch.device, seed
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
     target = torch.tensor([0.0, 1.0], device=device).repeat_interleave(BATCH // 2)  # (B,)
     with repeatable(device), torch.enable_grad():
-        for step in range(STEPS):
+        for step in range(steps):
             crops = torch.cat([random_crops(images, random) for images in (real, others)]).to(device)  # (B, h, w)
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
             with autocast(device):
                 logits = network(to_unit(crops.unsqueeze(1))).squeeze(1)  # (B,)
             optimizer.zero_grad(set_to_none=True)

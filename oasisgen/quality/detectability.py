@@ -13,7 +13,7 @@ import torch
 
 from oasisgen import actor, cluster
 from oasisgen.data.feed import chunks, evenly_spaced
-from oasisgen.metrics.detectability import FEWEST, MOST, Labelled, detectability
+from oasisgen.metrics.detectability import FEWEST, MOST, STEPS, Labelled, detectability
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.quality.measures import Scores, beside
 from oasisgen.quality.reconstruction import BATCH, Reconstructor
@@ -69,6 +69,6 @@ def subjects_of(slices: Slices) -> np.ndarray:
     return slices.subjects
 
 
-def auc(real: Labelled, others: Labelled) -> float:
+def auc(real: Labelled, others: Labelled, seed: int = 0, steps: int = STEPS) -> float:
     """`detectability`, in a Ray task."""
-    return detectability(real, others, actor.set_up())
+    return detectability(real, others, actor.set_up(), seed, steps)
