@@ -48,9 +48,9 @@ def read_header(file: SourceFile, read: Read) -> Header | None:
     start = read(file, START_BYTES)
     if not is_dicom(start):
         return _rejected(NO_DICOM) if NAMED.fullmatch(posixpath.basename(file.path)) else None
-    dataset = _tags(start)
+    dataset = _tags(start, len(start) == file.size)
     if dataset is None and len(start) < file.size:
-        dataset = _tags(read(file))
+        dataset = _tags(read(file), is_whole=True)
     try:
         return _rejected(DAMAGED) if dataset is None else _said(dataset)
     except Exception:  # pydicom converts a value when it is asked for; its errors may quote it
@@ -61,8 +61,11 @@ def _rejected(why: str) -> Header:
     return Header("", "", "", ("", "", 0), "", True, why, True)
 
 
-def _tags(start: bytes) -> Any:
-    """The tags in the start of a file, or None if it ends before the last of them."""
+def _tags(start: bytes, is_whole: bool) -> Any:
+    """The tags in the start of a file, or None if it ends before the last of them.
+
+    A whole file may end before it: objects such as raw data have no tags of an image.
+    """
     pydicom = pydicom_module()
     is_past = False
 
@@ -78,7 +81,13 @@ def _tags(start: bytes) -> Any:
         raise
     except Exception:  # where a value is cut off
         return None
-    return dataset if is_past else None
+    return dataset if is_past or (is_whole and not _is_image(dataset)) else None
+
+
+def _is_image(dataset: Any) -> bool:
+    """Whether a file says it is an image, or does not say what it is."""
+    kind = dataset.file_meta.get("MediaStorageSOPClassUID")
+    return not kind or "Image" in pydicom_module().uid.UID(kind).name
 
 
 def _said(dataset: Any) -> Header:

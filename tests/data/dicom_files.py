@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RawDataStorage, generate_uid
 
 PERSON = "Doe^Jane"  # in every file: nothing of it may be written
 BIRTH = "19500102"
@@ -54,6 +54,16 @@ def series(
             setattr(of, keyword, value)
         slices.append(of)
     return slices
+
+
+def raw_data() -> Dataset:
+    """An object that ends before the tags that images have."""
+    of = Dataset()
+    of.file_meta = FileMetaDataset()
+    of.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    of.SOPClassUID, of.SOPInstanceUID = RawDataStorage, generate_uid()
+    of.Modality, of.PatientID, of.SeriesInstanceUID = "MR", "4711", generate_uid()
+    return of
 
 
 def write(folder: Path, slices: list[Dataset], name: str = "IM_{:04d}") -> list[Path]:

@@ -21,7 +21,7 @@ from oasisgen.data.parts import plan_parts, read_cases
 from oasisgen.data.sources import survey
 from oasisgen.data.tree import list_tree, read_file
 from oasisgen.errors import UserError
-from tests.data.dicom_files import BIRTH, PERSON, series, write
+from tests.data.dicom_files import BIRTH, PERSON, raw_data, series, write
 from tests.data.test_volumes import AFFINE, FLAGS, head
 
 SMALL = np.random.default_rng(0).integers(0, 1000, (8, 8, 10)).astype(np.int16)
@@ -114,6 +114,8 @@ def test_what_is_no_scan_is_counted_with_its_reason_and_nobody_is_named(tmp_path
     small(tmp_path / "a" / "report", "1", Rows=None, ConceptNameCodeSequence=[], **study)
     small(tmp_path / "a" / "flat", "1", ImagePositionPatient=None, **study)
     small(tmp_path / "b", "2")
+    write(tmp_path / "b" / "raw", [raw_data()])
+    write(tmp_path / "b" / "raw", [raw_data()], "RAW_{}.dcm")
     (tmp_path / "DICOMDIR").write_bytes((tmp_path / "b" / "IM_0000").read_bytes())
     (tmp_path / "b" / "notes.txt").write_text("x")
     (tmp_path / "b" / "more").write_text("x" * 200)
@@ -127,7 +129,7 @@ def test_what_is_no_scan_is_counted_with_its_reason_and_nobody_is_named(tmp_path
         "of a series of fewer than 10 slices": 3,
         "a DICOM image of another kind than MR": 10,
         "a DICOM image in colours": 10,
-        "a DICOM object that is no image": 10,
+        "a DICOM object that is no image": 12,
         "a DICOM image without position or orientation": 10,
         "not a volume": 2,
     }
