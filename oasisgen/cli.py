@@ -19,7 +19,7 @@ from oasisgen.stderr import without_ray_lines
 
 T = TypeVar("T")
 ADDRESSES = (  # the flags of all jobs whose value is a URI
-    *("source", "splits", "table", "data", "model", "inception", "out", "verify"),
+    *("source", "splits", "table", "data", "model", "inception", "out", "verify", "batch"),
 )
 
 

@@ -89,7 +89,8 @@ def test_every_path_of_ours_exists(page: Path) -> None:
 
 def test_every_flag_exists(capfd: pytest.CaptureFixture[str]) -> None:
     known = set(FOREIGN)
-    for job, *preset in (("phantom",), ("pack",), ("train", "full"), ("generate",), ("evaluate",)):
+    jobs = ("phantom",), ("pack",), ("train", "full"), ("generate",), ("evaluate",), ("evaluate", "--batch", "b")
+    for job, *preset in jobs:
         with patch.object(sys, "argv", ["job", *preset, "--help"]), pytest.raises(SystemExit):
             runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
         known |= set(FLAG.findall(capfd.readouterr().out))

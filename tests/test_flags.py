@@ -86,9 +86,14 @@ OTHER_JOBS: dict[str, tuple[Callable[[list[str]], Any], list[str], list[str]]] =
     ),
     "pack.py": (cli.flags(PackConfig), ["--source", "s", "--out", "o"], ["--strict", "--dry-run", "--out"]),
     "evaluate.py": (
-        cli.flags(evaluate.Flags),
+        evaluate.parse,
         ["--model", "m", "--data", "d", "--out", "o"],
         ["--split", "--gpus-per-worker", "--wait-minutes", "--out"],
+    ),
+    "evaluate.py --batch": (
+        evaluate.parse,
+        ["--batch", "b"],
+        ["--pairs", "--subjects", "--segmenter.learning-rate", "--workers", "--out"],
     ),
     "phantom.py": (cli.flags(phantom.Flags), ["--out", "o"], ["--train", "--validate", "--test", "--seed", "--out"]),
 }

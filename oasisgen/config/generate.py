@@ -32,10 +32,13 @@ class GateConfig:
     """Recall must be at least this fraction of the reference's."""
     copies: float = 0.01
     """Largest increase of the share of suspected copies."""
+    utility: float = 0.0
+    """Once the batch is probed (jobs/evaluate.py --batch): a segmenter trained on it must reach at least this fraction
+    of the Dice of one trained on real slices, for each class. 0 judges nothing."""
 
     def __post_init__(self) -> None:
         check_finite(self, "gate.")
-        check_least(self, "gate", 0, "ssim_real", "ms_ssim", "fid", "precision", "recall", "copies")
+        check_least(self, "gate", 0, "ssim_real", "ms_ssim", "fid", "precision", "recall", "copies", "utility")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ class SegmenterConfig:
     """Feature channels at full resolution; they double with each of three halvings."""
     dice_weight: float = 1.0
     """Weight of the soft Dice loss, which is added to the cross-entropy. 0 disables it."""
-    epochs: int = 6
+    epochs: int = 3
     """Epochs; each has as many steps, whatever pairs the segmenter is trained on."""
     batch_size: int = 16
     """Pairs per step, over all workers together."""

@@ -31,3 +31,14 @@ def mean_with_interval(values: np.ndarray, subjects: np.ndarray) -> Interval:
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)  # (RESAMPLES,)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def ratio_with_interval(values: np.ndarray, others: np.ndarray) -> Interval:
+    """The mean of `values` over that of `others`, above 0, and its 95 % interval by bootstrap over subjects.
+
+    Both are (S,), of the same subjects, who are resampled together.
+    """
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    ratios = values[drawn].sum(1) / np.maximum(others[drawn].sum(1), 1e-9)  # (RESAMPLES,)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Interval(float(values.sum() / others.sum()), float(low), float(high))

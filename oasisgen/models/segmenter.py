@@ -1,5 +1,7 @@
 """The segmenter: a slice -> the class of each pixel, such as its tissue. It judges pairs, and is in no bundle."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import nn
 
@@ -12,16 +14,21 @@ HALVINGS = 3
 MISSING = "the segmenter is MONAI's U-Net, and monai is not installed: run pip install 'oasisgen[probe]', on every node"
 
 
+def require_monai() -> None:
+    """Raise UserError if MONAI is not installed."""
+    if not find_spec("monai"):
+        raise UserError(MISSING)
+
+
 class Segmenter(nn.Module):
     """MONAI's U-Net. Instance normalisation, so that the result does not depend on the number of workers."""
 
     def __init__(self, config: SegmenterConfig, classes: int) -> None:
-        """`classes` is the number of classes. Raises UserError if MONAI is not installed."""
+        """`classes` is the number of classes. Raises as `require_monai`."""
         super().__init__()
-        try:
-            from monai.networks.nets.unet import UNet  # here: it takes seconds to import
-        except ModuleNotFoundError:
-            raise UserError(MISSING) from None
+        require_monai()
+        from monai.networks.nets.unet import UNet  # here: it takes seconds to import
+
         self.layers = UNet(
             spatial_dims=2,
             in_channels=1,

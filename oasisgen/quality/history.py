@@ -7,7 +7,8 @@ from oasisgen import storage
 from oasisgen.errors import InvalidFile
 from oasisgen.progress import say
 from oasisgen.quality.summary import BatchSummary, read_summary
-from oasisgen.sampling.manifest import is_complete
+from oasisgen.quality.utility import Utility, find_utility
+from oasisgen.sampling.manifest import Verdict, is_complete
 from oasisgen.sampling.request import BatchRequest
 
 FOLDER = "batches"  # <root>/batches/<name>: nothing is read or written beside a batch that lies elsewhere
@@ -33,6 +34,17 @@ class FinishedBatch:
 
     name: str  # of its folder
     summary: BatchSummary
+    utility: Utility | None = None  # what it was probed to be worth; None: it was not probed
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it may not be released: those of its own job, and those of a later probe."""
+        return self.summary.reasons + (self.utility.reasons if self.utility else ())
+
+    @property
+    def verdict(self) -> Verdict:
+        """That of its own job, unless a later probe says otherwise."""
+        return "quarantined" if self.utility and self.utility.reasons else self.summary.verdict
 
 
 def read_batches(root: str) -> list[FinishedBatch]:
@@ -45,7 +57,8 @@ def read_batches(root: str) -> list[FinishedBatch]:
         if not is_complete(storage.join(root, name)):
             return None
         try:
-            return FinishedBatch(name, read_summary(storage.join(root, name)))
+            uri = storage.join(root, name)
+            return FinishedBatch(name, read_summary(uri), find_utility(uri))
         except (FileNotFoundError, InvalidFile) as error:
             say("batches", f"{name} is left out: {error}")
             return None
@@ -65,7 +78,7 @@ def last_released(root: str, request: BatchRequest, features: str, but: str) -> 
         batch
         for batch in read_batches(root)
         if batch.name != but
-        and batch.summary.verdict == "released"
+        and batch.verdict == "released"
         and all(getattr(batch.summary.request, name) == getattr(request, name) for name in SAME)
     ]
     same = [batch for batch in alike if batch.summary.features == features]

@@ -18,6 +18,7 @@ OURS = f"<title>{TITLE}</title>".encode()
 
 ABOUT = "batch", "verdict", "reasons for quarantine", "finished, UTC", "slices", "rejected"
 JUDGED = {key: measure.label for key, measure in MEASURES.items() if measure.gate}
+UTILITY = "utility"
 WORK = "slices/s", "hours", "model", "feature network", "base seed"
 
 TRENDS = {"fidelity": "fid", "variety": "ms_ssim", "copies": "suspected_copies"}  # title of a panel -> measure
@@ -51,9 +52,10 @@ def render_index(batches: list[FinishedBatch]) -> bytes:
         "batches.html",
         title=TITLE,
         subtitle="Newest first. In brackets: the reference, what real slices score. FID, precision and recall are "
-        "not comparable between feature networks. Use released batches only.",
+        "not comparable between feature networks. Utility, once a batch is probed: Dice of a segmenter trained on it "
+        "over that of one trained on real slices, for the class where it is lowest. Use released batches only.",
         figure=figures.curves(points, panels, "batch") if points else "",
-        columns=[*ABOUT, *JUDGED.values(), *WORK],
+        columns=[*ABOUT, *JUDGED.values(), UTILITY, *WORK],
         batches=[table_row(batch) for batch in reversed(batches)],
     )
 
@@ -66,13 +68,14 @@ def table_row(batch: FinishedBatch) -> dict[str, Any]:
     cells = [
         *(finished, summary.slices, summary.rejected),
         *(f"{scores[key].value:.3f} ({scores[key].reference:.3f})" if key in scores else "" for key in JUDGED),
+        f"{batch.utility.lowest:.3f} (1.000)" if batch.utility else "",
         *(f"{summary.slices_per_second:.1f}", f"{hours:.2f}"),
         *(summary.request.model[:12], (summary.features or "")[:12], summary.request.base_seed),
     ]
     return {
         "name": batch.name,
-        "verdict": summary.verdict,
-        "reasons": "; ".join(summary.reasons),
+        "verdict": batch.verdict,
+        "reasons": "; ".join(batch.reasons),
         "cells": cells,
     }
 

@@ -1,10 +1,12 @@
 """`manifest.json`: the parts of a batch with their digests. It is written last: if it exists, the batch is complete."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from oasisgen import storage
 from oasisgen.documents import Count, Path
+from oasisgen.errors import UserError
 from oasisgen.sampling.request import BatchRequest, read_with_request
 
 FILE = "manifest.json"
@@ -48,3 +50,19 @@ def is_complete(out: str) -> bool:
 def read_manifest(out: str) -> Manifest:
     """The manifest of the batch at `out`. Raises FileNotFoundError if it is missing, InvalidFile if it is damaged."""
     return read_with_request(storage.join(out, FILE), Manifest)
+
+
+def digest(out: str) -> str:
+    """The sha256 of the manifest of the batch at `out`, which names all its bytes. Raises FileNotFoundError."""
+    return hashlib.sha256(storage.read_bytes(storage.join(out, FILE))).hexdigest()
+
+
+def read_finished(out: str) -> Manifest:
+    """As `read_manifest`, but raises UserError if the batch is not finished."""
+    try:
+        return read_manifest(out)
+    except FileNotFoundError:
+        storage.check(out, write=False)
+        raise UserError(
+            f"no finished batch at {out} (manifest.json is missing): run the command that makes it"
+        ) from None

@@ -51,10 +51,14 @@ class BatchRequest:
     software: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As `config.json` has it, where a request without label maps does not name their classes."""
+        """As `config.json` has it, where a request without label maps does not name their classes, and one without a
+        least utility does not say so: those of older versions do not either.
+        """
         fields = asdict(self) | {"levels": list(self.levels), "label_classes": list(map(asdict, self.label_classes))}
         if not self.label_classes:
             del fields["label_classes"]
+        if not self.gate.utility:
+            del fields["gate"]["utility"]
         return fields
 
     def parts(self, first: int, end: int, number: int = 0) -> Iterator["PlannedPart"]:

@@ -14,7 +14,7 @@ from oasisgen import cluster, storage, tables
 from oasisgen.config.generate import Format
 from oasisgen.errors import UserError
 from oasisgen.sampling import formats
-from oasisgen.sampling.manifest import Manifest, read_manifest
+from oasisgen.sampling.manifest import Manifest, read_finished
 from oasisgen.sampling.parts import summary_schema
 
 SHOWN = 3  # faults that the message lists, at most
@@ -27,13 +27,7 @@ def verify(uri: str) -> Manifest:
     part.
     """
     uri = storage.absolute(uri)
-    try:
-        manifest = read_manifest(uri)
-    except FileNotFoundError:
-        storage.check(uri, write=False)
-        raise UserError(
-            f"no finished batch at {uri} (manifest.json is missing): run the command that makes it"
-        ) from None
+    manifest = read_finished(uri)
     parts = ray.data.from_items(list(map(asdict, manifest.parts)), override_num_blocks=max(1, len(manifest.parts)))
     request = manifest.request
     check = partial(_check, uri=uri, kind=request.format, labels=bool(request.label_classes))

@@ -23,8 +23,8 @@ READ, WRITE, REMOVE = "s3:GetObject", "s3:PutObject", "s3:DeleteObject"
 @pytest.mark.parametrize(
     ("policy", "read", "written"),
     [
-        ("train", {"datasets", "runs", "evaluations"}, {"runs", "evaluations"}),
-        ("generate", {"datasets", "runs", "batches"}, {"batches"}),
+        ("train", {"datasets", "runs", "batches", "evaluations"}, {"runs", "evaluations"}),
+        ("generate", {"datasets", "runs", "batches", "evaluations"}, {"batches"}),
     ],
 )
 def test_each_job_writes_its_own_folders_alone(policy: str, read: set[str], written: set[str]) -> None:
@@ -35,6 +35,7 @@ def test_each_job_writes_its_own_folders_alone(policy: str, read: set[str], writ
     assert may(WRITE) == may(REMOVE) == may("s3:AbortMultipartUpload") == written
     features = "arn:aws:s3:::bucket/datasets/name/features/file"  # the first run on a data set keeps its network there
     assert allowed(policy, WRITE, features) == allowed(policy, REMOVE, features) == (policy == "train")
+    assert allowed(policy, WRITE, "arn:aws:s3:::bucket/batches/index.html")  # a probe is shown there
     assert allowed(policy, "s3:ListBucket", "arn:aws:s3:::bucket")
     assert not allowed(policy, WRITE, "arn:aws:s3:::bucket/elsewhere")
     assert not allowed(policy, "s3:PutBucketPolicy", "arn:aws:s3:::bucket")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from oasisgen.metrics.bootstrap import Interval, mean_with_interval
+from oasisgen.metrics.bootstrap import Interval, mean_with_interval, ratio_with_interval
 
 
 def test_the_interval_is_over_cases_not_slices() -> None:
@@ -24,3 +24,12 @@ def test_the_mean_is_over_slices_where_cases_differ_in_size() -> None:
 
 def test_one_case_has_no_spread() -> None:
     assert mean_with_interval(np.array([0.4, 0.6]), np.array(["a", "a"])) == Interval(0.5, 0.5, 0.5)
+
+
+def test_a_ratio_is_resampled_by_subjects_of_both_together() -> None:
+    others = np.random.default_rng(0).uniform(0.5, 1.0, 30)
+    same = ratio_with_interval(0.9 * others, others)
+    assert [same.mean, same.low, same.high] == pytest.approx([0.9, 0.9, 0.9])
+    shuffled = ratio_with_interval(0.9 * others[::-1], others)
+    assert shuffled.mean == pytest.approx(0.9)
+    assert shuffled.high - shuffled.low > 0.02

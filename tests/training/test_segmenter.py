@@ -1,6 +1,5 @@
 """The pairs that a segmenter is trained on."""
 
-import sys
 from collections import Counter
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from oasisgen.config.segmenter import SegmenterConfig
 from oasisgen.data.feed import Feed, Stored
 from oasisgen.errors import UserError
+from oasisgen.models import segmenter
 from oasisgen.models.segmenter import Segmenter
 from oasisgen.training.segmenter import pair_batch, pairs_of_epoch, stored_together
 
@@ -34,13 +34,13 @@ def test_pairs_are_read_together_from_several_feeds() -> None:
 
 def test_a_segmenter_gives_each_pixel_a_class() -> None:
     torch.manual_seed(0)
-    segmenter = Segmenter(SegmenterConfig(channels=2), classes=3).eval()
-    labels = segmenter.label_map(torch.randint(0, 256, (2, 32, 64), dtype=torch.uint8))
+    untrained = Segmenter(SegmenterConfig(channels=2), classes=3).eval()
+    labels = untrained.label_map(torch.randint(0, 256, (2, 32, 64), dtype=torch.uint8))
     assert (labels.shape, labels.dtype) == ((2, 32, 64), torch.uint8)
     assert labels.max() < 3
 
 
 def test_without_monai_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "monai.networks.nets.unet", None)
+    monkeypatch.setattr(segmenter, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'oasisgen\[probe\]'"):
         Segmenter(SegmenterConfig(), classes=3)

@@ -1,0 +1,62 @@
+"""Real slices with their label maps."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from oasisgen.data.shards import Columns, read_shards
+from oasisgen.data.slices import DataSet, schema_of, shards_of
+
+NAME = "case", "level"
+
+
+class Labelled(NamedTuple):
+    """Which slices of a split have a label map, in the order of the split."""
+
+    cases: np.ndarray  # (N,) str
+    levels: np.ndarray  # (N,) int64
+    subjects: np.ndarray  # (N,) str
+
+    def names(self, rows: np.ndarray) -> frozenset[tuple[str, int]]:
+        """Case and level of some rows."""
+        return frozenset(zip(self.cases[rows].tolist(), self.levels[rows].tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class PairColumns(Columns):
+    """Reads `image` and `labels` of the slices in `wanted`, (case, level), all of which have a label map."""
+
+    wanted: Collection[tuple[str, int]] = field(default_factory=frozenset)
+
+    def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """As that of Columns, with `labels` (N, H, W) beside `image`."""
+        names = zip(*(table[name].to_pylist() for name in NAME), strict=True)
+        table = table.filter(pa.array([name in self.wanted for name in names], pa.bool_()))
+        labels = Columns("labels", self.dtype, self.shape, ()).decode(table)
+        return Columns("image", self.dtype, self.shape, (*NAME, "subject")).decode(table) | labels
+
+
+def labelled(data: DataSet, split: str) -> Labelled:
+    """Which slices of a split have a label map. Raises as `read_slices`."""
+    data.require_whole(split)
+    columns = Columns("labels", np.uint8, data.image_size, (*NAME, "subject"))
+    rows = read_shards(shards_of(data, split), schema_of(data.description), columns)
+    named = rows.select_columns([*NAME, "subject"]).iter_batches(batch_size=None)
+    blocks = [block for block in named if len(block["case"])]
+    empty: np.ndarray = np.array([], object)
+    return Labelled(*(np.concatenate([empty, *(block[name] for block in blocks)]) for name in (*NAME, "subject")))
+
+
+def read_pairs(data: DataSet, split: str, wanted: Collection[tuple[str, int]]) -> ray.data.Dataset:
+    """The slices of a split that are `wanted`, (case, level), as a Ray data set of `case`, `subject`, `level`, and
+    `image` and `labels`, both (H, W) uint8.
+
+    Each of them must have a label map. Raises as `read_slices`.
+    """
+    data.require_whole(split)
+    columns = PairColumns("image", np.uint8, data.image_size, (*NAME, "subject", "labels"), wanted)
+    return read_shards(shards_of(data, split), schema_of(data.description), columns)

@@ -1,0 +1,80 @@
+"""How well a segmenter finds each class in real held-out slices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+
+from oasisgen import actor, cluster
+from oasisgen.config.segmenter import SegmenterConfig
+from oasisgen.data.feed import Stored
+from oasisgen.metrics.segmentation import compare_label_maps
+from oasisgen.models.segmenter import Segmenter
+from oasisgen.progress import Progress
+from oasisgen.quality.utility import SCORES
+
+SCORED_AT_ONCE = 16
+
+
+class SegmenterScorer:
+    """A Ray actor that segments pairs of `held_out` by number, and compares the result with their label maps."""
+
+    def __init__(
+        self, config: SegmenterConfig, weights: dict[str, torch.Tensor], held_out: Stored, classes: int
+    ) -> None:
+        self.device, self.classes, self.feed = actor.set_up(), classes, held_out.load()
+        self.segmenter = Segmenter(config, classes)
+        self.segmenter.load_state_dict(weights)
+        self.segmenter.to(self.device).eval()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """`row` (B,) -> `row`, and `pixels` (B, K - 1, 3) and `hausdorff95` (B, K - 1) of each class but the first."""
+        rows = batch["row"]
+        images, labels = (torch.from_numpy(self.feed.rows(rows, name)).to(self.device) for name in ("image", "labels"))
+        found = compare_label_maps(self.segmenter.label_map(images), labels, self.classes)
+        pixels = np.stack([found.there, found.found, found.both], 2)
+        return {"row": rows, "pixels": pixels, "hausdorff95": found.hausdorff95}
+
+
+def score_segmenter(
+    config: SegmenterConfig,
+    weights: dict[str, torch.Tensor],
+    held_out: Stored,
+    classes: Sequence[str],
+    actors: cluster.Actors,
+) -> pa.Table:
+    """The SCORES of a segmenter with these `weights` on all pairs of `held_out`: `case`, `subject`, `level`, `image`,
+    `labels`.
+    """
+    feed = held_out.load()
+    rows = ray.data.from_items([{"row": row} for row in range(len(feed))], override_num_blocks=-(-len(feed) // 64))
+    scored = rows.map_batches(
+        SegmenterScorer,
+        fn_constructor_args=(config, weights, held_out, len(classes)),
+        batch_size=SCORED_AT_ONCE,
+        **cluster.pool(actors),
+    )
+    pieces = []
+    with Progress("score", len(feed), "held-out slices") as progress:
+        for batch in scored.iter_batches(batch_size=SCORED_AT_ONCE):
+            names = {name: feed.rows(batch["row"], name) for name in ("case", "subject", "level")}
+            pieces.append(table_of(names, classes, batch["pixels"], batch["hausdorff95"]))
+            progress.advance(len(batch["row"]))
+    return pa.concat_tables(pieces).sort_by([(name, "ascending") for name in ("case", "level", "class")])
+
+
+def table_of(
+    slices: dict[str, np.ndarray], classes: Sequence[str], pixels: np.ndarray, distances: np.ndarray
+) -> pa.Table:
+    """SCORES of slices, (B,) `case`, `subject` and `level`; `pixels` (B, K - 1, 3) and `distances` (B, K - 1) as
+    SegmenterScorer returns them.
+    """
+    each = len(classes) - 1
+    columns = {name: np.repeat(values, each) for name, values in slices.items()}
+    columns |= {"class": np.tile(np.array(classes[1:], object), len(pixels))}
+    columns |= {name: pixels[:, :, place].ravel() for place, name in enumerate(("real", "found", "both"))}
+    arrays = [pa.array(columns[name], SCORES.field(name).type) for name in SCORES.names[:-1]]
+    return pa.table([*arrays, pa.array(distances.ravel(), pa.float64(), from_pandas=True)], SCORES)  # NaN -> null

@@ -1,0 +1,81 @@
+"""jobs/evaluate.py --batch: what a batch is worth to someone who trains a segmenter."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oasisgen.data.slices import DataSet
+from oasisgen.errors import UserError
+from oasisgen.pipelines.probe import open_batch, require_same_kind
+from tests.conftest import digests, one_line, run_job
+
+FLAGS = "--pairs 32 --subjects 1 --validate-slices 16 --segmenter.channels 8 --segmenter.batch-size 8"
+FLAGS += " --segmenter.epochs 10 --segmenter.learning-rate 0.01"
+
+
+def changed(data: DataSet, **fields: Any) -> DataSet:
+    """A data set whose description says something else."""
+    return DataSet(data.uri, replace(data.description, **fields))
+
+
+@pytest.mark.slow
+def test_a_batch_is_probed_once_and_an_interrupted_probe_continues(batch: Path, data: DataSet, tmp_path: Path) -> None:
+    before, out = digests(batch, "*"), tmp_path / "probe"
+    flags = ["--batch", str(batch), "--out", str(out), "--quarantined", *FLAGS.split()]
+    done = run_job("evaluate", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "utility for CSF: " in done.stdout
+    assert "real pairs of 1 subjects, and synthetic pairs: synthetic pairs add to Dice CSF " in done.stdout
+    first = json.loads((out / "utility.json").read_text())
+    assert list(first["arms"]) == ["real", "synthetic", "both", "few", "few-both"]
+    assert [(arm["real"], arm["synthetic"]) for arm in first["arms"].values()] == [
+        (32, 0),
+        (0, 32),
+        (32, 32),
+        (32, 0),
+        (32, 32),
+    ]
+    assert first["steps"] == 40
+    assert set(first["utility"]) == {"CSF", "grey matter", "white matter"}
+    assert first["arms"]["real"]["classes"]["white matter"]["dice"]["mean"] > 0.3
+    assert "Is the batch of use?" in (out / "report" / "index.html").read_text()
+
+    (out / "utility.json").unlink()
+    shutil.rmtree(out / "few-both")  # as if the job had been killed during the last arm
+    again = run_job("evaluate", *flags)
+    assert again.returncode == 0, again.stderr
+    assert "arm few-both" in again.stdout
+    assert "arm few:" not in again.stdout
+    second = json.loads((out / "utility.json").read_text())
+    for name, ratio in second["added"]["few-both"].items():
+        assert ratio["mean"] == pytest.approx(first["added"]["few-both"][name]["mean"], abs=1e-3)
+    assert digests(batch, "*") == before
+    other = run_job("evaluate", *flags, "--seed", "1")
+    assert other.returncode == 1
+    assert "exists with other settings (seed 0 -> 1)" in one_line(other.stderr)
+
+
+def test_a_batch_that_cannot_be_probed_is_refused_in_one_line(batch: Path, data: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is quarantined: probe it nevertheless with --quarantined"):
+        open_batch(str(batch), quarantined=False)
+    with pytest.raises(UserError, match="no finished batch at"):
+        open_batch(str(tmp_path), quarantined=False)
+    found = open_batch(str(batch), quarantined=True)
+    with pytest.raises(UserError, match="has no label maps: there is nothing to compare"):
+        require_same_kind(found, changed(data, label_classes=()))
+    with pytest.raises(UserError, match=r"have the classes .*, those of data set .*: name the data set"):
+        require_same_kind(found, changed(data, label_classes=data.label_classes[:2]))
+    with pytest.raises(UserError, match=r"have 256 x 256 pixels, those of data set .* 256 x 128"):
+        require_same_kind(found, changed(data, image_size=(256, 128)))
+    require_same_kind(found, data)
+    plain = tmp_path / "plain"
+    shutil.copytree(batch, plain)
+    manifest = json.loads((plain / "manifest.json").read_text())
+    del manifest["label_classes"]
+    (plain / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="has no label maps: generate one with a model"):
+        open_batch(str(plain), quarantined=True)
