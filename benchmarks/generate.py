@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,11 @@ from oasisgen.config.presets import FULL
 from oasisgen.config.train import PriorName, TrainConfig
 from oasisgen.data.feed import chunks
 from oasisgen.data.pixels import to_unit
-from oasisgen.models.bundle import read_bundle, weights_of, write_bundle
+from oasisgen.metrics.bootstrap import Interval
+from oasisgen.models.bundle import BundleSettings, read_bundle, weights_of, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import Prior
+from oasisgen.models.scores import BundleMetrics, MeasuredData, ReconstructionScores
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.train import trained_on
 from oasisgen.sampling.ids import GROUP
@@ -68,10 +70,18 @@ def write_model(folder: str, config: TrainConfig, data: "DataSet") -> str:
     else:
         prior = dcgan.initial_dcgan(config, maps, codebook, data.shape)
 
-    described: dict[str, Any] = {"seed": 0, "data": asdict(trained_on(data))}
-    described |= {"prior": config.prior, **{stage: asdict(getattr(config, stage)) for stage in config.stages}}
-    nothing = {"reconstruction": {"ssim": {"mean": 0.0, "low": 0.0, "high": 0.0}, "codes_in_use": 0}}
-    write_bundle(folder, described, vqvae, prior, weights_of(FeatureNetwork(data.shape)), nothing, storage.write_bytes)
+    settings = BundleSettings(
+        seed=0,
+        data=trained_on(data),
+        vqvae=config.vqvae,
+        prior=config.prior,
+        prior_settings=getattr(config, config.prior),
+        features=config.features,
+    )
+    zero = Interval(0.0, 0.0, 0.0)
+    scores = ReconstructionScores(MeasuredData(data.uri, data.fingerprint), "train", 0, 0, zero, zero, 0, 0.0, 0.0)
+    features, metrics = weights_of(FeatureNetwork(data.shape)), BundleMetrics(scores, ())
+    write_bundle(folder, settings, vqvae, prior, features, metrics, storage.write_bytes)
     return folder
 
 

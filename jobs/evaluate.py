@@ -9,7 +9,7 @@ from oasisgen.config.probe import ProbeConfig
 from oasisgen.progress import say
 
 if TYPE_CHECKING:
-    from oasisgen.quality.reconstruction import ReconstructionScores
+    from oasisgen.models.scores import ReconstructionScores
     from oasisgen.quality.utility import Utility
 
 QUARANTINED = 3  # exit status

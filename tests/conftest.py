@@ -33,9 +33,14 @@ from oasisgen.data.pack import pack
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.lock import Lock, acquire
+from oasisgen.metrics.bootstrap import Interval
+from oasisgen.models.scores import BundleMetrics, MeasuredData, ReconstructionScores
 from oasisgen.sampling.request import BatchRequest
 
 ROOT = Path(__file__).parents[1]
+NUMBER = Interval(0.5, 0.4, 0.6)
+SCORES = ReconstructionScores(MeasuredData("d", "f"), "validate", 2, 1, NUMBER, NUMBER, 3, 1.0, 2.0)
+METRICS = BundleMetrics(SCORES, (1, 0, 5))
 
 
 @pytest.fixture(scope="session")

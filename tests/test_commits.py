@@ -13,46 +13,42 @@ import pytest
 from oasisgen import cluster, documents, lock
 from oasisgen.config.data import OASIS
 from oasisgen.config.folder import write_settings
-from oasisgen.config.train import DCGANConfig, VQVAEConfig
+from oasisgen.config.train import DCGANConfig, FeaturesConfig, VQVAEConfig
 from oasisgen.data.phantom import write_phantoms
 from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost
-from oasisgen.metrics.bootstrap import Interval
-from oasisgen.models.bundle import read_bundle, weights_of, write_bundle
+from oasisgen.models.bundle import BundleSettings, TrainedOn, read_bundle, weights_of, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import make_prior
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.evaluate import evaluate_bundle, write_evaluation
 from oasisgen.pipelines.generate import make_batch
 from oasisgen.pipelines.slices import BatchJob
-from oasisgen.quality.reconstruction import Evaluation, MeasuredData, ReconstructionScores
+from oasisgen.quality.reconstruction import Evaluation
 from oasisgen.reports.run import write_run_report
 from oasisgen.sampling.request import BatchRequest
 from oasisgen.training.encode import require_same_codes
-from tests.conftest import lost_lock
+from tests.conftest import METRICS, SCORES, lost_lock
 
-NUMBER = Interval(0.5, 0.4, 0.6)
-SCORES = ReconstructionScores(MeasuredData("d", "f"), "validate", 2, 1, NUMBER, NUMBER, 3, 1.0, 2.0)
 MEASURED = Evaluation(SCORES, pa.table({"case": ["001"], "ssim": [0.5]}), np.ones(3, np.int64))
 VQ, PRIOR = VQVAEConfig(channels=8, residual_channels=4), DCGANConfig(channels=8)
-DESCRIBED = {"seed": 0, "data": {"uri": "d", "fingerprint": "f"}, "vqvae": asdict(VQ), "prior": "dcgan"}
-DESCRIBED |= {"dcgan": asdict(PRIOR), "features": {}}
+DATA = TrainedOn("d", "f")
+SETTINGS = BundleSettings(seed=0, data=DATA, vqvae=VQ, prior="dcgan", prior_settings=PRIOR, features=FeaturesConfig())
 
 
 def bundle_of_a_run(out: str) -> None:
     vqvae = VQVAE(VQ)
     prior = make_prior("dcgan", asdict(PRIOR), vqvae.quantizer.codebook.detach(), OASIS)
-    metrics = {"reconstruction": asdict(SCORES)}
     write_bundle(
-        f"{out}/model", DESCRIBED, vqvae, prior, weights_of(FeatureNetwork(OASIS)), metrics, lost_lock(out).write
+        f"{out}/model", SETTINGS, vqvae, prior, weights_of(FeatureNetwork(OASIS)), METRICS, lost_lock(out).write
     )
 
 
 def report_of_a_run(out: str) -> None:
     slices = [(np.zeros((256, 256), np.uint8),) * 2] * 32
     stages: dict[str, Any] = {"vqvae": [], "features": [], "dcgan": []}
-    write_run_report(out, DESCRIBED, "m", MEASURED, stages, slices[:8], slices, lost_lock(out).commit)
+    write_run_report(out, SETTINGS, "m", MEASURED, stages, slices[:8], slices, lost_lock(out).commit)
 
 
 def codes_of_a_prior(out: str) -> None:

@@ -21,12 +21,12 @@ from oasisgen.config.train import FeaturesConfig
 from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.models.bundle import read_bundle
+from oasisgen.models.scores import ReconstructionScores
 from oasisgen.pipelines.generate import seed_of
 from oasisgen.progress import say
 from oasisgen.quality import gate, history
 from oasisgen.quality import summary as summaries
 from oasisgen.quality.measures import Score
-from oasisgen.quality.reconstruction import ReconstructionScores
 from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports import index
 from oasisgen.sampling import manifest as manifests

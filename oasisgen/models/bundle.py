@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import safetensors
@@ -13,7 +13,7 @@ from torch import nn
 from oasisgen import __version__, documents, storage
 from oasisgen.config import renamed
 from oasisgen.config.data import OASIS, Shape
-from oasisgen.config.train import LabelsConfig, PriorName, VQVAEConfig
+from oasisgen.config.train import DCGANConfig, FeaturesConfig, LabelsConfig, MaskedConfig, PriorName, VQVAEConfig
 from oasisgen.data.description import LabelClass
 from oasisgen.documents import Name
 from oasisgen.errors import InvalidFile, UserError
@@ -21,6 +21,7 @@ from oasisgen.lock import Commit
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.labels import LabelDecoder
 from oasisgen.models.priors import PRIORS, Prior, make_prior
+from oasisgen.models.scores import BundleMetrics
 from oasisgen.models.vqvae import VQVAE
 
 FORMAT = 3  # 1 had no feature network; 2 used other names (OLD_TENSORS, config/renamed.py)
@@ -50,9 +51,31 @@ class TrainedOn:
         return Shape(*self.image_size, self.levels)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BundleSettings:
+    """How a model was trained: what is written to `config.json` of its bundle, besides versions and digests."""
+
+    seed: int
+    data: TrainedOn
+    vqvae: VQVAEConfig
+    prior: PriorName
+    prior_settings: DCGANConfig | MaskedConfig
+    features: FeaturesConfig
+    labels: LabelsConfig | None = None  # None without a label decoder
+    label_classes: tuple[LabelClass, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file has it, where the settings of the prior stand under its name."""
+        fields = asdict(self)
+        fields = {self.prior if name == "prior_settings" else name: value for name, value in fields.items()}
+        if not self.labels:
+            del fields["labels"], fields["label_classes"]
+        return fields
+
+
 @dataclass(frozen=True)
 class BundleFile:
-    """`config.json` of a bundle. It also holds the settings of each network, under the network's name."""
+    """`config.json` of a bundle, as it is read: of any version. See also `BundleSettings`."""
 
     data: TrainedOn
     files: dict[Name, str]  # -> sha256
@@ -102,11 +125,11 @@ def weights_of(network: nn.Module) -> bytes:
 
 def write_bundle(
     uri: str,
-    config: dict[str, Any],
+    settings: BundleSettings,
     vqvae: VQVAE,
     prior: Prior,
     features: bytes,
-    metrics: dict[str, Any],
+    metrics: BundleMetrics,
     commit: Commit,
     labels: LabelDecoder | None = None,
 ) -> str:
@@ -117,18 +140,18 @@ def write_bundle(
     """
     weights = {
         f"vqvae{ENDING}": weights_of(vqvae),
-        f"{config['prior']}{ENDING}": weights_of(prior),
+        f"{settings.prior}{ENDING}": weights_of(prior),
         f"features{ENDING}": features,
         **({f"labels{ENDING}": weights_of(labels)} if labels else {}),
     }
     for name, data in weights.items():
         storage.write_bytes(storage.join(uri, name), data)
     files = {name: hashlib.sha256(data).hexdigest() for name, data in weights.items()}
-    described = {"format": FORMAT, "version": __version__, **config, "files": files}
+    described = {"format": FORMAT, "version": __version__, **settings.to_json(), "files": files}
     text = json.dumps(described, indent=2) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
-    storage.write_text(storage.join(uri, "metrics.json"), json.dumps(metrics, indent=2) + "\n")
-    storage.write_text(storage.join(uri, "README.md"), _model_card(described, digest, metrics))
+    storage.write_text(storage.join(uri, "metrics.json"), json.dumps(metrics.to_json(), indent=2) + "\n")
+    storage.write_text(storage.join(uri, "README.md"), _model_card(settings, digest, metrics))
     commit(storage.join(uri, "config.json"), text.encode())
     return digest
 
@@ -234,18 +257,19 @@ def read_features(uri: str, expected: str = "") -> FeatureNetwork:
     return read_bundle(uri, expected).features
 
 
-def _model_card(config: dict[str, Any], digest: str, metrics: dict[str, Any]) -> str:
-    ssim, shape = metrics["reconstruction"]["ssim"], TrainedOn(**config["data"]).shape
-    labels = _about_labels(metrics["label_dice"]) if "labels" in config else ""
+def _model_card(settings: BundleSettings, digest: str, metrics: BundleMetrics) -> str:
+    scores, shape = metrics.reconstruction, settings.data.shape
+    ssim = scores.ssim
+    labels = "" if metrics.label_dice is None else _about_labels(metrics.label_dice)
     return f"""# oasisgen model {digest[:12]}
 
-A VQ-VAE and a prior over its code maps (a {PRIORS[config["prior"]].label}) that generate axial
+A VQ-VAE and a prior over its code maps (a {PRIORS[settings.prior].label}) that generate axial
 T1-weighted brain MRI slices ({shape.height} x {shape.width} pixels, 8 bit, {shape.levels} levels).
 
-- Trained on: `{config["data"]["uri"]}` (fingerprint `{config["data"]["fingerprint"][:12]}`)
-- Written by: oasisgen {config["version"]}
-- Reconstruction SSIM on the validate split: {ssim["mean"]:.4f} (95 % interval {ssim["low"]:.4f} to {ssim["high"]:.4f})
-- Codes in use: {metrics["reconstruction"]["codes_in_use"]} of {config["vqvae"]["codebook_size"]}{labels}
+- Trained on: `{settings.data.uri}` (fingerprint `{settings.data.fingerprint[:12]}`)
+- Written by: oasisgen {__version__}
+- Reconstruction SSIM on the validate split: {ssim.mean:.4f} (95 % interval {ssim.low:.4f} to {ssim.high:.4f})
+- Codes in use: {scores.codes_in_use} of {settings.vqvae.codebook_size}{labels}
 - Research use only, not for diagnosis. Synthetic slices can resemble training slices: read the batch's report.
 
 `config.json` holds the architecture and the digests of the weights; the weights are safetensors.

@@ -9,7 +9,8 @@ from oasisgen.config.folder import write_settings
 from oasisgen.data.slices import DataSet
 from oasisgen.lock import Commit, lock
 from oasisgen.models.bundle import read_bundle, read_vqvae
-from oasisgen.quality.reconstruction import Evaluation, ReconstructionScores, evaluate
+from oasisgen.models.scores import ReconstructionScores
+from oasisgen.quality.reconstruction import Evaluation, evaluate
 
 
 def evaluate_bundle(

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +23,9 @@ from oasisgen.training.launch import Stage, complete
 
 @dataclasses.dataclass(frozen=True)
 class TrainedLabels:
-    """A trained label decoder, and what a bundle and a report say of it."""
+    """A trained label decoder, and what a report says of it."""
 
     decoder: LabelDecoder
-    described: dict[str, Any]  # in the bundle's configuration
     results: LabelResults
 
 
@@ -70,16 +68,12 @@ def train_label_decoder(
     state = complete(Stage("labels", train_labels, inputs), config, held.proof)
     decoder = LabelDecoder(config.labels, codebook.shape[1], len(data.label_classes))
     decoder.load_state_dict(state["model"])
-    described = {
-        "labels": dataclasses.asdict(config.labels),
-        "label_classes": [dataclasses.asdict(of) for of in data.label_classes],
-    }
     slices = LabelledFeed(held_out.load(), validate.load())
     examples = examples_of(decoder, codebook, slices, held_out_codes.load())
     epochs = history.of(state)
     last = epochs[-1].metrics
     dice = {name: last[dice_key(name)] for name in classes if dice_key(name) in last}
-    return TrainedLabels(decoder, described, LabelResults(classes, epochs, dice, examples))
+    return TrainedLabels(decoder, LabelResults(classes, epochs, dice, examples))
 
 
 def examples_of(

@@ -21,11 +21,11 @@ from oasisgen.data.pairs import Labelled, labelled, read_pairs
 from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, lock, unless_locked
+from oasisgen.models.scores import MeasuredData
 from oasisgen.models.segmenter import require_monai
 from oasisgen.progress import say
 from oasisgen.quality import utility as utilities
 from oasisgen.quality.history import root_of
-from oasisgen.quality.reconstruction import MeasuredData
 from oasisgen.quality.segmentation import score_segmenter
 from oasisgen.quality.summary import read_summary
 from oasisgen.quality.utility import ADDED, BOTH, FEW, FEW_BOTH, REAL, SYNTHETIC, ArmScores, Utility

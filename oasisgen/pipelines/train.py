@@ -17,8 +17,9 @@ from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
-from oasisgen.models.bundle import TrainedOn, is_whole, write_bundle
+from oasisgen.models.bundle import BundleSettings, TrainedOn, is_whole, write_bundle
 from oasisgen.models.priors import PRIORS, make_prior
+from oasisgen.models.scores import BundleMetrics
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.labels import train_label_decoder
 from oasisgen.pipelines.plan import plan_run, stages_of
@@ -104,31 +105,32 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     stage = Stage(config.prior, pkgutil.resolve_name(PRIORS[config.prior].loop), of_prior)
     state = complete(stage, config, held.proof)
     histories[config.prior] = history.of(state)
-    settings = dataclasses.asdict(getattr(config, config.prior))
-    prior = make_prior(config.prior, settings, codebook, data.shape)
+    prior_settings = getattr(config, config.prior)
+    prior = make_prior(config.prior, dataclasses.asdict(prior_settings), codebook, data.shape)
     prior.load_state_dict(state["averaged"])
 
-    described = {
-        "seed": config.seed,
-        "data": dataclasses.asdict(trained_on(data)),
-        "vqvae": dataclasses.asdict(config.vqvae),
-        "prior": config.prior,
-        config.prior: settings,
-        "features": dataclasses.asdict(config.features),
-        **(labels.described if labels else {}),
-    }
+    settings = BundleSettings(
+        seed=config.seed,
+        data=trained_on(data),
+        vqvae=config.vqvae,
+        prior=config.prior,
+        prior_settings=prior_settings,
+        features=config.features,
+        labels=config.labels if labels else None,
+        label_classes=data.label_classes,
+    )
     evaluation = evaluate(load_vqvae, data, "validate", actors_of(config))
-    metrics = {"reconstruction": dataclasses.asdict(evaluation.scores), "code_counts": evaluation.code_counts.tolist()}
-    metrics |= {"label_dice": learned.dice} if learned else {}
+    code_counts = tuple(evaluation.code_counts.tolist())
+    metrics = BundleMetrics(evaluation.scores, code_counts, learned.dice if learned else None)
     held.renew()
     with suppress(FileNotFoundError):
         storage.remove(storage.join(config.out, "report", "index.html"))  # of a bundle before: the run is not finished
-    model = write_bundle(bundle_uri, described, vqvae, prior, features.weights, metrics, held.write, decoder)
+    model = write_bundle(bundle_uri, settings, vqvae, prior, features.weights, metrics, held.write, decoder)
 
     feed = held_out.load()
     pairs = reconstructions(vqvae, feed)
     generated = samples(bundle_uri, model, config, data, feed)
-    write_run_report(config.out, described, model, evaluation, histories, pairs, generated, held.commit, learned)
+    write_run_report(config.out, settings, model, evaluation, histories, pairs, generated, held.commit, learned)
 
 
 def actors_of(config: TrainConfig) -> cluster.Actors:

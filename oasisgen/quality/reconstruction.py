@@ -1,7 +1,6 @@
 """How well the VQ-VAE reconstructs a split: every slice, in evaluation mode, as the 8-bit image it would write."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,38 +10,15 @@ import torch
 from oasisgen import actor, cluster
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import PIECES, DataSet, read_slices
-from oasisgen.documents import Count, Finite
-from oasisgen.metrics.bootstrap import Interval, mean_with_interval
+from oasisgen.metrics.bootstrap import mean_with_interval
 from oasisgen.metrics.ssim import psnr, ssim
 from oasisgen.models.quantizer import count_codes, perplexity
+from oasisgen.models.scores import MeasuredData, ReconstructionScores
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import autocast, repeatable
 from oasisgen.progress import Progress
 
 BATCH = 16
-
-
-@dataclass(frozen=True)
-class MeasuredData:
-    """The data set whose slices were reconstructed."""
-
-    uri: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class ReconstructionScores:
-    """How well a model reconstructs a split, as `evaluation.json` and a bundle's `metrics.json` have it."""
-
-    data: MeasuredData
-    split: str
-    slices: Count
-    cases: Count
-    ssim: Interval
-    psnr_db: Interval
-    codes_in_use: Count
-    codes_in_use_percent: Finite
-    perplexity: Finite
 
 
 class Evaluation(NamedTuple):

@@ -12,8 +12,8 @@ from oasisgen.documents import Count
 from oasisgen.errors import InvalidFile, StorageError, UserError
 from oasisgen.metrics.bootstrap import Interval, mean_with_interval, ratio_with_interval
 from oasisgen.metrics.segmentation import dice_by_subject
+from oasisgen.models.scores import MeasuredData
 from oasisgen.progress import say
-from oasisgen.quality.reconstruction import MeasuredData
 from oasisgen.sampling import manifest as manifests
 from oasisgen.sampling.manifest import Verdict
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +11,10 @@ from oasisgen.config.train import PriorName
 from oasisgen.data.feed import chunks
 from oasisgen.data.labels import legend
 from oasisgen.lock import Commit
+from oasisgen.models.bundle import BundleSettings
 from oasisgen.models.priors import PRIORS
-from oasisgen.quality.reconstruction import Evaluation, ReconstructionScores
+from oasisgen.models.scores import ReconstructionScores
+from oasisgen.quality.reconstruction import Evaluation
 from oasisgen.reports import figures
 from oasisgen.reports.page import Section, interval, render
 from oasisgen.training.history import Epoch
@@ -42,7 +43,7 @@ class LabelResults:
 
 def write_run_report(
     out: str,
-    config: dict[str, Any],
+    settings: BundleSettings,
     model: str,
     evaluation: Evaluation,
     histories: Histories,
@@ -57,18 +58,19 @@ def write_run_report(
     of the same level). The rows of `slices.png` are real, reconstructed and synthetic slices. `labels`
     is None for a run without a label decoder.
     """
+    configuration = flatten(settings.to_json())
     rows = [*zip(*pairs, strict=True), [synthetic for synthetic, _ in generated[:: len(generated) // SHOWN]]]
     storage.write_bytes(storage.join(out, "report", "slices.png"), figures.montage(rows))
     page = render(
         title="Training run",
-        subtitle=f"model {model[:12]}, trained on {config['data']['uri']}, oasisgen {__version__}",
+        subtitle=f"model {model[:12]}, trained on {settings.data.uri}, oasisgen {__version__}",
         sections=[
-            reconstruction_section(evaluation.scores, config["vqvae"]["codebook_size"]),
+            reconstruction_section(evaluation.scores, settings.vqvae.codebook_size),
             pairs_section(pairs),
-            *training_sections(config["prior"], histories, evaluation.code_counts),
+            *training_sections(settings.prior, histories, evaluation.code_counts),
             *(labels_sections(labels) if labels else ()),
             generated_section(generated),
-            Section("Configuration", table=tuple((name, str(value)) for name, value in flatten(config).items())),
+            Section("Configuration", table=tuple((name, str(value)) for name, value in configuration.items())),
         ],
     )
     commit(storage.join(out, "report", "index.html"), page)

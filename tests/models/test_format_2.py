@@ -13,14 +13,14 @@ import torch
 from oasisgen import storage
 from oasisgen.config.data import OASIS
 from oasisgen.config.renamed import SETTINGS
-from oasisgen.config.train import DCGANConfig, MaskedConfig, PriorName, VQVAEConfig
-from oasisgen.models.bundle import OLD_TENSORS, read_bundle, weights_of, write_bundle
+from oasisgen.config.train import DCGANConfig, FeaturesConfig, MaskedConfig, PriorName, VQVAEConfig
+from oasisgen.models.bundle import OLD_TENSORS, BundleSettings, TrainedOn, read_bundle, weights_of, write_bundle
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.models.priors import make_prior
 from oasisgen.models.vqvae import VQVAE
+from tests.conftest import METRICS
 
 VQ = VQVAEConfig(channels=8, residual_channels=4)
-NUMBER = {"mean": 0.5, "low": 0.4, "high": 0.6}
 
 
 def old_settings(group: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -53,21 +53,25 @@ def as_format_2(bundle: Path, prior: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "old_setting", "old_name"),
     [
-        ("dcgan", asdict(DCGANConfig(channels=8, components=4)), "palette", "template.mean"),
-        ("masked", asdict(MaskedConfig(channels=8, components=4)), "rounds", "guesser.head.weight"),
+        ("dcgan", DCGANConfig(channels=8, components=4), "palette", "template.mean"),
+        ("masked", MaskedConfig(channels=8, components=4), "rounds", "guesser.head.weight"),
     ],
 )
 def test_a_bundle_of_format_2_is_read_to_the_same_networks(
-    kind: PriorName, settings: dict[str, Any], old_setting: str, old_name: str, tmp_path: Path
+    kind: PriorName, settings: DCGANConfig | MaskedConfig, old_setting: str, old_name: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     vqvae = VQVAE(VQ)
-    prior = make_prior(kind, settings, vqvae.quantizer.codebook.detach(), OASIS)
-    described = {"data": {"uri": "d", "fingerprint": "f"}, "vqvae": asdict(VQ), "prior": kind, kind: settings}
-    metrics = {"reconstruction": {"ssim": NUMBER, "codes_in_use": 3}}
-    write_bundle(
-        str(tmp_path), described, vqvae, prior, weights_of(FeatureNetwork(OASIS)), metrics, storage.write_bytes
+    prior = make_prior(kind, asdict(settings), vqvae.quantizer.codebook.detach(), OASIS)
+    written = BundleSettings(
+        seed=0,
+        data=TrainedOn("d", "f"),
+        vqvae=VQ,
+        prior=kind,
+        prior_settings=settings,
+        features=FeaturesConfig(),
     )
+    write_bundle(str(tmp_path), written, vqvae, prior, weights_of(FeatureNetwork(OASIS)), METRICS, storage.write_bytes)
     today = read_bundle(str(tmp_path))
 
     as_format_2(tmp_path, kind)

@@ -4,7 +4,7 @@ The real slices are those that a model paints: so it is as good as can be, and w
 """
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from oasisgen.data.phantom import subject
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.slices import DataSet, file_name, open_data_set
 from oasisgen.lock import acquire
-from oasisgen.models.bundle import Bundle, read_bundle, weights_of, write_bundle
+from oasisgen.models.bundle import Bundle, BundleSettings, TrainedOn, read_bundle, weights_of, write_bundle
 from oasisgen.models.codes import make_embedding
 from oasisgen.models.dcgan import DCGAN
 from oasisgen.models.vqvae import VQVAE
@@ -34,7 +34,7 @@ from oasisgen.pipelines.slices import BatchJob, make_slices
 from oasisgen.quality.reference import read_reference_data
 from oasisgen.sampling.ids import groups, ids_of_levels
 from oasisgen.sampling.sample import Sampler
-from tests.conftest import digests, png, requested, start_job
+from tests.conftest import METRICS, digests, png, requested, start_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -79,16 +79,14 @@ def good(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in prior.generator.ladder[-1].parameters():
         torch.nn.init.zeros_(parameter)
     out = tmp_path_factory.mktemp("good") / "model"
-    return write(out, vqvae, prior, read_bundle(str(trained)), {"uri": "", "fingerprint": ""})
+    return write(out, vqvae, prior, read_bundle(str(trained)), TrainedOn("", ""))
 
 
-def write(out: Path, vqvae: VQVAE, prior: DCGAN, like: Bundle, data: dict[str, str]) -> Path:
+def write(out: Path, vqvae: VQVAE, prior: DCGAN, like: Bundle, data: TrainedOn) -> Path:
     """A bundle of parts."""
-    described = {"seed": 0, "data": data, "vqvae": asdict(CONFIG), "prior": "dcgan", "dcgan": asdict(PRIOR)}
-    zero = {"mean": 0.0, "low": 0.0, "high": 0.0}
-    metrics = {"reconstruction": {"ssim": zero, "codes_in_use": 0}}
-    described |= {"features": asdict(DEMO.features)}
-    write_bundle(str(out), described, vqvae, prior, weights_of(like.features), metrics, storage.write_bytes)
+    features = DEMO.features
+    settings = BundleSettings(seed=0, data=data, vqvae=CONFIG, prior="dcgan", prior_settings=PRIOR, features=features)
+    write_bundle(str(out), settings, vqvae, prior, weights_of(like.features), METRICS, storage.write_bytes)
     return out
 
 
@@ -156,7 +154,7 @@ def test_a_collapsed_model_is_not(parts: Bundle, painted: DataSet, tmp_path: Pat
     prior = make(parts)
     assert prior.pca_prior
     prior.pca_prior.components.zero_()
-    model = write(tmp_path / "model", parts.vqvae, prior, parts, {"uri": "", "fingerprint": ""})
+    model = write(tmp_path / "model", parts.vqvae, prior, parts, TrainedOn("", ""))
     verdict, reasons = judged(model, painted, tmp_path / "b")
     assert verdict == "quarantined"
     assert "too little variety: ms_ssim is 1.000" in reasons
@@ -170,7 +168,7 @@ def test_a_blurred_model_is_not(parts: Bundle, painted: DataSet, tmp_path: Path)
     assert prior.pca_prior
     for maps in (prior.pca_prior.mean, prior.pca_prior.components):
         maps.copy_(F.avg_pool2d(maps, 9, stride=1, padding=4, count_include_pad=False))
-    model = write(tmp_path / "model", parts.vqvae, prior, parts, {"uri": "", "fingerprint": ""})
+    model = write(tmp_path / "model", parts.vqvae, prior, parts, TrainedOn("", ""))
     verdict, reasons = judged(model, painted, tmp_path / "b")
     assert verdict == "quarantined"
     assert "unlike real slices: fid is" in reasons

@@ -14,9 +14,9 @@ from oasisgen.config.generate import GateConfig
 from oasisgen.config.probe import ProbeConfig
 from oasisgen.errors import UserError
 from oasisgen.metrics.bootstrap import Interval
+from oasisgen.models.scores import MeasuredData
 from oasisgen.pipelines.probe import draw, rows_of_subjects
 from oasisgen.quality.history import FinishedBatch
-from oasisgen.quality.reconstruction import MeasuredData
 from oasisgen.quality.segmentation import table_of
 from oasisgen.quality.utility import (
     Utility,
