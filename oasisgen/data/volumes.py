@@ -213,11 +213,15 @@ def read_scan(scan: Scan, config: PackConfig, classes: Sequence[LabelClass], rea
         if scan.labels:
             try:
                 labels = _read(scan.labels, read)
-                classes_of(labels.voxels, classes)
             except ValueError as reason:
-                rejected, labels = [RejectedFile(scan.labels.image.path, str(reason))], None
+                rejected = [RejectedFile(scan.labels.image.path, str(reason))]
         images, values = cut(volume, labels, config)
     except ValueError as reason:
         return [*rejected, RejectedFile(scan.image.image.path, str(reason))]
-    maps = [None] * len(images) if values is None else classes_of(values, classes)
+    maps: Sequence[np.ndarray | None] = [None] * len(images)
+    if scan.labels and values is not None:
+        try:
+            maps = list(classes_of(values, classes))
+        except ValueError as reason:
+            rejected = [RejectedFile(scan.labels.image.path, str(reason))]
     return [*rejected, *(Slice(level, *of, volume.notes) for level, of in enumerate(zip(images, maps, strict=True)))]

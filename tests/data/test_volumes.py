@@ -234,6 +234,24 @@ def test_labels_without_a_class_or_of_fractions_are_rejected_and_their_scan_is_p
     assert sorted(said) == ["b_seg.nii.gz", "c_seg.nii.gz"]
 
 
+def test_only_the_slices_of_a_label_volume_need_classes(tmp_path: Path) -> None:
+    """The rest is not looked at; and slices may reach beyond the volume, where labels are 0."""
+    voxels = head()
+    labels = np.ones(SHAPE, np.uint8)
+    labels[:30] = 2
+    save(tmp_path / "a.nii.gz", voxels)
+    save(tmp_path / "a_seg.nii.gz", labels)
+    _, slices, rejected = read(tmp_path, label_classes="1=brain,2=other")
+    assert [each.reason for each in rejected] == ["value 0 of its label map has no class: name it with --label-classes"]
+    assert all(each.labels is None for each in slices["a"])
+    labels[:30] = 0
+    labels[:, :, 0] = 7
+    save(tmp_path / "a_seg.nii.gz", labels)
+    _, slices, rejected = read(tmp_path, label_classes="0=background,1=brain")
+    assert not rejected
+    assert all(each.labels is not None and each.labels.max() == 1 for each in slices["a"])
+
+
 def changed(voxels: np.ndarray, at: int, data: bytes) -> bytes:
     content = bytearray(nib.Nifti1Image(voxels, AFFINE).to_bytes())
     content[at : at + len(data)] = data
