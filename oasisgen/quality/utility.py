@@ -76,7 +76,7 @@ class Utility:
     @property
     def lowest(self) -> float:
         """The utility of the class where it is lowest."""
-        return min(ratio.mean for ratio in self.utility.values())
+        return min((ratio.mean for ratio in self.utility.values()), default=0.0)  # a damaged file may name no class
 
 
 def class_scores(scores: pa.Table) -> dict[str, ClassScore]:
