@@ -27,10 +27,12 @@ from oasisgen.config.presets import PRESETS
 from oasisgen.data.feed import Feed, Stored, evenly_spaced, store
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
+from oasisgen.metrics.detectability import MOST, Labelled
 from oasisgen.models.bundle import read_features
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.quality.batch import equal_sets, mean_scores, score_sets
-from oasisgen.quality.sets import Slices, compare_slices, select_levels
+from oasisgen.quality.detectability import auc
+from oasisgen.quality.sets import Sets, Slices, compare_slices, select_levels, take
 from oasisgen.training.features import blur
 from oasisgen.training.shared_features import features_of
 
@@ -47,10 +49,10 @@ def rows_of(slices: Slices, rows: np.ndarray) -> Slices:
     return Slices(slices.images[rows], slices.levels[rows], None if slices.subjects is None else slices.subjects[rows])
 
 
-def blurred(half: Slices, train: Slices) -> Slices:
-    """A Gaussian of 1.2 pixels."""
+def blurred(half: Slices, train: Slices, sigma: float = 1.2) -> Slices:
+    """A Gaussian of so many pixels."""
     x = torch.from_numpy(half.images).unsqueeze(1).float()  # (N, 1, H, W)
-    pieces = [blur(piece, torch.full((len(piece),), 1.2)) for piece in x.split(32)]
+    pieces = [blur(piece, torch.full((len(piece),), sigma)) for piece in x.split(32)]
     return half._replace(images=torch.cat(pieces).squeeze(1).round().to(torch.uint8).numpy())
 
 
@@ -101,10 +103,13 @@ def wrong_levels(half: Slices, train: Slices) -> Slices:
     return half._replace(levels=(half.levels + 8) % OASIS.levels)
 
 
+NOISY = {"fid": 1, "kid": 1, "precision": -1, "coverage": -1, "density": -1, "ssim_real": -1, "detectability": 1}
+
 # What must move, and where to. Of the rest nothing is asked: a blurred slice may well be more like the average.
 DAMAGES: list[tuple[str, Damage, dict[str, int]]] = [
-    ("blurred", blurred, {"fid": 1, "kid": 1, "precision": -1, "coverage": -1, "density": -1}),
-    ("noisy", noisy, {"fid": 1, "kid": 1, "precision": -1, "coverage": -1, "density": -1, "ssim_real": -1}),
+    ("softened", partial(blurred, sigma=0.5), {"detectability": 1}),
+    ("blurred", blurred, {"fid": 1, "kid": 1, "precision": -1, "coverage": -1, "density": -1, "detectability": 1}),
+    ("noisy", noisy, NOISY),
     ("faded", faded, {"fid": 1, "kid": 1, "precision": -1, "coverage": -1}),
     ("half the levels missing", lower_levels, {"fid": 1, "kid": 1, "recall": -1, "coverage": -1}),
     (
@@ -150,7 +155,17 @@ def read_scores(
     real = compare_slices(select_levels(held_out, levels_of(COMPARED)), train, stored, 0)
     sets = equal_sets(batch, list(range(OASIS.levels)), train.load(), held_out)
     scores = mean_scores(compared, real) | score_sets(load, sets)
-    return {key: score.value for key, score in scores.items()}
+    return {key: score.value for key, score in scores.items()} | {"detectability": told_apart(sets)}
+
+
+def told_apart(sets: Sets) -> float:
+    """Detectability of these slices, which no VQ-VAE has decoded: nor has it those that they are compared with."""
+    synthetic, real = (take(its, evenly_spaced(len(its.levels), MOST)) for its in (sets.synthetic, sets.real))
+    pair = [
+        Labelled(its.images, np.arange(len(its.levels)) if its.subjects is None else its.subjects)
+        for its in (real, synthetic)
+    ]
+    return ray.get(ray.remote(auc).options(num_cpus=cluster.ACTOR_CPUS).remote(*pair))
 
 
 def own_features(data: DataSet, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
