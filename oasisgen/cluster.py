@@ -235,23 +235,45 @@ def require(bundles: list[dict[str, float]], what: str, fix: str, wait_minutes: 
         remove_placement_group(group)
 
 
-def require_store(count: int, cpus: float, gpus: float = 0) -> None:
-    """Raise UserError if `count` bytes exceed the object store of the driver's node, or of any node where a worker with
-    `cpus` and `gpus` fits.
+def require_store(count: int, cpus: float, gpus: float = 0, fix: str = "") -> None:
+    """Raise UserError, which ends in `fix`, if `count` bytes are `too_small`."""
+    if full := too_small(count, cpus, gpus):
+        raise UserError(f"{full}: start its Ray with a larger --object-store-memory{fix}")
+
+
+def too_small(count: int, cpus: float, gpus: float = 0) -> str:
+    """In words, a node whose object store is smaller than `count` bytes: the driver's, or one where a worker with
+    `cpus` and `gpus` fits. Empty if there is none.
 
     Ray would spill the data to disk and read it back again and again.
     """
     here = ray.get_runtime_context().get_node_id()
     for node in filter(lambda node: node["Alive"], ray.nodes()):
-        has = node["Resources"]
-        store = has.get("object_store_memory", 0)
-        may_work = has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus
-        if (may_work or node["NodeID"] == here) and store < count:
-            raise UserError(
+        store = node["Resources"].get("object_store_memory", 0)
+        if (room_for(node, cpus, gpus) or node["NodeID"] == here) and store < count:
+            return (
                 f"the data set needs {human_bytes(count)} of object store on the driver's node and on every worker "
-                f"node, but node {node['NodeManagerAddress']} has {human_bytes(store)}: start its Ray with a larger "
-                "--object-store-memory"
+                f"node, but node {node['NodeManagerAddress']} has {human_bytes(store)}"
             )
+    return ""
+
+
+def require_memory(count: int, workers: int, cpus: float, gpus: float = 0) -> None:
+    """Raise UserError if a node has not `count` bytes of memory, as Ray counts it, for each of the workers with `cpus`
+    and `gpus` that it may get."""
+    for node in filter(lambda node: node["Alive"], ray.nodes()):
+        memory, most = node["Resources"].get("memory", 0), min(workers, room_for(node, cpus, gpus))
+        if most * count > memory:
+            raise UserError(
+                f"streaming needs {human_bytes(count)} of memory per worker, but node {node['NodeManagerAddress']} has "
+                f"{human_bytes(memory)} for up to {most}: lower --workers, or use nodes with more memory"
+            )
+
+
+def room_for(node: dict[str, Any], cpus: float, gpus: float) -> int:
+    """How many workers with `cpus` and `gpus` each fit on a node of `ray.nodes()`, if nothing else runs there."""
+    has, asked = node["Resources"], {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    return int(min(has.get(kind, 0) / count for kind, count in asked.items()))
 
 
 def gpus_there() -> float:

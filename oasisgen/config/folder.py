@@ -89,6 +89,8 @@ _PLACEMENT = (
     "dry_run",
 )
 
+ADDED = {"feed": "memory"}  # settings that runs of older versions lack, with the values that those had
+
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"vqvae": {"epochs": 5}} -> {"vqvae.epochs": 5}."""
@@ -100,6 +102,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`name old -> new` for each setting that differs between two stored configurations and changes the results."""
-    a, b = flatten(old), flatten(new)
+    b = flatten(new)
+    a = {name: value for name, value in ADDED.items() if name in b} | flatten(old)
     names = [name for name in sorted(a.keys() | b.keys()) if name not in _PLACEMENT]
     return [f"{name} {a.get(name)} -> {b.get(name)}" for name in names if a.get(name) != b.get(name)]

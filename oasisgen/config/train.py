@@ -266,6 +266,8 @@ class TrainConfig:
     too."""
     wait_minutes: float = 0.0
     """Minutes to wait for free CPUs and GPUs, while an autoscaler may start nodes. 0 waits a few seconds."""
+    feed: Literal["auto", "memory", "stream"] = "auto"
+    """`memory` reads slices once, into Ray's object store; `stream` in each epoch; `auto` streams what does not fit."""
     dry_run: bool = False
     """Check storage, data set, free CPUs and GPUs and the run's name, print the plan, and stop."""
     prior: PriorName = "dcgan"

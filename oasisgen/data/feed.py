@@ -1,4 +1,4 @@
-"""A split in Ray's object store, and the order of its rows in each epoch.
+"""A split in Ray's object store, and the order of its rows in each epoch. `stream` is for splits that do not fit there.
 
 Ray Data reads and decodes the shards once; all workers of a node then map the same memory, without a copy. The order is
 a pure function of (seed, epoch): it does not depend on the number of workers, and a resumed run gets the same batches
@@ -8,13 +8,37 @@ as an uninterrupted one. (Ray's `streaming_split` guarantees neither.)
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import ray
 import ray.data
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RowNumbers:
+    """Rows that something else looks up: only their number, and the order of each epoch."""
+
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, rank: int, world: int, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `epoch_batches`."""
+        return epoch_batches(self.rows, batch_size, seed, epoch, rank, world, first)
+
+
+class Source(Protocol):
+    """What a job hands to its workers: a split in memory (`Stored`) or in storage (`stream.Streamed`)."""
+
+    def load(self) -> "Feed":
+        """Access to its rows from this process."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,11 +70,25 @@ class Feed:
         self.ends = np.cumsum(sizes)
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if self.blocks else 0
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     def rows(self, numbers: np.ndarray, column: str) -> np.ndarray:
         """Rows of one column, (len(numbers), …), copied from shared memory."""
         return np.stack([block[column][row] for block, row in self._find(numbers)])
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of all rows."""
+        return np.concatenate([block[name] for block in self.blocks])
+
+    def sample(self, count: int) -> np.ndarray:
+        """Numbers of `count` rows of all parts of the split, in order; of all rows as in `evenly_spaced`."""
+        return evenly_spaced(len(self), count)
+
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, rank: int, world: int, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `epoch_batches`."""
+        return RowNumbers(len(self)).batches(batch_size, seed, epoch, rank, world, first)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -67,7 +105,10 @@ class Feed:
         homes = np.searchsorted(self.ends, numbers, side="right")
         for home, number in zip(homes, numbers, strict=True):
             start = self.ends[home - 1] if home else 0
-            yield self.blocks[home], int(number - start)
+            yield self._block(home), int(number - start)
+
+    def _block(self, home: int) -> dict[str, np.ndarray]:
+        return self.blocks[home]
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

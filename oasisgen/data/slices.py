@@ -13,6 +13,7 @@ from oasisgen import storage
 from oasisgen.config.data import Shape
 from oasisgen.data.description import Covariate, DataSetDescription, LabelClass, Split, read_description
 from oasisgen.data.shards import Columns, Shard, read_shards
+from oasisgen.data.stream import Streamed
 from oasisgen.errors import UserError
 
 SPLITS = ("train", "validate", "test")
@@ -155,8 +156,18 @@ def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
     damaged, or the data set was packed again after `data` was opened.
     """
     data.require_whole(split)
-    columns = Columns("image", np.uint8, data.image_size, ("case", "subject", "level"))
-    return read_shards(shards_of(data, split), schema_of(data.description), columns, pieces)
+    return read_shards(shards_of(data, split), schema_of(data.description), image_columns(data), pieces)
+
+
+def stream_slices(data: DataSet, split: str) -> Streamed:
+    """The same rows, to be read by the processes that need them. Raises as `read_slices`."""
+    data.require_whole(split)
+    return Streamed(tuple(shards_of(data, split)), schema_of(data.description), image_columns(data))
+
+
+def image_columns(data: DataSet) -> Columns:
+    """What is read of a slice."""
+    return Columns("image", np.uint8, data.image_size, ("case", "subject", "level"))
 
 
 def read_labels(data: DataSet, split: str) -> ray.data.Dataset:

@@ -8,7 +8,7 @@ import torch
 
 from oasisgen import cluster, storage
 from oasisgen.config.train import TrainConfig
-from oasisgen.data.feed import Stored, evenly_spaced, store
+from oasisgen.data.feed import Source, Stored, evenly_spaced, store
 from oasisgen.data.slices import DataSet, read_labels
 from oasisgen.lock import Lock
 from oasisgen.models.labels import LabelDecoder
@@ -34,7 +34,7 @@ def train_label_decoder(
     data: DataSet,
     load_vqvae: Callable[[], VQVAE],
     codes: Stored,
-    held_out: Stored,
+    held_out: Source,
     actors: cluster.Actors,
     held: Lock,
 ) -> TrainedLabels | None:

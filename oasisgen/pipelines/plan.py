@@ -7,13 +7,13 @@ from oasisgen.config.data import Shape
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import steps_per_epoch
 from oasisgen.data.slices import DataSet
+from oasisgen.pipelines import feeds
 from oasisgen.progress import human_bytes
 from oasisgen.sampling.parts import complete_parts
 from oasisgen.sampling.request import BatchRequest
 from oasisgen.training.shared_features import planned
 
 PNG_BYTES = 0.29  # of a slice's pixel, about
-CODE_BYTES = 2  # of a position in a stored code map
 
 
 def stages_of(config: TrainConfig, data: DataSet) -> tuple[str, ...]:
@@ -34,9 +34,8 @@ def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], 
         steps = steps_per_epoch(rows, c.batch_size)
         yield f"{stage}: {c.epochs} epochs x {steps} steps of {c.batch_size} slices = {c.epochs * steps} steps"
     yield planned(data, config.features)
-    yield f"codes: {rows} maps, {human_bytes(rows * data.shape.codes * CODE_BYTES)} before compression"
-    held = human_bytes(data.pixels("train", "validate"))
-    yield f"object store: {held} on each node that trains, the cluster has {human_bytes(cluster_has['store'])}"
+    yield f"codes: {rows} maps, {human_bytes(rows * data.shape.codes * feeds.CODE_BYTES)} before compression"
+    yield from feeds.planned(config.feed, data, cluster_has["store"])
     least = f"{config.min_workers} to " if config.min_workers else ""
     yield (
         f"workers: {least}{config.workers} x {config.cpus_per_worker:g} CPUs, {config.gpus_per_worker:g} GPUs, "

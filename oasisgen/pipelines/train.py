@@ -14,13 +14,14 @@ from oasisgen.config.folder import require_same_settings, write_settings
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
 from oasisgen.data.pixels import to_uint8, to_unit
-from oasisgen.data.slices import DataSet, open_data_set, read_slices
+from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
 from oasisgen.models.bundle import BundleSettings, TrainedOn, is_whole, write_bundle
 from oasisgen.models.priors import PRIORS, make_prior
 from oasisgen.models.scores import BundleMetrics
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.pipelines import feeds
 from oasisgen.pipelines.labels import train_label_decoder
 from oasisgen.pipelines.plan import plan_run, stages_of
 from oasisgen.progress import say
@@ -46,10 +47,9 @@ def train(config: TrainConfig) -> str | None:
     storage.check(config.out, write=True)
     data = open_data_set(config.data)
     check_size(config, data)
-    settings = dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint}
-    if not data.label_classes:
-        del settings["labels"]  # they change nothing; runs of older versions have none
-    require_same_settings(config.out, settings)
+    if config.feed == "auto" and (kept := feeds.begun_with(config.out)):
+        config = dataclasses.replace(config, feed=kept)
+    require_same_settings(config.out, settings_of(config, data))
     bundle_uri = storage.join(config.out, "model")
     finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
     if not finished:
@@ -59,7 +59,9 @@ def train(config: TrainConfig) -> str | None:
                 config.min_workers or config.workers, config.cpus_per_worker, config.gpus_per_worker, minutes
             )
             cluster.require_actors(dataclasses.replace(actors_of(config), wait_minutes=minutes))
-        cluster.require_store(bytes_of(data), config.cpus_per_worker, config.gpus_per_worker)
+        if config.feed == "auto":  # now that all nodes are there
+            config = dataclasses.replace(config, feed=feeds.choose(config, data))
+        feeds.require_room(config, data)
         find(data, config.features)  # a damaged one is reported now, not after stage 1
     if config.dry_run:
         require_unlocked(config.out)
@@ -68,7 +70,7 @@ def train(config: TrainConfig) -> str | None:
         for line in plan_run(config, data, cluster.free(), state):
             say("plan", line)
         return None
-    write_settings(config.out, settings)
+    write_settings(config.out, settings_of(config, data))
     if not finished:
         with lock(config.out) as held:
             train_stages(config, data, bundle_uri, held)
@@ -79,7 +81,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     """VQ-VAE, feature network, codes, label decoder, prior, bundle, report; a stage that is done returns at once."""
     say("train", f"run {config.out}")
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
-    train_slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+    train_slices, held_out = (feeds.source_of(config.feed, data, split) for split in ("train", "validate"))
     inputs = {"train": train_slices, "validate": held_out}
     stage = Stage("vqvae", train_vqvae, inputs, best="ssim")
     histories: Histories = {"vqvae": history.of(complete(stage, config, held.proof))}
@@ -133,6 +135,14 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     write_run_report(config.out, settings, model, evaluation, histories, pairs, generated, held.commit, learned)
 
 
+def settings_of(config: TrainConfig, data: DataSet) -> dict[str, Any]:
+    """The settings that a run's folder keeps."""
+    settings = dataclasses.asdict(config) | {"data_fingerprint": data.fingerprint}
+    if not data.label_classes:
+        del settings["labels"]  # they change nothing; runs of older versions have none
+    return settings
+
+
 def actors_of(config: TrainConfig) -> cluster.Actors:
     """The actors that encode and evaluate: on a GPU, or a share of one, if the workers train on GPUs; else on CPUs."""
     return cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
@@ -141,11 +151,6 @@ def actors_of(config: TrainConfig) -> cluster.Actors:
 def trained_on(data: DataSet) -> TrainedOn:
     """The description in a bundle of the data set that it was trained on."""
     return TrainedOn(data.uri, data.fingerprint, data.image_size, data.levels, data.split("train").levels)
-
-
-def bytes_of(data: DataSet) -> int:
-    """The most that a run needs in the object store: all slices, or their label maps and the held-out slices."""
-    return data.pixels("train", "validate") + (data.pixels("validate") if data.label_classes else 0)
 
 
 def check_size(config: TrainConfig, data: DataSet) -> None:
@@ -181,7 +186,7 @@ def samples(
     level: GENERATED in all.
     """
     sampler = Sampler(bundle_uri, config.seed, expected=digest)
-    levels = np.concatenate([block["level"] for block in held_out.blocks])
+    levels = held_out.column("level")
     trained = data.split("train").levels or range(data.levels)
     some = [trained[place] for place in evenly_spaced(len(trained), GENERATED)]
     chosen: list[tuple[np.ndarray, np.ndarray]] = []

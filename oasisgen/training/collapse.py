@@ -15,10 +15,7 @@ WATCHED = 32  # levels, at most, whose maps are compared
 
 def all_maps(maps: Feed) -> tuple[torch.Tensor, torch.Tensor]:
     """Every code map (N, h, w) int64, and its level (N,) int64."""
-    codes, levels = (
-        torch.from_numpy(np.concatenate([block[name] for block in maps.blocks]).astype("int64"))
-        for name in ("codes", "level")
-    )
+    codes, levels = (torch.from_numpy(maps.column(name).astype("int64")) for name in ("codes", "level"))
     return codes, levels
 
 
@@ -29,7 +26,7 @@ def labelled(maps: Feed, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 def watched_levels(maps: Feed) -> np.ndarray:
     """The levels in the training split whose maps are compared: all, or WATCHED evenly spaced ones; (L,) int64."""
-    there = np.unique(np.concatenate([block["level"] for block in maps.blocks]))
+    there = np.unique(maps.column("level"))
     return there[evenly_spaced(len(there), WATCHED)].astype(np.int64)
 
 
@@ -45,7 +42,7 @@ def generated_maps(prior: Prior, watched: np.ndarray, seed: int, worker: Worker)
 
 def real_maps(maps: Feed, watched: np.ndarray) -> torch.Tensor:
     """Two real maps of each watched level (L,) in the training split, its first and its last: (2, L, h, w)."""
-    levels = np.concatenate([block["level"] for block in maps.blocks])
+    levels = maps.column("level")
     ends = [np.flatnonzero(levels == level)[[0, -1]] for level in watched]
     return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1).astype("int64"))
 

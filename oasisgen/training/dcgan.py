@@ -54,7 +54,7 @@ def train_dcgan(config: TrainConfig, worker: Worker, codes: Stored, codebook: to
         "generator_optimizer": optimizers[0],
         "discriminator_optimizer": optimizers[1],
     }
-    state = StageState(worker, config, "dcgan", len(maps), parts, LOSSES)
+    state = StageState(worker, config, "dcgan", maps, parts, LOSSES)
     watched = watched_levels(maps)
     real_use = map_statistics(real_maps(maps, watched), len(codebook))
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from oasisgen.config.data import SIDE_STEP, Shape
 from oasisgen.config.train import TrainConfig
-from oasisgen.data.feed import Feed, Stored
+from oasisgen.data.feed import Feed, Source
 from oasisgen.data.pixels import share_to_unit, to_share
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.training.stage import StageState, non_finite
@@ -56,7 +56,7 @@ class PretextHeads(nn.Module):
         return self.level(h), self.damage(h), self.anatomy(h).view(len(x), -1, *self.regions)
 
 
-def train_features(config: TrainConfig, worker: Worker, train: Stored, shape: Shape) -> None:
+def train_features(config: TrainConfig, worker: Worker, train: Source, shape: Shape) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks."""
     c = config.features
     slices = train.load()
@@ -64,7 +64,7 @@ def train_features(config: TrainConfig, worker: Worker, train: Stored, shape: Sh
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     weights = torch.tensor(WEIGHTS, device=worker.device)
     parts = {"model": unwrap(model), "optimizer": optimizer}
-    state = StageState(worker, config, "features", len(slices), parts, LOSSES)
+    state = StageState(worker, config, "features", slices, parts, LOSSES)
 
     while state.epoch < c.epochs:
         for images, levels in worker.ahead(images_and_levels(slices, numbers) for numbers, _ in state.batches()):

@@ -44,6 +44,12 @@ class LabelledFeed:
     def __len__(self) -> int:
         return len(self.places)
 
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, rank: int, world: int, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `Feed.batches`."""
+        return self.labels.batches(batch_size, seed, epoch, rank, world, first)
+
     def rows_of(self, column: str, numbers: np.ndarray) -> np.ndarray:
         """A column of the slices of some label maps, (len(numbers), …)."""
         return self.slices.rows(self.places[numbers], column)
@@ -55,8 +61,8 @@ class LabelledFeed:
 
 def _names(feed: Feed) -> Iterator[tuple[str, int]]:
     """Case and level of each row."""
-    for block in feed.blocks:
-        yield from zip(block["case"].tolist(), block["level"].tolist(), strict=True)
+    if len(feed):
+        yield from zip(feed.column("case").tolist(), feed.column("level").tolist(), strict=True)
 
 
 def train_labels(
@@ -78,7 +84,7 @@ def train_labels(
     model = ray.train.torch.prepare_model(decoder)
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     parts = {"model": unwrap(model), "optimizer": optimizer}
-    state = StageState(worker, config, "labels", len(maps), parts, LOSSES)
+    state = StageState(worker, config, "labels", maps, parts, LOSSES)
     weights = torch.tensor([1.0, c.dice_weight], device=worker.device)
 
     while state.epoch < c.epochs:

@@ -50,7 +50,7 @@ def train_masked(
     predictor = ray.train.torch.prepare_model(prior.predictor.to(memory_format=torch.channels_last))
     optimizer = torch.optim.Adam(predictor.parameters(), lr=c.learning_rate, betas=(0.9, 0.98), fused=True)
     parts = {"averaged": averaged, "prior": prior, "optimizer": optimizer}
-    state = StageState(worker, config, "masked", len(maps), parts, ("loss",))
+    state = StageState(worker, config, "masked", maps, parts, ("loss",))
     watched = watched_levels(maps)
     real_use = map_statistics(real_maps(maps, watched), len(codebook))
 

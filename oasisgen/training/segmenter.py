@@ -7,7 +7,7 @@ import ray.train.torch
 import torch
 
 from oasisgen.config.segmenter import SegmenterTraining
-from oasisgen.data.feed import Feed, Stored
+from oasisgen.data.feed import Feed, RowNumbers, Stored
 from oasisgen.lock import LockProof
 from oasisgen.models.segmenter import Segmenter
 from oasisgen.training.labels import LOSSES, label_losses
@@ -39,7 +39,7 @@ def train_segmenter(config: SegmenterTraining, worker: Worker, pairs: Stored, dr
     model = ray.train.torch.prepare_model(segmenter)
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     parts = {"model": unwrap(model), "optimizer": optimizer}
-    state = StageState(worker, config, "segmenter", draws, parts, LOSSES)
+    state = StageState(worker, config, "segmenter", RowNumbers(draws), parts, LOSSES)
     weights = torch.tensor([1.0, c.dice_weight], device=worker.device)
 
     while state.epoch < c.epochs:

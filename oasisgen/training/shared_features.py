@@ -19,7 +19,7 @@ import safetensors.torch
 
 from oasisgen import __version__, documents, storage
 from oasisgen.config.train import FeaturesConfig, TrainConfig
-from oasisgen.data.feed import Stored
+from oasisgen.data.feed import Source
 from oasisgen.data.slices import FEATURES, DataSet
 from oasisgen.documents import Count, Finite, Name
 from oasisgen.errors import InvalidFile, StorageError, UserError
@@ -75,7 +75,7 @@ class TrainedFeatures:
         return hashlib.sha256(self.weights).hexdigest()
 
 
-def features_of(data: DataSet, config: TrainConfig, train: Stored, lock: LockProof | None) -> TrainedFeatures:
+def features_of(data: DataSet, config: TrainConfig, train: Source, lock: LockProof | None) -> TrainedFeatures:
     """The feature network of a data set, which is trained and published first if there is none.
 
     Its checkpoints are those of the stage `features` of this run. If the data set's folder cannot be written to, the
@@ -160,7 +160,7 @@ def planned(data: DataSet, config: FeaturesConfig) -> str:
 
 
 def _identity(data: DataSet, config: FeaturesConfig) -> dict[str, Any]:
-    """Everything that decides what a network has learned, but for the kind of machine."""
+    """Everything that decides what a network has learned, but for the kind of machine, and the feed of its slices."""
     return {"fingerprint": data.fingerprint, "features": asdict(config), "recipe": RECIPE, "seed": SEED}
 
 

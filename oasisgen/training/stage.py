@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -17,7 +17,7 @@ import torch
 
 from oasisgen import meters, storage
 from oasisgen.config.stage import Training
-from oasisgen.data.feed import epoch_batches, steps_per_epoch
+from oasisgen.data.feed import steps_per_epoch
 from oasisgen.progress import Progress
 from oasisgen.training import history
 from oasisgen.training.checkpoint import _read, _states, write
@@ -26,6 +26,18 @@ from oasisgen.training.worker import Diverged, Worker
 
 SECONDS_BETWEEN_CHECKS = 1.0  # of the clock and of Ray's notices
 MAX_ROLLBACKS = 3  # of a stage
+
+
+class Rows(Protocol):
+    """What a stage trains on: a `Feed`, or what gives batches in the same way."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, seed: int, epoch: int, rank: int, world: int, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """See `data.feed.epoch_batches`."""
+        ...
 
 
 class Timer:
@@ -69,13 +81,13 @@ class StageState:
     """
 
     def __init__(
-        self, worker: Worker, config: Training, stage: str, rows: int, parts: dict[str, Any], losses: tuple[str, ...]
+        self, worker: Worker, config: Training, stage: str, feed: Rows, parts: dict[str, Any], losses: tuple[str, ...]
     ) -> None:
-        """`rows` is the number of rows in the training split; `losses` names the losses that a step returns."""
+        """`feed` is the training split; `losses` names the losses that a step returns."""
         settings = getattr(config, stage)
-        self.worker, self.stage, self.rows, self.parts, self.losses = worker, stage, rows, parts, losses
+        self.worker, self.stage, self.feed, self.parts, self.losses = worker, stage, feed, parts, losses
         self.seed, self.epochs, self.batch_size = config.seed, settings.epochs, settings.batch_size
-        self.steps = steps_per_epoch(rows, self.batch_size)  # of an epoch
+        self.steps = steps_per_epoch(len(feed), self.batch_size)  # of an epoch
         self.total_steps = self.epochs * self.steps
         self.metrics_uri = storage.join(config.out, "metrics")
         self.past: list[Epoch] = []
@@ -104,7 +116,7 @@ class StageState:
         """This rank's part of each remaining batch of the epoch; see `epoch_batches`."""
         first = self.step % self.steps
         rank, world = self.worker.rank, self.worker.world
-        return epoch_batches(self.rows, self.batch_size, self.seed, self.epoch, rank, world, first)
+        return self.feed.batches(self.batch_size, self.seed, self.epoch, rank, world, first)
 
     def random(self, same_on_ranks: bool = False) -> torch.Generator:
         """A generator for this step: different numbers on each rank, or the same on all."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from oasisgen.config.train import TrainConfig, VQVAEConfig
-from oasisgen.data.feed import Feed, Stored, chunks, evenly_spaced
+from oasisgen.data.feed import Feed, Source, chunks
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.metrics.ssim import ssim, ssim_loss
 from oasisgen.models.quantizer import count_codes, perplexity
@@ -23,11 +23,11 @@ from oasisgen.training.worker import Worker, unwrap
 LOSSES = ("loss", "reconstruction_loss", "ssim_loss", "quantizer_loss")  # of a step
 
 
-def train_vqvae(config: TrainConfig, worker: Worker, train: Stored, validate: Stored) -> None:
+def train_vqvae(config: TrainConfig, worker: Worker, train: Source, validate: Source) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks."""
     c = config.vqvae
     slices, held_out = train.load(), validate.load()
-    rows = evenly_spaced(len(held_out), c.validate_slices)
+    rows = held_out.sample(c.validate_slices)
     scale = error_scale(slices, c)
     size = c.crop_of(slices.image_size)
 
@@ -36,7 +36,7 @@ def train_vqvae(config: TrainConfig, worker: Worker, train: Stored, validate: St
     optimizer = torch.optim.Adam(model.parameters(), lr=c.learning_rate, fused=True)
     averaged = copy.deepcopy(unwrap(model)).requires_grad_(False)
     parts = {"averaged": averaged, "model": unwrap(model), "optimizer": optimizer}
-    state = StageState(worker, config, "vqvae", len(slices), parts, LOSSES)
+    state = StageState(worker, config, "vqvae", slices, parts, LOSSES)
 
     while state.epoch < c.epochs:
         model.train()
@@ -91,7 +91,7 @@ def error_scale(slices: Feed, config: VQVAEConfig) -> float:
     """What the squared error is divided by: the pixels' variance over 512 slices in [-1, 1], or 1."""
     if config.loss_scale == "none":
         return 1.0
-    sample = slices.rows(evenly_spaced(len(slices), 512), "image")
+    sample = slices.rows(slices.sample(512), "image")
     return float((sample / 127.5).var())
 
 

@@ -103,6 +103,8 @@ def test_a_run_goes_on_wherever_its_data_set_lies_now() -> None:
     old = {"data": "/mnt/a/datasets/oasis", "data_fingerprint": "f", "seed": 0}
     assert differences(old, old | {"data": "s3://bucket/datasets/oasis"}) == []
     assert differences(old, old | {"data_fingerprint": "g"}) == ["data_fingerprint f -> g"]
+    assert differences(old, old | {"feed": "memory"}) == []  # as in versions without that setting
+    assert differences(old, old | {"feed": "stream"}) == ["feed memory -> stream"]
 
 
 @pytest.mark.parametrize("text", ["0-31", "8-15", "3", "3,5", "0-2,7,9-10"])

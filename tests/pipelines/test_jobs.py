@@ -17,9 +17,11 @@ from safetensors.numpy import load_file
 from oasisgen import cluster, storage
 from oasisgen.config.generate import Format, GenerateConfig
 from oasisgen.config.pack import PackConfig
+from oasisgen.data.description import DataSetDescription, PackedPart, Split
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.errors import UserError
+from oasisgen.pipelines import feeds
 from oasisgen.pipelines.evaluate import evaluate_bundle
 from oasisgen.pipelines.generate import generate
 from oasisgen.pipelines.train import train
@@ -29,7 +31,7 @@ from oasisgen.sampling import formats
 from oasisgen.sampling.parts import SUMMARY
 from oasisgen.sampling.verify import verify
 from oasisgen.training import history
-from tests.conftest import digests, one_line, run_job, start_job, tiny, tiny_flags
+from tests.conftest import described, digests, one_line, run_job, start_job, tiny, tiny_flags
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,33 @@ def test_a_node_without_room_for_the_data_is_named(connected: str) -> None:
             cluster.require_store(10**15, cpus)
 
 
+def test_a_data_set_that_does_not_fit_into_memory_is_streamed_if_its_workers_fit(connected: str, data: DataSet) -> None:
+    config = tiny(data, "run")
+    assert feeds.choose(config, data) == "memory"
+    parts = tuple(PackedPart(f"part-{n}.parquet", 1024, 2 * 10**7, "") for n in range(10**5))
+    large = described(splits={name: Split(1024 * len(parts), {}, parts=parts) for name in ("train", "validate")})
+    big = DataSet("big", large)
+    assert feeds.choose(config, big) == "stream"
+    with pytest.raises(UserError, match=r"needs 13422 GB of object store .*, or use --feed stream$"):
+        feeds.require_room(replace(config, feed="memory"), big)
+    with pytest.raises(UserError, match=r"needs 1678 GB of object store .* --object-store-memory$"):  # of code maps
+        feeds.require_room(replace(config, feed="stream"), big)
+    cluster.require_memory(10**8, 1, 1)
+    with pytest.raises(
+        UserError, match=r"streaming needs 1000000 GB of memory per worker, but node .* lower --workers"
+    ):
+        cluster.require_memory(10**15, 1, 1)
+    # Two windows of four shards, and eight more, each of 1,024 slices of 64 kB; code maps at the start of a prior.
+    streaming, prior = 16 * 1024 * 65536, 4096 * 10
+    assert feeds.worker_bytes(DataSet("d", replace(large, splits=few(large, 20)))) == 10**9 + streaming
+    assert feeds.worker_bytes(DataSet("d", replace(large, splits=few(large, 100)))) == 10**9 + 102400 * prior
+
+
+def few(of: DataSetDescription, shards: int) -> dict[str, Split]:
+    """Splits with the first shards only."""
+    return {name: replace(split, slices=1024 * shards, parts=split.parts[:shards]) for name, split in of.splits.items()}
+
+
 def test_a_missing_folder_is_one_line_and_exit_1(connected: str, tmp_path: Path) -> None:
     done = run_job("pack", "--source", str(tmp_path / "none"), "--out", str(tmp_path / "d"))
     assert (done.returncode, "no folder at" in one_line(done.stderr)) == (1, True)
@@ -99,7 +128,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
 ) -> None:
     before = digests(trained, "*")
     assert pack(PackConfig(str(raw), place + "/data", dry_run=True)) is None
-    assert train(replace(tiny(data, place + "/run"), dry_run=True)) is None
+    assert train(replace(tiny(data, place + "/run"), feed="stream", dry_run=True)) is None
     assert generate(GenerateConfig(model=str(trained), out=place + "/batch", count=2500, dry_run=True)) is None
     assert train(replace(tiny(data, trained), dry_run=True)) is None
     said = capsys.readouterr().out
@@ -110,6 +139,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
         "the run would be a new one",
         "2500 slices in 3 parts, 0 made, about 48 MB",
         "the run is finished",
+        "slices are streamed from storage, with at most 1 GB of memory per worker",
     ):
         assert line in said
     assert not storage.exists(place + "/data")
@@ -150,8 +180,10 @@ def test_a_finished_run_returns_at_once_and_another_configuration_is_refused(
     before, config = digests(trained, "*"), tiny(data, trained)
     train(config)
     assert capsys.readouterr().out == ""
-    other = replace(config, seed=3, vqvae=replace(config.vqvae, learning_rate=0.5))
-    with pytest.raises(UserError, match=r"\(seed 0 -> 3; vqvae.learning_rate 0.004 -> 0.5\): use another --out"):
+    other = replace(config, seed=3, feed="stream", vqvae=replace(config.vqvae, learning_rate=0.5))
+    with pytest.raises(
+        UserError, match=r"\(feed memory -> stream; seed 0 -> 3; vqvae.learning_rate 0.004 -> 0.5\): use another --out"
+    ):
         train(other)
     assert digests(trained, "*") == before
 

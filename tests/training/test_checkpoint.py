@@ -11,6 +11,7 @@ import torch
 
 from oasisgen import storage
 from oasisgen.config.presets import DEMO
+from oasisgen.data.feed import RowNumbers
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, acquire
 from oasisgen.training import checkpoint
@@ -87,7 +88,7 @@ def test_a_job_that_lost_its_run_reports_nothing_for_which_ray_train_would_remov
     held = acquire(place)
     worker = Worker(0, 1, torch.device("cpu"), Driver(None, held.proof))
     config = replace(DEMO, out=place)
-    state = StageState(worker, config, "features", config.features.batch_size, {}, ("loss",))
+    state = StageState(worker, config, "features", RowNumbers(config.features.batch_size), {}, ("loss",))
     state.end_step(torch.ones(()), share=1.0, line=str)
     state.save()
     assert reported == [{"step": 1}]  # as long as it holds the run

@@ -20,13 +20,14 @@ from oasisgen import cluster, storage
 from oasisgen.config.data import OASIS
 from oasisgen.config.folder import write_settings
 from oasisgen.config.train import TrainConfig
-from oasisgen.data.feed import Stored, store
+from oasisgen.data.feed import RowNumbers, Stored, store
 from oasisgen.data.slices import DataSet, read_slices
 from oasisgen.errors import UserError
 from oasisgen.lock import acquire
 from oasisgen.models import bundle
 from oasisgen.models.quantizer import EMAQuantizer
 from oasisgen.pipelines import train as runs
+from oasisgen.pipelines.feeds import source_of
 from oasisgen.pipelines.train import train
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint, history
@@ -50,21 +51,22 @@ def three_of_four(data: DataSet, out: Path) -> TrainConfig:
     return replace(tiny(data, out), workers=4, min_workers=1, cpus_per_worker=0.3125 * cluster.cpus())
 
 
-def stage_one(data: DataSet, out: Path, workers: int) -> dict[str, Any]:
+def stage_one(data: DataSet, out: Path, workers: int, feed: str) -> dict[str, Any]:
     """The final checkpoint of stage 1. No code dies: one on the edge of death may, by rounding, for one and not two."""
     config = (
         three_of_four(data, out) if workers == 3 else replace(tiny(data, out), workers=workers, cpus_per_worker=0.5)
     )
     smooth = replace(config.vqvae, learning_rate=1e-3, schedule="constant", dead_below=1e-9)  # no slow start
     config = replace(config, vqvae=smooth)
-    inputs = {split: store(read_slices(data, split)) for split in ("train", "validate")}
+    inputs = {split: source_of(feed, data, split) for split in ("train", "validate")}
     return complete(Stage("vqvae", in_float32, inputs, best="ssim"), config)
 
 
 @pytest.mark.slow
-def test_three_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("feed", ["memory", "stream"])
+def test_three_ranks_learn_what_one_does_and_agree_on_the_codebook(data: DataSet, tmp_path: Path, feed: str) -> None:
     """Of batches of 16, which three ranks cannot share evenly."""
-    one, two = (stage_one(data, tmp_path / str(each), each) for each in (1, 3))
+    one, two = (stage_one(data, tmp_path / str(each), each, feed) for each in (1, 3))
     assert one["step"] == two["step"] == 12
     for a, b in zip(history.of(one), history.of(two), strict=True):
         assert a.metrics["reconstruction_loss"] == pytest.approx(b.metrics["reconstruction_loss"], rel=1e-3)
@@ -128,7 +130,7 @@ def go_wrong(config: Any, worker: Worker, folder: str) -> None:
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     parts = {"network": network, "optimizer": optimizer}
-    state = StageState(worker, config, "features", config.features.batch_size, parts, ("loss",))
+    state = StageState(worker, config, "features", RowNumbers(config.features.batch_size), parts, ("loss",))
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
@@ -184,7 +186,7 @@ def at_odds(config: Any, worker: Worker, rows: torch.Tensor, folder: str) -> Non
     network = ray.train.torch.prepare_model(torch.nn.Linear(2, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     parts = {"network": unwrap(network), "optimizer": optimizer}
-    state = StageState(worker, config, "features", len(rows), parts, ("loss",))
+    state = StageState(worker, config, "features", RowNumbers(len(rows)), parts, ("loss",))
     assert state.step == 2
     mine = rows[worker.rank :: worker.world]
     share = state.share(len(mine))
@@ -226,7 +228,7 @@ def test_rank_0_decides_for_all_and_uneven_ranks_weigh_as_much_as_they_see(data:
 
 def ends_early(config: Any, worker: Worker) -> None:
     """One epoch, whatever the configuration says."""
-    state = StageState(worker, config, "features", config.features.batch_size, {}, ("loss",))
+    state = StageState(worker, config, "features", RowNumbers(config.features.batch_size), {}, ("loss",))
     state.end_step(torch.ones(()), share=1.0, line=str)
     state.end_epoch(state.mean_losses(), "")
 
