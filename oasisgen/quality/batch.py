@@ -19,10 +19,11 @@ from oasisgen.models.vqvae import VQVAE
 from oasisgen.precision import repeatable
 from oasisgen.quality.detectability import score_detectability
 from oasisgen.quality.gate import limits
+from oasisgen.quality.label_maps import measure_labels, score_label_maps
 from oasisgen.quality.measures import MEASURES, OF_SLICES, Scores, beside
 from oasisgen.quality.reference import ReferenceData
 from oasisgen.quality.sets import Sets, Slices, select_levels, take
-from oasisgen.sampling.parts import read_images
+from oasisgen.sampling.parts import read_images, read_label_maps
 from oasisgen.sampling.request import BatchRequest
 
 BATCH = 32
@@ -114,6 +115,10 @@ def score_batch(
     sets = equal_sets(Slices(images, sample["level"].to_numpy()), list(request.levels), train, held_out)
     scores = mean_scores(slices, references.scores) | score_sets(load, sets, actors)
     scores |= score_detectability(load_vqvae, sets, request.precision == "bfloat16", actors)
+    if references.label_maps:
+        maps = np.stack(read_label_maps(out, request.format, sample, references.image_size))
+        measured = measure_labels(images, maps, sample["level"].to_numpy(), len(request.label_classes))
+        scores |= score_label_maps(measured, list(request.levels), references.label_maps)
     return {key: scores[key] for key in MEASURES if key in scores}, len(sets.synthetic.levels)
 
 

@@ -151,6 +151,25 @@ MEASURES = {
             worse="higher",
         ),
         Measure(
+            "tissue_area",
+            "areas of tissues",
+            "difference of the mean areas of each class and level between label maps and held-out ones, as a share of "
+            "the real areas",
+            worse="higher",
+        ),
+        Measure(
+            "tissue_ks",
+            "areas of tissues, KS",
+            "Kolmogorov-Smirnov distance between the same areas, the mean over classes and levels",
+            worse="higher",
+        ),
+        Measure(
+            "label_fit",
+            "fit of label maps",
+            "share of the variance of a slice's grey values that the classes of its label map explain",
+            worse="lower",
+        ),
+        Measure(
             "suspected_copies",
             "suspected copies",
             "share of slices with a lower copy_ratio than 99 % of held-out slices",

@@ -11,6 +11,7 @@ from oasisgen.errors import UserError
 from oasisgen.models.bundle import Bundle
 from oasisgen.progress import Progress
 from oasisgen.quality.gate import limits
+from oasisgen.quality.label_maps import RealLabelMaps, read_real_label_maps
 from oasisgen.quality.sets import compare_slices, select_levels
 from oasisgen.sampling.request import BatchRequest
 
@@ -25,6 +26,7 @@ class ReferenceData:
     train: Stored
     held_out: Stored
     scores: pa.Table  # of held-out slices in the place of synthetic ones: level and OF_SLICES
+    label_maps: RealLabelMaps | None = None  # None: the batch has no label maps, or the data set has others
 
 
 def open_reference_data_set(bundle: Bundle, data: str | None) -> DataSet:
@@ -59,4 +61,7 @@ def read_reference_data(data: DataSet, request: BatchRequest) -> ReferenceData:
     with Progress("reference", len(real.levels), "held-out slices") as progress:
         scores = compare_slices(real, train, held_out, request.base_seed, progress)
     limits(scores, "copies")  # refuse now what could not be judged later: suspected copies are always counted
-    return ReferenceData(data.image_size, train, held_out, scores)
+    maps = None
+    if request.label_classes and request.label_classes == data.label_classes:
+        maps = read_real_label_maps(data, train, held_out)
+    return ReferenceData(data.image_size, train, held_out, scores, maps)

@@ -268,6 +268,8 @@ def test_a_batch_is_complete_and_says_what_it_is(batch: Path, trained: Path) -> 
     assert "unlike real slices: fid is" in " ".join(summary["reasons"])
     assert summary["measures"]["ssim_real"]["value"] == pytest.approx(np.mean([row["ssim_real"] for row in rows]))
     assert 0.3 < summary["measures"]["ssim_train_max"]["floor"] < 1.0  # real against real
+    assert 0.0 < summary["measures"]["tissue_area"]["floor"] < 0.5  # 40 slices of each: about one per level
+    assert 0.5 < summary["measures"]["label_fit"]["floor"] < 1.0
     assert (batch / "report" / "index.html").stat().st_size > 100_000
 
 

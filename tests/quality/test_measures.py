@@ -10,6 +10,7 @@ import torch
 from oasisgen import documents
 from oasisgen.config.generate import GateConfig
 from oasisgen.metrics.fidelity import fidelity
+from oasisgen.metrics.label_maps import area_scores
 from oasisgen.quality.measures import MEASURES, OF_SLICES, Measure, Score, beside
 from oasisgen.quality.nearest import Comparison
 
@@ -30,7 +31,8 @@ def test_a_value_that_is_not_in_the_table_is_no_score() -> None:
 
 def test_every_measure_that_is_computed_is_in_the_table_and_no_other() -> None:
     features = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    of_sets = {"ms_ssim", "detectability", "suspected_copies", *fidelity(features, features)}
+    of_sets = {"ms_ssim", "detectability", "label_fit", "suspected_copies", *fidelity(features, features)}
+    of_sets |= area_scores(np.ones((2, 1)), np.arange(2), np.ones((2, 1)), np.arange(2)).keys()
     assert MEASURES.keys() == of_sets | set(OF_SLICES)
     assert set(OF_SLICES) <= set(Comparison._fields)
 
