@@ -1,5 +1,6 @@
 """The label maps of a batch beside those of real slices: areas of the classes, and the fit of map and slice."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from oasisgen.quality.measures import Scores, beside
 from oasisgen.quality.sets import rows_of_levels
 
 AT_ONCE = 64  # label maps that a task measures
+MOST = 2048  # real label maps of a split that are measured, or one case more; as many as slices of a batch
 
 
 class LabelMaps(NamedTuple):
@@ -39,29 +41,36 @@ def measure_labels(images: np.ndarray, labels: np.ndarray, levels: np.ndarray, c
 
 @dataclass(frozen=True)
 class LabelMeasurer:
-    """Measures batches of real label maps; `slices` has their images."""
+    """Measures real label maps of some cases; `slices` has their images."""
 
     slices: Stored
     classes: int
+    cases: frozenset[str]
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`case`, `level`, `labels` (B, H, W) -> the fields of LabelMaps."""
         feed = self.slices.load()
         names = [zip(block["case"], block["level"].tolist(), strict=True) for block in feed.blocks]
         rows = {name: row for row, name in enumerate(name for block in names for name in block)}
-        wanted = [rows[name] for name in zip(batch["case"], batch["level"].tolist(), strict=True)]
-        images = feed.rows(np.array(wanted, np.int64), "image")
-        return measure_labels(images, batch["labels"], batch["level"], self.classes)._asdict()
+        mine = np.flatnonzero([case in self.cases for case in batch["case"]])
+        if not len(mine):
+            return LabelMaps(np.zeros(0, np.int64), np.zeros((0, self.classes - 1)), np.zeros(0))._asdict()
+        case, level, labels = (batch[name][mine] for name in ("case", "level", "labels"))
+        images = feed.rows(np.array([rows[name] for name in zip(case, level.tolist(), strict=True)], np.int64), "image")
+        return measure_labels(images, labels, level, self.classes)._asdict()
 
 
 def read_real_label_maps(data: DataSet, train: Stored, held_out: Stored) -> RealLabelMaps | None:
-    """The measured label maps of both splits of a data set, whose slices are `train` and `held_out`.
+    """The measured label maps of evenly spaced cases of both splits of a data set, whose slices are `train` and
+    `held_out`.
 
     None if a split has none. Slices without a map are left out. Needs a connected Ray.
     """
 
     def measured(split: str, slices: Stored) -> LabelMaps | None:
-        measurer = LabelMeasurer(slices, len(data.label_classes))
+        cases = list(data.split(split).cases)
+        some = frozenset(cases[place] for place in evenly_spaced(len(cases), math.ceil(MOST / data.levels)))
+        measurer = LabelMeasurer(slices, len(data.label_classes), some)
         maps = read_labels(data, split).map_batches(measurer, batch_size=AT_ONCE, **cluster.tasks())
         batches = [batch for batch in maps.iter_batches(batch_size=None) if len(batch["levels"])]
         if not batches:
