@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -138,6 +139,13 @@ def test_a_batch_is_read_with_pandas_duckdb_and_torchvision(
     said = capsys.readouterr().out
     assert "ssim_train_max" in said
     assert "nearest_case" in said
+
+
+def test_a_summary_is_compacted(batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(recipe("docs/generation.md", "import duckdb").replace(NIGHT, str(batch)), {})
+    compact, summary = (sorted(pq.read_table(place)["id"].to_pylist()) for place in ("night-1", batch / "summary"))
+    assert compact == summary == list(range(40))
 
 
 def test_a_quarantined_batch_is_not_taken(root: str) -> None:

@@ -176,7 +176,7 @@ def read_summary(folder: str) -> None:
     root = folder.rpartition("/")[0]
     storage.write_text(f"{folder}/manifest.json", "{}")
     index.render_index(history.read_batches(root))
-    if last := history.last_released(root, REQUEST, "eyes", but=""):
+    if last := history.last_released(history.read_batches(root), REQUEST, "eyes", but=""):
         gate.judge(SCORES, GateConfig(), last.summary.scores)
     for line in generate.lines(summaries.read_summary(folder)):
         say("generate", line)

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-import pyarrow.compute as pc
 from torch import nn
 
-from oasisgen import __version__, cluster, documents, meters, storage, tables
+from oasisgen import __version__, cluster, documents, meters, storage
 from oasisgen.config.folder import SOFTWARE, require_same_settings, require_same_software, write_settings
 from oasisgen.config.generate import MOST_IDS, GenerateConfig
 from oasisgen.config.ranges import disjoint_ranges, number_ranges
@@ -24,10 +23,11 @@ from oasisgen.pipelines.plan import plan_batch
 from oasisgen.pipelines.slices import MOST_TRIED, BatchJob, make_slices
 from oasisgen.progress import say
 from oasisgen.quality import summary as summaries
-from oasisgen.quality.batch import counts, score_batch
+from oasisgen.quality.batch import score_batch
 from oasisgen.quality.gate import judge, limits
-from oasisgen.quality.history import last_released, name_of, root_of
+from oasisgen.quality.history import last_released, name_of, read_batches, root_of
 from oasisgen.quality.reference import open_reference_data_set, read_reference_data
+from oasisgen.quality.rows import read_rows
 from oasisgen.quality.summary import BatchSummary, Seconds, read_summary
 from oasisgen.reports.batch import write_batch_report
 from oasisgen.reports.index import write_index
@@ -35,7 +35,6 @@ from oasisgen.sampling import manifest as manifests
 from oasisgen.sampling.ids import levels_of_ranges
 from oasisgen.sampling.levels import require_levels, require_trained_levels
 from oasisgen.sampling.manifest import BatchPart, Manifest, is_complete
-from oasisgen.sampling.parts import summary_schema
 from oasisgen.sampling.request import BatchRequest
 
 
@@ -160,32 +159,34 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
     parts = make_slices(job, real, least, held)
     made = time.monotonic()
 
-    schema = summary_schema(bool(request.label_classes))
-    columns = [name for name in schema.names if name not in ("sha256", "labels_sha256")]
-    slices = tables.read_folder(storage.join(out, "summary"), schema, columns)
+    suspect = limits(real.scores, "copies")["copy_ratio"] if real else None
+    rows = read_rows(out, parts, bool(request.label_classes), suspect)
+    totals = rows.totals
     load_vqvae = partial(read_vqvae, job.bundle.uri, expected=job.bundle.digest)
     scores, measured_on = (
-        score_batch(load_features, load_vqvae, request, real, slices, out, job.actors) if real else ({}, 0)
+        score_batch(load_features, load_vqvae, request, real, rows, out, job.actors) if real else ({}, 0)
     )
     root = root_of(out)
     features = request.inception or job.bundle.described.files["features.safetensors"]
-    last = last_released(root, request, features, but=out.rpartition("/")[2]) if root else None
+    others = read_batches(root) if root else []
+    last = last_released(others, request, features, but=out.rpartition("/")[2])
     reasons = judge(scores, request.gate, last.summary.scores if last else None)
-    if len(slices) < request.count:
-        reasons.insert(0, f"only {len(slices)} slices were left of {MOST_TRIED * request.count} tried")
+    if totals.rows < request.count:
+        reasons.insert(0, f"only {totals.rows} slices were left of {MOST_TRIED * request.count} tried")
     summary = BatchSummary(
         verdict="quarantined" if reasons else "released",
         reasons=tuple(reasons),
         compared_with=last.name if last else None,
         scores=scores,
         measured_on=measured_on,
-        slices=len(slices),
+        slices=totals.rows,
         rejected=sum(part.rejected for part in parts),
-        **counts(slices),
+        codes_in_use_mean=totals.mean("codes_in_use"),
+        slices_per_level={str(level): count for level, count in totals.per_level.items()},
         request=request,
         data=data.uri if data else None,
         features=features,
-        devices=tuple(sorted(pc.unique(slices["device"]).to_pylist())),
+        devices=tuple(sorted(totals.devices)),
         version=__version__,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=Seconds(
@@ -195,10 +196,10 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
         ),
     )
     scored, train = (real.scores, real.train.load()) if real else (None, None)
-    report = partial(write_batch_report, out, summary, slices, scored, train, job.bundle.shape.image_size)
+    report = partial(write_batch_report, out, summary, rows, scored, train, job.bundle.shape.image_size)
     seal(out, summary, parts, held, report)
     if root:
-        write_index(root)
+        write_index(root, others)
     return summary
 
 

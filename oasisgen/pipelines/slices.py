@@ -21,14 +21,13 @@ from oasisgen.quality.reference import ReferenceData
 from oasisgen.sampling import formats
 from oasisgen.sampling.ids import GROUP, groups
 from oasisgen.sampling.manifest import BatchPart
-from oasisgen.sampling.parts import commit_part, complete_parts, entry_of
+from oasisgen.sampling.parts import READERS, commit_part, complete_parts, entry_of
 from oasisgen.sampling.png import PngEncoder
 from oasisgen.sampling.request import BatchRequest, PlannedPart
 from oasisgen.sampling.sample import Sampler
 
 GROUPS_PER_BLOCK = 4  # sampled by one task: few, so that little is in memory at once
 IDS_AT_ONCE = 2**20  # in one execution of Ray Data: the driver lists its groups, and each execution starts new actors
-READERS = 16  # parts that are read at the same time
 MOST_TRIED = 2  # times the count: a model is useless if more than half of its slices are rejected
 
 

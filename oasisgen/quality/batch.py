@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray.data
 import torch
 from torch import nn
@@ -20,14 +19,14 @@ from oasisgen.precision import repeatable
 from oasisgen.quality.detectability import score_detectability
 from oasisgen.quality.gate import limits
 from oasisgen.quality.label_maps import measure_labels, score_label_maps
-from oasisgen.quality.measures import MEASURES, OF_SLICES, Scores, beside
+from oasisgen.quality.measures import MEASURES, Scores, beside
 from oasisgen.quality.reference import ReferenceData
+from oasisgen.quality.rows import MOST, BatchRows, Totals
 from oasisgen.quality.sets import Sets, Slices, select_levels, take
 from oasisgen.sampling.parts import read_images, read_label_maps
 from oasisgen.sampling.request import BatchRequest
 
 BATCH = 32
-MOST = 2048  # slices of a batch whose fidelity and variety are measured; more would cost much and change little
 
 
 class FeatureExtractor:
@@ -59,12 +58,7 @@ def mean_scores(slices: pa.Table, reference: pa.Table) -> Scores:
     A slice is suspected if its copy_ratio is lower than that of 99 % of held-out slices.
     """
     suspect = limits(reference, "copies")["copy_ratio"]
-
-    def means(table: pa.Table) -> dict[str, float]:
-        suspected = float((table["copy_ratio"].to_numpy() < suspect).mean())
-        return {key: float(pc.mean(table[key]).as_py()) for key in OF_SLICES} | {"suspected_copies": suspected}
-
-    return beside(means(slices), means(reference))
+    return beside(*(Totals(suspect).add(table).means for table in (slices, reference)))
 
 
 def equal_sets(synthetic: Slices, levels: list[int], train: Feed, held_out: Feed) -> Sets:
@@ -99,7 +93,7 @@ def score_batch(
     load_vqvae: Callable[[], VQVAE],
     request: BatchRequest,
     references: ReferenceData,
-    slices: pa.Table,
+    rows: BatchRows,
     out: str,
     actors: cluster.Actors,
 ) -> tuple[Scores, int]:
@@ -107,25 +101,17 @@ def score_batch(
 
     `load` reads the feature network, `load_vqvae` the VQ-VAE that decoded the slices.
     """
-    if not len(slices):
+    if not rows.totals.rows:
         return {}, 0
-    sample = slices.take(evenly_spaced(len(slices), MOST))
-    images = np.stack(read_images(out, request.format, sample, references.image_size))
+    images = np.stack(read_images(out, request.format, rows.measured, references.image_size))
     train, held_out = (split.load() for split in (references.train, references.held_out))
-    sets = equal_sets(Slices(images, sample["level"].to_numpy()), list(request.levels), train, held_out)
-    scores = mean_scores(slices, references.scores) | score_sets(load, sets, actors)
+    levels = rows.measured["level"].to_numpy()
+    sets = equal_sets(Slices(images, levels), list(request.levels), train, held_out)
+    scores = beside(rows.totals.means, Totals(rows.totals.suspect).add(references.scores).means)
+    scores |= score_sets(load, sets, actors)
     scores |= score_detectability(load_vqvae, sets, request.precision == "bfloat16", actors)
     if references.label_maps:
-        maps = np.stack(read_label_maps(out, request.format, sample, references.image_size))
-        measured = measure_labels(images, maps, sample["level"].to_numpy(), len(request.label_classes))
+        maps = np.stack(read_label_maps(out, request.format, rows.measured, references.image_size))
+        measured = measure_labels(images, maps, levels, len(request.label_classes))
         scores |= score_label_maps(measured, list(request.levels), references.label_maps)
     return {key: scores[key] for key in MEASURES if key in scores}, len(sets.synthetic.levels)
-
-
-def counts(slices: pa.Table) -> dict[str, Any]:
-    """Codes in use per slice, and slices per level."""
-    levels = pc.value_counts(slices["level"]).to_pylist()
-    return {
-        "codes_in_use_mean": pc.mean(slices["codes_in_use"]).as_py(),
-        "slices_per_level": {str(entry["values"]): entry["counts"] for entry in levels},
-    }

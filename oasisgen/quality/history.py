@@ -1,5 +1,6 @@
 """The batches of one root: the summary of each, and which was released last."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -47,18 +48,20 @@ class FinishedBatch:
         return "quarantined" if self.utility and self.utility.reasons else self.summary.verdict
 
 
-def read_batches(root: str) -> list[FinishedBatch]:
+def read_batches(root: str, known: Iterable[FinishedBatch] = ()) -> list[FinishedBatch]:
     """The batches of a root that have a manifest, the oldest first.
 
-    One whose summary is damaged or of another version is named and left out.
+    One whose summary is damaged or of another version is named and left out. The summaries of `known` ones are not
+    read again, but their utility is: a probe may have added it.
     """
+    summaries = {batch.name: batch.summary for batch in known}
 
     def read(name: str) -> FinishedBatch | None:
-        if not is_complete(storage.join(root, name)):
+        uri = storage.join(root, name)
+        if name not in summaries and not is_complete(uri):
             return None
         try:
-            uri = storage.join(root, name)
-            return FinishedBatch(name, read_summary(uri), find_utility(uri))
+            return FinishedBatch(name, summaries.get(name) or read_summary(uri), find_utility(uri))
         except (FileNotFoundError, InvalidFile) as error:
             say("batches", f"{name} is left out: {error}")
             return None
@@ -68,15 +71,17 @@ def read_batches(root: str) -> list[FinishedBatch]:
     return sorted(batches, key=lambda batch: (batch.summary.finished, batch.name))
 
 
-def last_released(root: str, request: BatchRequest, features: str, but: str) -> FinishedBatch | None:
+def last_released(
+    batches: Iterable[FinishedBatch], request: BatchRequest, features: str, but: str
+) -> FinishedBatch | None:
     """The last released batch, other than `but`, that can be compared with one of this `request`; None without one.
 
-    Its slices were measured with the same feature network, whose digest is `features`. If a newer one was measured with
-    another network, this prints that it is not compared.
+    The oldest of `batches` comes first. The slices were measured with the same feature network, whose digest is
+    `features`. If a newer batch was measured with another network, this prints that it is not compared.
     """
     alike = [
         batch
-        for batch in read_batches(root)
+        for batch in batches
         if batch.name != but
         and batch.verdict == "released"
         and all(getattr(batch.summary.request, name) == getattr(request, name) for name in SAME)

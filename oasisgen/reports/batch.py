@@ -4,21 +4,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from oasisgen import storage
 from oasisgen.data.feed import Feed, evenly_spaced
 from oasisgen.data.labels import legend
 from oasisgen.quality.measures import MEASURES, OF_SLICES
+from oasisgen.quality.rows import BatchRows
 from oasisgen.quality.summary import BatchSummary
 from oasisgen.reports import figures
 from oasisgen.reports.page import Picture, Section, render
 from oasisgen.sampling.parts import read_images, read_label_maps
 from oasisgen.sampling.request import BatchRequest
 
-PER_LEVEL = 2  # slices shown of each level
 LEVELS_SHOWN = 32  # at most
-EXTREMES = 10  # slices shown of those with the lowest scores
 
 STEPS = {"floor": "references"}  # fields of `seconds` in the summary -> their names on the page
 
@@ -31,20 +29,20 @@ print(slices.groupby("level")[["ssim_real", "ssim_train_max"]].mean())"""
 def write_batch_report(
     out: str,
     summary: BatchSummary,
-    slices: pa.Table,
+    rows: BatchRows,
     reference: pa.Table | None,
     train: Feed | None,
     image_size: tuple[int, int],
 ) -> None:
     """Write `<out>/report/index.html`.
 
-    `slices` are the batch's summary table, `reference` the measures of held-out slices and `train` the training slices.
-    The last two are None for a batch that was not measured.
+    `rows` are those of the batch's summary, `reference` the measures of held-out slices, and `train` the training
+    slices. The last two are None for a batch that was not measured.
     """
     gallery = Gallery(out, summary.request, train, image_size)
-    sections = [measures_section(summary), levels_section(slices, gallery)]
-    if reference is not None and len(slices):
-        sections += [distributions_section(slices, reference), *extremes_sections(slices, gallery)]
+    sections = [measures_section(summary), levels_section(rows.firsts, gallery)]
+    if reference is not None and rows.totals.rows:
+        sections += [distributions_section(rows, reference), *extremes_sections(rows.lowest, gallery)]
     sections += [Section("Load the summary", code=LOADING.format(out=out)), provenance_section(summary)]
     page = render(
         title=f"{summary.slices} synthetic slices",
@@ -83,48 +81,45 @@ def measures_section(summary: BatchSummary) -> Section:
     )
 
 
-def levels_section(slices: pa.Table, gallery: "Gallery") -> Section:
+def levels_section(firsts: pa.Table, gallery: "Gallery") -> Section:
     """The first slices of each level, or of LEVELS_SHOWN evenly spaced ones."""
-    by_level = np.argsort(slices["level"].to_numpy(), kind="stable")
-    levels = slices["level"].to_numpy()[by_level]
+    levels = firsts["level"].to_numpy()
     there = np.unique(levels)
     shown = there[evenly_spaced(len(there), LEVELS_SHOWN)]
     which = "each level" if len(shown) == len(there) else f"{len(shown)} of the {len(there)} levels"
-    firsts = [by_level[levels == level][:PER_LEVEL] for level in shown]
     beside = ", each beside its nearest training slice" if gallery.train else ""
     names = [of.name for of in gallery.request.label_classes]
     maps = f" The second picture of each has its label map over it: {legend(names)}." if names else ""
+    text = f"The first sample ids of {which}, not hand-picked{beside}.{maps}"
     return Section(
         "Slices by level",
-        f"The first sample ids of {which}, not hand-picked{beside}.{maps}" if firsts else "The batch has no slices.",
-        pictures=gallery.pictures(slices.take(np.concatenate(firsts))) if firsts else (),
+        text if len(firsts) else "The batch has no slices.",
+        pictures=gallery.pictures(firsts.filter(np.isin(levels, shown))) if len(firsts) else (),
         filter="Level",
     )
 
 
-def distributions_section(slices: pa.Table, reference: pa.Table) -> Section:
+def distributions_section(rows: BatchRows, reference: pa.Table) -> Section:
     """Histograms of what each slice scores."""
     titles = {key: MEASURES[key].label for key in OF_SLICES} | {"codes_in_use": "codes in use"}
-    return Section("Distributions over slices", figure=figures.distributions(slices, reference, titles))
+    shown, count = len(rows.plotted), rows.totals.rows
+    text = f"Of {shown} evenly spaced slices." if shown < count else ""
+    return Section("Distributions over slices", text, figure=figures.distributions(rows.plotted, reference, titles))
 
 
-def extremes_sections(slices: pa.Table, gallery: "Gallery") -> list[Section]:
+def extremes_sections(lowest: dict[str, pa.Table], gallery: "Gallery") -> list[Section]:
     """The slices that are most similar to training slices, and those least similar to real ones."""
-
-    def lowest(key: str) -> tuple[Picture, ...]:
-        return gallery.pictures(slices.take(pc.sort_indices(slices, [(key, "ascending")])[:EXTREMES]))
-
     return [
         Section(
             "Nearest to the training data",
             "The slices with the lowest copy ratio, each beside its nearest training slice, which is shown as it is "
             "stored: it may have matched when mirrored or shifted.",
-            pictures=lowest("copy_ratio"),
+            pictures=gallery.pictures(lowest["copy_ratio"]),
         ),
         Section(
             "Least like real slices",
             "The slices with the lowest SSIM to real slices, each beside its nearest training slice.",
-            pictures=lowest("ssim_real"),
+            pictures=gallery.pictures(lowest["ssim_real"]),
         ),
     ]
 

@@ -1,6 +1,8 @@
 """The page of all batches of one root, with trends."""
 
+import datetime
 import math
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +15,9 @@ from oasisgen.reports.page import render
 
 MOST_WRITES = 10  # times that the page is written, as long as more batches finish
 
+MOST_POINTS = 400  # on a curve: so many of the newest batches
+DAYS = "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"
+
 TITLE = "All batches"
 OURS = f"<title>{TITLE}</title>".encode()
 
@@ -24,8 +29,8 @@ WORK = "slices/s", "hours", "model", "feature network", "base seed"
 TRENDS = {"fidelity": "fid", "variety": "ms_ssim", "copies": "suspected_copies"}  # title of a panel -> measure
 
 
-def write_index(root: str) -> None:
-    """Write `<root>/index.html`: every batch in a table, newest first, with trends.
+def write_index(root: str, known: Iterable[FinishedBatch] = ()) -> None:
+    """Write `<root>/index.html`: every batch in a table, newest first, with trends; `known` ones are not read again.
 
     A page under that name that this program did not write is left unchanged. Call it after the batch's manifest is
     written. Two batches that end together overwrite each other's page, so each writes it until no batch was added in
@@ -36,10 +41,10 @@ def write_index(root: str) -> None:
         if OURS not in storage.read_bytes(page):
             say("report", f"{page} was not written by oasisgen: the page of all batches is not written")
             return
-    batches = read_batches(root)
+    batches = read_batches(root, known)
     for _ in range(MOST_WRITES):
         storage.write_bytes(page, render_index(batches))
-        shown, batches = batches, read_batches(root)
+        shown, batches = batches, read_batches(root, batches)
         if batches == shown:
             return
 
@@ -47,7 +52,7 @@ def write_index(root: str) -> None:
 def render_index(batches: list[FinishedBatch]) -> bytes:
     """The page of `batches`, in the order in which they were finished."""
     panels = {title: [JUDGED[key], f"{JUDGED[key]}, real"] for title, key in TRENDS.items()} | {"speed": ["slices/s"]}
-    points = [trend_point(number, batch) for number, batch in enumerate(batches, 1)]
+    points = [trend_point(number, batch) for number, batch in enumerate(batches, 1)][-MOST_POINTS:]
     return render(
         "batches.html",
         title=TITLE,
@@ -55,6 +60,7 @@ def render_index(batches: list[FinishedBatch]) -> bytes:
         "not comparable between feature networks. Utility, once a batch is probed: Dice of a segmenter trained on it "
         "over that of one trained on real slices, for the class where it is lowest. Use released batches only.",
         figure=figures.curves(points, panels, "batch") if points else "",
+        trends="Trends" if len(points) == len(batches) else f"Trends of the last {len(points)} batches",
         columns=[*ABOUT, *JUDGED.values(), UTILITY, *WORK],
         batches=[table_row(batch) for batch in reversed(batches)],
     )
@@ -64,6 +70,8 @@ def table_row(batch: FinishedBatch) -> dict[str, Any]:
     """A batch's row of the table: the values of the first columns, and the `cells` of the others."""
     summary, scores = batch.summary, batch.summary.scores
     finished = summary.finished.replace("T", " ").partition("+")[0]
+    with suppress(ValueError):  # the field is only known to be a text
+        finished = f"{finished} {DAYS[datetime.date.fromisoformat(finished[:10]).weekday()]}"
     hours = sum(summary.seconds.to_json().values()) / 3600
     cells = [
         *(finished, summary.slices, summary.rejected),
@@ -74,6 +82,7 @@ def table_row(batch: FinishedBatch) -> dict[str, Any]:
     ]
     return {
         "name": batch.name,
+        "day": finished[:10],
         "verdict": batch.verdict,
         "reasons": "; ".join(batch.reasons),
         "cells": cells,

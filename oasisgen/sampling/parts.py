@@ -32,6 +32,7 @@ SUMMARY = pa.schema(
         ("device", pa.string()),
     ]
 )
+READERS = 16  # parts that are read at the same time
 PART_NAME = re.compile(r"part-(\d{5}|[1-9]\d{5,})\.parquet")
 LABELS = [pa.field("labels_file", pa.string()), pa.field("labels_sha256", pa.string())]
 

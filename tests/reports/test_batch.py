@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from oasisgen.quality.measures import Score
+from oasisgen.quality.rows import gather
 from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports.batch import write_batch_report
-from oasisgen.sampling.parts import SUMMARY
 from tests.conftest import requested
 
 BATCH = BatchSummary(
@@ -36,7 +36,7 @@ BATCH = BatchSummary(
 def test_the_report_names_the_features_that_were_used(inception: str | None, says: str, tmp_path: Path) -> None:
     request = replace(BATCH.request, inception=inception)
     summary = replace(BATCH, request=request, features=inception or BATCH.features)
-    write_batch_report(str(tmp_path), summary, SUMMARY.empty_table(), None, None, (256, 256))
+    write_batch_report(str(tmp_path), summary, gather([], [], None), None, None, (256, 256))
     page = (tmp_path / "report" / "index.html").read_text()
     assert says in page
     assert ("Inception" in page) == bool(inception)

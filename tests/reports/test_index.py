@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,11 +7,11 @@ from typing import Any
 import pytest
 
 from oasisgen import storage
-from oasisgen.quality.history import last_released, name_of, read_batches, root_of
+from oasisgen.quality.history import FinishedBatch, last_released, name_of, read_batches, root_of
 from oasisgen.quality.measures import Score
 from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports import figures
-from oasisgen.reports.index import write_index
+from oasisgen.reports.index import MOST_POINTS, render_index, write_index
 from tests.conftest import one_line, requested
 
 REQUEST = requested(count=10, levels=(1, 2), data_fingerprint="f")
@@ -39,7 +40,7 @@ def test_the_batches_of_a_root_are_found_and_shown(place: str) -> None:
     root = f"{place}/batches"
     assert root_of(f"{root}/first") == root
     assert root_of(f"{place}/elsewhere/first") is None
-    assert last_released(root, REQUEST, "eyes", but="tonight") is None
+    assert last_released(read_batches(root), REQUEST, "eyes", but="tonight") is None
     write_batch(root, "b-first", 1)
     write_batch(root, "a-second", 2)
     write_batch(root, "third", 3, verdict="quarantined", reasons=["too <little> variety"], measures={})
@@ -48,7 +49,7 @@ def test_the_batches_of_a_root_are_found_and_shown(place: str) -> None:
     storage.write_text(f"{root}/unfinished/config.json", "{}")
     storage.write_text(f"{root}/older/summary.json", "{}")
     assert [each.name for each in read_batches(root)] == ["b-first", "a-second", "third", "other", "other-eyes"]
-    last = last_released(root, REQUEST, "eyes", but="tonight")
+    last = last_released(read_batches(root), REQUEST, "eyes", but="tonight")
     assert last
     assert last.name == "a-second"
 
@@ -67,11 +68,11 @@ def test_a_newer_batch_that_another_feature_network_measured_is_named_and_not_co
     root = f"{tmp_path}/batches"
     write_batch(root, "other", 1, features="other eyes")
     write_batch(root, "older", 2, features=None)  # an old version's
-    assert last_released(root, REQUEST, "eyes", but="tonight") is None
+    assert last_released(read_batches(root), REQUEST, "eyes", but="tonight") is None
     said = one_line(capsys.readouterr().out)
     assert "older is not compared, though released: another feature network (unknown) measured it" in said
     write_batch(root, "same", 3)
-    assert last_released(root, REQUEST, "eyes", but="tonight").name == "same"  # type: ignore[union-attr]
+    assert last_released(read_batches(root), REQUEST, "eyes", but="tonight").name == "same"  # type: ignore[union-attr]
     assert capsys.readouterr().out == ""
     write_index(root)
     page = storage.read_bytes(f"{root}/index.html").decode()
@@ -101,8 +102,8 @@ def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_its
     write_batch(root, "killed", 2)
     storage.remove(f"{root}/killed/manifest.json")
     assert [each.name for each in read_batches(root)] == ["first"]
-    assert last_released(root, REQUEST, "eyes", but="second").name == "first"  # type: ignore[union-attr]
-    assert last_released(root, REQUEST, "eyes", but="first") is None
+    assert last_released(read_batches(root), REQUEST, "eyes", but="second").name == "first"  # type: ignore[union-attr]
+    assert last_released(read_batches(root), REQUEST, "eyes", but="first") is None
 
 
 def test_a_batch_that_ends_while_another_writes_the_page_is_on_it(
@@ -136,6 +137,36 @@ def test_a_page_of_somebody_else_is_left_alone(tmp_path: Path, capsys: pytest.Ca
         write_index(root)
     assert "first/report/" in page.read_text()
     assert "not written by oasisgen" not in capsys.readouterr().out
+
+
+def test_batches_that_are_known_are_not_read_again_but_leave_with_their_folders(tmp_path: Path) -> None:
+    root = f"{tmp_path}/batches"
+    for hour, name in enumerate(("first", "second", "third")):
+        write_batch(root, name, hour)
+    known = read_batches(root)
+    storage.write_text(f"{root}/first/summary.json", "no longer JSON")
+    shutil.rmtree(f"{root}/second")
+    write_batch(root, "fourth", 5)
+    assert [batch.name for batch in read_batches(root, known)] == ["first", "third", "fourth"]
+    assert read_batches(root, known)[0] == known[0]
+    write_index(root, known)
+    assert "first/report/" in storage.read_bytes(f"{root}/index.html").decode()
+
+
+def test_the_curves_show_the_newest_of_many_batches_and_the_table_all_with_their_weekdays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[list[dict[str, Any]]] = []
+    monkeypatch.setattr(figures, "curves", lambda points, *_: drawn.append(points) or "")
+    tuesday = replace(SUMMARY, finished="2026-11-24T01:00:00+00:00")
+    nights = [FinishedBatch(f"night-{number}", tuesday) for number in range(MOST_POINTS + 2)]
+    nights[-1] = FinishedBatch("undated", replace(SUMMARY, finished="some day"))
+    page = render_index(nights).decode()
+    assert [point["batch"] for point in drawn[0]] == list(range(3, MOST_POINTS + 3))
+    assert f"Trends of the last {MOST_POINTS} batches" not in page  # there is no figure without curves
+    assert page.count("/report/index.html") == MOST_POINTS + 2
+    assert page.count("<td>2026-11-24 01:00:00 Tue</td>") == MOST_POINTS + 1
+    assert "<td>some day</td>" in page
 
 
 def test_two_batches_differ_in_whatever_folders_they_lie() -> None:

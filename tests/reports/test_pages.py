@@ -1,7 +1,9 @@
 """The report of a batch and the page of all batches, in a real browser."""
 
+import datetime
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
+
+from oasisgen.quality.history import FinishedBatch
+from oasisgen.reports.index import render_index
+from tests.reports.test_index import SUMMARY
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,42 @@ def test_the_page_of_all_batches_filters_and_leads_to_the_report(browser: Chrome
         assert len(shown(browser, "#batches tr")) == rows
     browser.find_element(By.LINK_TEXT, batch.name).click()
     assert browser.title == "40 synthetic slices"
+
+
+def test_among_hundreds_of_batches_one_is_found(browser: Chrome, tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    nights = [FinishedBatch(f"night-{number}", replace(SUMMARY, finished=day_of(number))) for number in range(230)]
+    page.write_bytes(render_index(nights))
+    browser.get(page.as_uri())
+    assert is_sound(browser)
+
+    def names() -> list[str]:
+        return [row.text.split()[0] for row in shown(browser, "#batches tr")]
+
+    def control(name: str) -> WebElement:
+        return browser.find_element(By.NAME, name)
+
+    assert names() == [f"night-{number}" for number in range(229, 179, -1)]
+    assert not control("newer").is_enabled()
+    for _ in range(4):
+        control("older").click()
+    assert names() == [f"night-{number}" for number in range(29, -1, -1)]
+    assert not control("older").is_enabled()
+    control("words").send_keys("tue RELEASED")
+    assert names() == [f"night-{number}" for number in range(229, -1, -7)]  # from the first page on
+    browser.execute_script(
+        "for (const name of ['from', 'to']) document.querySelector(`[name=${name}]`).value = '2026-11-24';"
+        "document.querySelector('[name=to]').dispatchEvent(new Event('input', {bubbles: true}));"
+    )
+    assert names() == ["night-229"]
+    Select(control("verdict")).select_by_visible_text("quarantined")
+    assert (names(), control("count").text) == ([], "none")
+
+
+def day_of(number: int) -> str:
+    """The last of 230 nights is that of a Tuesday."""
+    day = datetime.date(2026, 11, 24) - datetime.timedelta(days=229 - number)
+    return f"{day.isoformat()}T03:00:00+00:00"
 
 
 def test_a_phone_need_not_scroll_sideways(browser: Chrome, batch: Path) -> None:
