@@ -157,7 +157,12 @@ def test_the_curves_show_the_newest_of_many_batches_and_the_table_all_with_their
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[list[dict[str, Any]]] = []
-    monkeypatch.setattr(figures, "curves", lambda points, *_: drawn.append(points) or "")
+
+    def curves(points: list[dict[str, Any]], *_: Any) -> str:
+        drawn.append(points)
+        return ""
+
+    monkeypatch.setattr(figures, "curves", curves)
     tuesday = replace(SUMMARY, finished="2026-11-24T01:00:00+00:00")
     nights = [FinishedBatch(f"night-{number}", tuesday) for number in range(MOST_POINTS + 2)]
     nights[-1] = FinishedBatch("undated", replace(SUMMARY, finished="some day"))
