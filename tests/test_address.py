@@ -59,6 +59,7 @@ JOBS = {
 CALLS = [
     *((job, flags, name) for job, flags in JOBS.items() for name in re.findall(r"--(\w+)", flags)),
     ("generate", "--verify b", "verify"),
+    ("evaluate", "--batch b", "batch"),
 ]
 
 

@@ -210,7 +210,7 @@ def test_pairs_of_a_batch_are_read_with_datasets(batch: Path, tmp_path: Path, mo
 
 def test_every_block_of_python_is_run() -> None:
     """By the tests above: a new block needs one too."""
-    assert len(recipes("python")) == 8
+    assert len(recipes("python")) == 9
 
 
 @pytest.mark.slow

@@ -276,7 +276,7 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     shape = {"components": 8, "channels": 8, "decoding_steps": 3, "positions": 256}
     state: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
     config = tiny(data, tmp_path / "run")
-    config = replace(config, prior="masked", masked=replace(config.masked, **shape, **state))
+    config = replace(config, prior="masked", feed="memory", masked=replace(config.masked, **shape, **state))
     write_settings(config.out, asdict(config) | {"data_fingerprint": data.fingerprint})
     for name in ("vqvae", "labels", "metrics", "codes"):
         shutil.copytree(trained / name, tmp_path / "run" / name)
