@@ -28,7 +28,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class PairColumns(Columns):
-    """Reads `image` and `labels` of the slices in `wanted`, (case, level), all of which have a label map."""
+    """Reads `image` and `labels` of the slices in `wanted`, (case, level), that have a label map."""
 
     wanted: Collection[tuple[str, int]] = field(default_factory=frozenset)
 
@@ -36,6 +36,7 @@ class PairColumns(Columns):
         """As that of Columns, with `labels` (N, H, W) beside `image`."""
         names = zip(*(table[name].to_pylist() for name in NAME), strict=True)
         table = table.filter(pa.array([name in self.wanted for name in names], pa.bool_()))
+        table = table.filter(table["labels"].is_valid())
         labels = Columns("labels", self.dtype, self.shape, ()).decode(table)
         return Columns("image", self.dtype, self.shape, (*NAME, "subject")).decode(table) | labels
 
@@ -55,7 +56,7 @@ def read_pairs(data: DataSet, split: str, wanted: Collection[tuple[str, int]]) -
     """The slices of a split that are `wanted`, (case, level), as a Ray data set of `case`, `subject`, `level`, and
     `image` and `labels`, both (H, W) uint8.
 
-    Each of them must have a label map. Raises as `read_slices`.
+    They have the order of the split; slices without a label map are left out. Raises as `read_slices`.
     """
     data.require_whole(split)
     columns = PairColumns("image", np.uint8, data.image_size, (*NAME, "subject", "labels"), wanted)

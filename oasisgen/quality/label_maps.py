@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from oasisgen import cluster
-from oasisgen.data.feed import Stored, evenly_spaced
-from oasisgen.data.slices import DataSet, read_labels
+from oasisgen.data.feed import evenly_spaced
+from oasisgen.data.pairs import read_pairs
+from oasisgen.data.slices import DataSet
 from oasisgen.metrics.label_maps import area_scores, class_areas, label_fit
 from oasisgen.quality.measures import Scores, beside
 from oasisgen.quality.sets import rows_of_levels
@@ -39,46 +42,30 @@ def measure_labels(images: np.ndarray, labels: np.ndarray, levels: np.ndarray, c
     return LabelMaps(levels, class_areas(labels, classes), fit)
 
 
-@dataclass(frozen=True)
-class LabelMeasurer:
-    """Measures real label maps of some cases; `slices` has their images."""
-
-    slices: Stored
-    classes: int
-    cases: frozenset[str]
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """`case`, `level`, `labels` (B, H, W) -> the fields of LabelMaps."""
-        feed = self.slices.load()
-        names = [zip(block["case"], block["level"].tolist(), strict=True) for block in feed.blocks]
-        rows = {name: row for row, name in enumerate(name for block in names for name in block)}
-        mine = np.flatnonzero([case in self.cases for case in batch["case"]])
-        if not len(mine):
-            return LabelMaps(np.zeros(0, np.int64), np.zeros((0, self.classes - 1)), np.zeros(0))._asdict()
-        case, level, labels = (batch[name][mine] for name in ("case", "level", "labels"))
-        images = feed.rows(np.array([rows[name] for name in zip(case, level.tolist(), strict=True)], np.int64), "image")
-        return measure_labels(images, labels, level, self.classes)._asdict()
+def measure_pairs(batch: dict[str, Any], classes: int) -> dict[str, Any]:
+    """`image` and `labels` (B, H, W) uint8, `level` (B,) -> the fields of LabelMaps."""
+    return measure_labels(batch["image"], batch["labels"], batch["level"], classes)._asdict()
 
 
-def read_real_label_maps(data: DataSet, train: Stored, held_out: Stored) -> RealLabelMaps | None:
-    """The measured label maps of evenly spaced cases of both splits of a data set, whose slices are `train` and
-    `held_out`.
+def read_real_label_maps(data: DataSet) -> RealLabelMaps | None:
+    """The measured label maps of evenly spaced cases of both splits of a data set.
 
     None if a split has none. Slices without a map are left out. Needs a connected Ray.
     """
+    measure = partial(measure_pairs, classes=len(data.label_classes))
 
-    def measured(split: str, slices: Stored) -> LabelMaps | None:
+    def measured(split: str) -> LabelMaps | None:
         cases = list(data.split(split).cases)
-        some = frozenset(cases[place] for place in evenly_spaced(len(cases), math.ceil(MOST / data.levels)))
-        measurer = LabelMeasurer(slices, len(data.label_classes), some)
-        maps = read_labels(data, split).map_batches(measurer, batch_size=AT_ONCE, **cluster.tasks())
+        some = [cases[place] for place in evenly_spaced(len(cases), math.ceil(MOST / data.levels))]
+        pairs = read_pairs(data, split, frozenset(product(some, range(data.levels))))
+        maps = pairs.map_batches(measure, batch_size=AT_ONCE, **cluster.tasks())
         batches = [batch for batch in maps.iter_batches(batch_size=None) if len(batch["levels"])]
         if not batches:
             return None
         return LabelMaps(*(np.concatenate([np.array(batch[name]) for batch in batches]) for name in LabelMaps._fields))
 
-    of_train, of_held_out = measured("train", train), measured("validate", held_out)
-    return RealLabelMaps(of_train, of_held_out) if of_train and of_held_out else None
+    train, held_out = measured("train"), measured("validate")
+    return RealLabelMaps(train, held_out) if train and held_out else None
 
 
 def score_label_maps(maps: LabelMaps, levels: list[int], real: RealLabelMaps) -> Scores:

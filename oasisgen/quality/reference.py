@@ -63,5 +63,5 @@ def read_reference_data(data: DataSet, request: BatchRequest) -> ReferenceData:
     limits(scores, "copies")  # refuse now what could not be judged later: suspected copies are always counted
     maps = None
     if request.label_classes and request.label_classes == data.label_classes:
-        maps = read_real_label_maps(data, train, held_out)
+        maps = read_real_label_maps(data)
     return ReferenceData(data.image_size, train, held_out, scores, maps)

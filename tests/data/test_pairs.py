@@ -21,3 +21,6 @@ def test_only_the_wanted_slices_are_read_each_with_its_label_map() -> None:
     assert read["image"].tolist() == [[[30] * 3] * 2]
     assert read["labels"].tolist() == [[[3] * 3] * 2]
     assert columns.decode(table.slice(0, 2))["labels"].shape == (0, 2, 3)
+    everything = PairColumns("image", np.uint8, (2, 3), columns.others, {("a", 1), ("a", 2), ("b", 1)}).decode(table)
+    assert everything["case"].tolist() == ["a", "b"]  # one has no label map
+    assert len(everything["image"]) == len(everything["labels"]) == 2
