@@ -19,7 +19,7 @@ from oasisgen.data.slices import read_slices
 from oasisgen.metrics.detectability import STEPS, Labelled
 from oasisgen.models.bundle import read_bundle, read_vqvae
 from oasisgen.quality.batch import equal_sets
-from oasisgen.quality.detectability import auc, redraw, subjects_of
+from oasisgen.quality.detectability import auc, labelled, redraw
 from oasisgen.quality.reference import open_reference_data_set
 
 
@@ -57,10 +57,10 @@ def main() -> None:
         synthetic, *real = equal_sets(made, bundle.trained_levels, train, held_out)
         load = partial(read_vqvae, bundle.uri, bundle.digest)
         of_held_out, of_training = (
-            Labelled(redraw(load, its.images, not arguments.float32, cluster.Actors()), subjects_of(its))
+            labelled(its._replace(images=redraw(load, its.images, not arguments.float32, cluster.Actors())))
             for its in real
         )
-        of_batch = Labelled(synthetic.images, np.arange(len(synthetic.levels)))
+        of_batch = labelled(synthetic)
         print(f"\n{len(synthetic.levels)} slices of each kind, {arguments.steps} steps, {arguments.seeds} seeds")
         print("\n| against held-out slices | part | AUC | deviation | each | s |")
         print("| --- | --- | --- | --- | --- | --- |")

@@ -27,11 +27,11 @@ from oasisgen.config.presets import PRESETS
 from oasisgen.data.feed import Feed, Stored, evenly_spaced, store
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet, open_data_set, read_slices
-from oasisgen.metrics.detectability import MOST, Labelled
+from oasisgen.metrics.detectability import MOST
 from oasisgen.models.bundle import read_features
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.quality.batch import equal_sets, mean_scores, score_sets
-from oasisgen.quality.detectability import auc
+from oasisgen.quality.detectability import auc, labelled
 from oasisgen.quality.sets import Sets, Slices, compare_slices, select_levels, take
 from oasisgen.training.features import blur
 from oasisgen.training.shared_features import features_of
@@ -160,11 +160,7 @@ def read_scores(
 
 def told_apart(sets: Sets) -> float:
     """Detectability of these slices, which no VQ-VAE has decoded: nor has it those that they are compared with."""
-    synthetic, real = (take(its, evenly_spaced(len(its.levels), MOST)) for its in (sets.synthetic, sets.real))
-    pair = [
-        Labelled(its.images, np.arange(len(its.levels)) if its.subjects is None else its.subjects)
-        for its in (real, synthetic)
-    ]
+    pair = [labelled(take(its, evenly_spaced(len(its.levels), MOST))) for its in (sets.real, sets.synthetic)]
     return ray.get(ray.remote(auc).options(num_cpus=cluster.ACTOR_CPUS).remote(*pair))
 
 

@@ -52,8 +52,8 @@ def score_detectability(load: Callable[[], VQVAE], sets: Sets, mixed: bool, acto
     of_real, of_training = np.split(
         redraw(load, np.concatenate([real.images, training.images]), mixed, actors), [len(rows)]
     )
-    held_out = Labelled(of_real, subjects_of(real))
-    candidates = Labelled(synthetic.images, np.arange(len(rows))), Labelled(of_training, subjects_of(training))
+    held_out = labelled(real._replace(images=of_real))
+    candidates = labelled(synthetic), labelled(training._replace(images=of_training))
     value, reference = ray.get(
         [
             ray.remote(auc).options(num_cpus=cluster.ACTOR_CPUS, num_gpus=actors.gpus).remote(held_out, candidate)
@@ -63,10 +63,9 @@ def score_detectability(load: Callable[[], VQVAE], sets: Sets, mixed: bool, acto
     return beside({"detectability": value}, {"detectability": reference})
 
 
-def subjects_of(slices: Slices) -> np.ndarray:
-    """The subject of each slice (N,)."""
-    assert slices.subjects is not None
-    return slices.subjects
+def labelled(slices: Slices) -> Labelled:
+    """These slices; of synthetic ones, each is a subject of its own."""
+    return Labelled(*slices[:2], np.arange(len(slices.levels)) if slices.subjects is None else slices.subjects)
 
 
 def auc(real: Labelled, others: Labelled, seed: int = 0, steps: int = STEPS) -> float:
