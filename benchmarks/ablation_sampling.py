@@ -64,11 +64,14 @@ def main() -> None:
     parser.add_argument("run", help="URI of a run or bundle of `--prior masked`")
     parser.add_argument("--count", type=int, default=512, help="slices of each way")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.9, 0.8, 0.7])
+    parser.add_argument("--redrawn", type=float, help="share of the codes drawn again; if not given, the bundle's own")
     parser.add_argument("--float32", action="store_true", help="where the CPU has bfloat16, too")
     parser.add_argument("--decoding-steps", type=int, nargs="+", default=[8, 12])
     arguments = parser.parse_args()
     bundle = read_bundle(arguments.run)
     trained_with = bundle.prior.config
+    if arguments.redrawn is not None:
+        trained_with = replace(trained_with, redrawn=arguments.redrawn)
     with cluster.connection():
         data = open_reference_data_set(bundle, None)
         train, held_out = (store(read_slices(data, split)).load() for split in ("train", "validate"))

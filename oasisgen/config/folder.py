@@ -89,7 +89,8 @@ _PLACEMENT = (
     "dry_run",
 )
 
-ADDED = {"feed": "memory"}  # settings that runs of older versions lack, with the values that those had
+# Settings that runs and bundles of older versions lack, with the values that those had
+ADDED: dict[str, Any] = {"feed": "memory", "masked.redrawn": 0.0}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -143,13 +143,10 @@ class DCGANConfig:
         check_least(self, "dcgan", 0, "commitment", "r1_weight")
         check("dcgan.noise", self.noise, self.noise >= 0, "at least 0")
         check("dcgan.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
-        check("dcgan.beta1", self.beta1, 0 <= self.beta1 < 1, "from 0 to below 1")
-        check(
-            "dcgan.collapse_threshold", self.collapse_threshold, 0 <= self.collapse_threshold < 1, "from 0 to below 1"
-        )
         most = MOST_SIDE // PIXELS_PER_CODE // 2 - 1
         check("dcgan.shift", self.shift, 0 <= self.shift <= most, f"from 0 to {most}")
-        check("dcgan.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
+        for name in ("beta1", "collapse_threshold", "weight_ema_decay"):
+            check(f"dcgan.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -164,6 +161,9 @@ class MaskedConfig:
     """Sampling steps per code map; more are slower."""
     temperature: float = 0.9
     """Sampling temperature, above 0: trades fidelity (low) for diversity (high)."""
+    redrawn: float = 0.0
+    """Share of a map's codes, the least likely ones, that are drawn again after the decoding steps, from 0 to 1. If
+    any are, two more passes of the network are needed."""
     positions: int = 384
     """Masked positions that a training step predicts per map of 64 x 64 codes, from 1 to 4096; the same share of other
     sizes."""
@@ -187,10 +187,9 @@ class MaskedConfig:
         check("masked.positions", self.positions, 1 <= self.positions <= OASIS.codes, f"from 1 to {OASIS.codes}")
         for name in ("learning_rate", "max_grad_norm", "temperature"):
             check(f"masked.{name}", getattr(self, name), getattr(self, name) > 0, "above 0")
-        check("masked.weight_ema_decay", self.weight_ema_decay, 0 <= self.weight_ema_decay < 1, "from 0 to below 1")
-        check(
-            "masked.collapse_threshold", self.collapse_threshold, 0 <= self.collapse_threshold < 1, "from 0 to below 1"
-        )
+        check("masked.redrawn", self.redrawn, 0 <= self.redrawn <= 1, "from 0 to 1")
+        for name in ("weight_ema_decay", "collapse_threshold"):
+            check(f"masked.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "from 0 to below 1")
 
     def positions_of(self, shape: Shape) -> int:
         """Masked positions that a training step predicts per map of a data set of this shape."""

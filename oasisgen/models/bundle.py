@@ -13,6 +13,7 @@ from torch import nn
 from oasisgen import __version__, documents, storage
 from oasisgen.config import renamed
 from oasisgen.config.data import OASIS, Shape
+from oasisgen.config.folder import ADDED
 from oasisgen.config.train import DCGANConfig, FeaturesConfig, LabelsConfig, MaskedConfig, PriorName, VQVAEConfig
 from oasisgen.data.description import LabelClass
 from oasisgen.documents import Name
@@ -223,7 +224,8 @@ def _networks(
         tensors[kind] = {_new_name(name): tensor for name, tensor in tensors[kind].items()}
     vqvae = VQVAE(VQVAEConfig(**config["vqvae"]))
     vqvae.load_state_dict(tensors["vqvae"])
-    prior = make_prior(kind, config[kind], vqvae.quantizer.codebook.detach(), shape)
+    older = {name.removeprefix(f"{kind}."): value for name, value in ADDED.items() if name.startswith(f"{kind}.")}
+    prior = make_prior(kind, older | config[kind], vqvae.quantizer.codebook.detach(), shape)
     prior.load_state_dict(tensors[kind])
     features = FeatureNetwork(shape)
     features.load_state_dict(tensors["features"])

@@ -2,7 +2,8 @@
 
 The components of the PCA prior, weighted by noise, give a low-rank sample of a map; the DCGAN uses the same PCA prior.
 A network has learned to predict masked codes from this sample and the unmasked codes. It fills in the map, some
-positions at every decoding step.
+positions at every decoding step. Then it may draw the least likely codes again, given all others. (Token-Critic, Lezama
+et al. 2022, arXiv:2209.04439, does so too, but finds them with a second network.)
 """
 
 import math
@@ -99,8 +100,13 @@ class MaskedPrior(nn.Module):
         self.pca_prior = PCAPrior(embedding.channels, config.components, shape)
         self.register_buffer("cholesky", torch.eye(config.components).repeat(shape.levels, 1, 1))
         self.predictor = MaskedCodePredictor(config.channels, embedding.channels, len(embedding.weight), shape)
-        self.noise_size = config.components + 2 * shape.codes
         self.conditional = True
+
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers for a map: weights of the components, the order of the positions, and chance, drawn
+        once per position, and once more if codes are drawn again."""
+        return self.config.components + (3 if self.config.redrawn else 2) * self.shape.codes
 
     @classmethod
     def from_codebook(cls, config: MaskedConfig, codebook: torch.Tensor, usage: torch.Tensor, shape: Shape) -> Self:
@@ -133,22 +139,53 @@ class MaskedPrior(nn.Module):
     @torch.no_grad()
     def forward(self, noise: torch.Tensor, levels: torch.Tensor) -> CodeMap:
         """Standard normal `noise` (B, noise_size), levels (B,) int64 -> CodeMap; a map depends on its own row only."""
-        P, size = self.config.components, self.shape.code_size
+        P, N = self.config.components, self.shape.codes
         coefficients = self.coefficients(noise[:, :P], levels)  # (B, P)
-        order, chance = torch.special.ndtr(noise[:, P:]).chunk(2, 1)  # (B, h*w) in [0, 1] each
+        order, chance, *again = torch.special.ndtr(noise[:, P:]).split(N, 1)  # (B, h*w) in [0, 1] each
         low_rank, order = self.low_rank_sample(coefficients, levels), order.argsort(1)
-        codes = torch.zeros(len(levels), self.shape.codes, dtype=torch.int64, device=noise.device)  # (B, h*w)
+        codes = torch.zeros(len(levels), N, dtype=torch.int64, device=noise.device)  # (B, h*w)
         masked = torch.ones_like(codes, dtype=torch.bool)
-        for first, end in pairwise(decoding_ends(self.shape.codes, self.config.decoding_steps)):
-            positions = order[:, first:end]  # (B, N)
-            image = self.embedding.embed(codes.view(-1, *size))  # (B, D, h, w)
-            logits = self.predictor(image, masked.view(-1, 1, *size), low_rank, levels, positions)  # (B, N, K)
-            reached = (logits.float() / self.config.temperature).softmax(2).cumsum(2)  # (B, N, K)
+
+        def draw(positions: torch.Tensor, chance: torch.Tensor) -> None:
+            """Draw the codes at `positions` (B, N), which are masked, by `chance` (B, h*w)."""
+            logits = self.logits(codes, masked, low_rank, levels, positions)  # (B, N, K)
+            reached = (logits / self.config.temperature).softmax(2).cumsum(2)  # (B, N, K)
             drawn = torch.searchsorted(reached, chance.gather(1, positions)[:, :, None]).squeeze(2)  # (B, N)
             codes.scatter_(1, positions, drawn.clamp(max=logits.shape[2] - 1))
             masked.scatter_(1, positions, False)
-        maps = codes.view(-1, *size)  # (B, h, w)
+
+        for first, end in pairwise(decoding_ends(N, self.config.decoding_steps)):
+            draw(order[:, first:end], chance)
+        for new_chance in again:
+            positions = self.unlikely(codes, low_rank, levels)  # (B, N)
+            masked.scatter_(1, positions, True)
+            draw(positions, new_chance)
+        maps = codes.view(-1, *self.shape.code_size)  # (B, h, w)
         return CodeMap(self.embedding.embed(maps), maps)
+
+    def logits(
+        self,
+        codes: torch.Tensor,
+        masked: torch.Tensor,
+        low_rank: torch.Tensor,
+        levels: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """The predictor's logits (B, N, K), float32, at `positions` (B, N) of flat maps `codes`, `masked` (B, h*w)."""
+        size = self.shape.code_size
+        image = self.embedding.embed(codes.view(-1, *size))  # (B, D, h, w)
+        return self.predictor(image, masked.view(-1, 1, *size), low_rank, levels, positions).float()
+
+    def unlikely(self, codes: torch.Tensor, low_rank: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Positions (B, N) of the codes that the predictor finds least likely in complete flat maps `codes` (B, h*w).
+
+        It sees the code that it judges, too: one pass judges all codes.
+        """
+        everywhere = torch.arange(self.shape.codes, device=codes.device).expand_as(codes)  # (B, h*w)
+        logits = self.logits(codes, torch.zeros_like(codes, dtype=torch.bool), low_rank, levels, everywhere)
+        # log p(code) without the (B, h*w, K) tensor of all log p
+        likelihood = logits.gather(2, codes[:, :, None]).squeeze(2) - logits.logsumexp(2)  # (B, h*w)
+        return likelihood.argsort(dim=1, stable=True)[:, : round(self.config.redrawn * self.shape.codes)]
 
 
 def decoding_ends(positions: int, steps: int) -> list[int]:

@@ -35,7 +35,9 @@ def test_stage_two_is_checked_too(field: str, value: Any) -> None:
         DCGANConfig(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("positions", 4097), ("decoding_steps", 0), ("temperature", 0.0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("positions", 4097), ("decoding_steps", 0), ("temperature", 0.0), ("redrawn", 1.1)]
+)
 def test_the_masked_prior_too(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"masked\.{field} is {value}: must be "):
         MaskedConfig(**{field: value})
@@ -105,6 +107,8 @@ def test_a_run_goes_on_wherever_its_data_set_lies_now() -> None:
     assert differences(old, old | {"data_fingerprint": "g"}) == ["data_fingerprint f -> g"]
     assert differences(old, old | {"feed": "memory"}) == []  # as in versions without that setting
     assert differences(old, old | {"feed": "stream"}) == ["feed memory -> stream"]
+    assert differences(old, old | {"masked": {"redrawn": 0.0}}) == []
+    assert differences(old, old | {"masked": {"redrawn": 0.2}}) == ["masked.redrawn 0.0 -> 0.2"]
 
 
 @pytest.mark.parametrize("text", ["0-31", "8-15", "3", "3,5", "0-2,7,9-10"])

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from oasisgen.models.masked import MaskedPrior, decoding_ends
 from oasisgen.training.masked import held_out_loss, mask
 from oasisgen.training.worker import Worker
 
-SMALL = replace(FULL.masked, channels=4, components=3, decoding_steps=3)
+SMALL = replace(FULL.masked, channels=4, components=3, decoding_steps=3, redrawn=0.2)
 K = 32
 
 
@@ -42,7 +43,7 @@ def test_every_map_is_a_valid_one_and_a_function_of_its_own_noise(prior: MaskedP
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_codes_are_drawn_as_often_as_the_predictor_expects_them(prior: MaskedPrior, temperature: float) -> None:
     """At temperature 1; below it the frequent ones more often."""
-    prior.config = replace(SMALL, temperature=temperature)
+    prior.config = replace(SMALL, temperature=temperature, redrawn=0.0)
     logits = torch.linspace(-3, 1, K)
     torch.nn.init.zeros_(prior.predictor.head.weight)
     prior.predictor.head.bias.data.copy_(logits)
@@ -52,6 +53,38 @@ def test_codes_are_drawn_as_often_as_the_predictor_expects_them(prior: MaskedPri
         torch.softmax(logits / temperature, 0),
     )
     assert torch.allclose(shares, expected, atol=0.01)
+
+
+def test_the_least_likely_codes_are_drawn_again_and_no_others(prior: MaskedPrior) -> None:
+    logits = torch.linspace(-3, 1, K)  # the higher a code, the likelier
+    torch.nn.init.zeros_(prior.predictor.head.weight)
+    prior.predictor.head.bias.data.copy_(logits)
+    z, levels = noise(prior, 2), torch.tensor([0, 31])
+    after = prior(z, levels).codes.flatten(1)
+    count = round(SMALL.redrawn * OASIS.codes)
+    prior.config = replace(SMALL, redrawn=0.0)
+    before = prior(z[:, : prior.noise_size], levels).codes.flatten(1)
+    for first, last in zip(before, after, strict=True):
+        again = first != last
+        assert 0.8 * count < int(again.sum()) < count  # now and then the same code is drawn again
+        assert int(first[again].max()) <= int(first.sort().values[count])
+        assert last[again].float().mean() > first[again].float().mean() + 5
+
+
+def test_without_codes_drawn_again_a_map_is_what_older_versions_drew(prior: MaskedPrior) -> None:
+    prior.config = replace(SMALL, redrawn=0.0)
+    z, levels = noise(prior, 2), torch.tensor([5, 20])
+    low_rank = prior.low_rank_sample(prior.coefficients(z[:, :3], levels), levels)
+    order, chance = torch.special.ndtr(z[:, 3:]).chunk(2, 1)
+    order, codes = order.argsort(1), torch.zeros(2, OASIS.codes, dtype=torch.int64)
+    masked = torch.ones_like(codes, dtype=torch.bool)
+    for first, end in pairwise(decoding_ends(OASIS.codes, SMALL.decoding_steps)):
+        image, at = prior.embedding.embed(codes.view(2, 64, 64)), order[:, first:end]
+        logits = prior.predictor(image, masked.view(2, 1, 64, 64), low_rank, levels, at)  # (B, N, K)
+        reached = (logits / SMALL.temperature).softmax(2).cumsum(2)
+        codes.scatter_(1, at, torch.searchsorted(reached, chance.gather(1, at)[:, :, None]).squeeze(2))
+        masked.scatter_(1, at, False)
+    assert torch.equal(prior(z, levels).codes.flatten(1), codes)
 
 
 def test_the_held_out_loss_is_the_cross_entropy_of_every_code_once(prior: MaskedPrior) -> None:

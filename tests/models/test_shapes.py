@@ -30,7 +30,7 @@ SIDES = range(LEAST_SIDE, MOST_SIDE + 1, SIDE_STEP)
 CODEBOOK = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 VQ = replace(FULL.vqvae, channels=4, residual_channels=2, residual_blocks=1, codebook_size=16, batch_size=2)
 GAN = replace(FULL.dcgan, channels=2, latent_dim=4, components=2)
-MASKED = replace(FULL.masked, channels=2, components=2, decoding_steps=2)
+MASKED = replace(FULL.masked, channels=2, components=2, decoding_steps=2, redrawn=0.1)
 
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
