@@ -2,6 +2,8 @@
 
 The validate cases are cut in two halves, several times. One half stands for a batch, as it is or damaged; the other is
 what it is measured against. What undamaged halves score differs from cut to cut: that is the instrument's noise.
+
+Label maps are those of all subjects, cut in two halves as well, because their areas differ a lot between people.
 """
 
 import argparse
@@ -9,7 +11,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ import safetensors.torch
 import torch
 
 from benchmarks.common import real_slices
+from benchmarks.label_damages import damages, intact, measured, scores_of_cuts
 from oasisgen import cluster
 from oasisgen.config.data import OASIS
 from oasisgen.config.pack import PackConfig
@@ -39,9 +42,11 @@ from oasisgen.training.shared_features import features_of
 CUTS = 6  # of the validate cases in two halves
 DAMAGED_CUTS = 2  # of these are measured damaged too: that is the longer part
 COMPARED = 192  # slices of a half that are compared one by one
+LABEL_CUTS = 12  # of all subjects in two halves; they are quickly measured
 SIGMAS = 3.0  # a measure has moved if it did so by more than this times its noise
 
 Damage = Callable[[Slices, Slices], Slices]
+Scored = dict[str, float]
 
 
 def rows_of(slices: Slices, rows: np.ndarray) -> Slices:
@@ -172,11 +177,69 @@ def own_features(data: DataSet, out: str, train: Stored) -> Callable[[], Feature
     return partial(lambda network: network, network.eval().requires_grad_(False))
 
 
+def show(
+    label: str, clean: Sequence[Scored], damaged: Sequence[Scored], expected: dict[str, int], noise: Scored
+) -> int:
+    """Print the row of a damage, from its scores in the first few of the cuts; how many measures do not see it."""
+    cells, failed = [], 0
+    for name in clean[0]:
+        shift = float(np.mean([ours[name] - intact[name] for ours, intact in zip(damaged, clean, strict=False)]))
+        cell = f"{np.mean([scores[name] for scores in clean]) + shift:.3f}"
+        if name in expected:
+            seen = shift * expected[name] > SIGMAS * noise[name]
+            failed += not seen
+            cell = f"**{cell}**" if seen else f"{cell} NOT SEEN"
+        cells.append(cell)
+    print(f"| {label} | {' | '.join(cells)} |", flush=True)
+    return failed
+
+
+def show_clean(what: str, clean: Sequence[Scored]) -> Scored:
+    """Print the head of a table and what intact halves score; the noise of each measure."""
+    names = list(clean[0])
+    noise = {name: float(np.std([scores[name] for scores in clean], ddof=1)) for name in names}
+    print(f"\n{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}; {what}")
+    print(f"\n| batch | {' | '.join(names)} |\n| --- |{' --- |' * len(names)}")
+    print(f"| real | {' | '.join(f'{np.mean([s[n] for s in clean]):.3f}' for n in names)} |")
+    print(f"| *its noise* | {' | '.join(f'*{noise[n]:.3f}*' for n in names)} |", flush=True)
+    return noise
+
+
+def measure_slices(data: DataSet, home: str, model: str | None) -> int:
+    """The table of damaged slices; how many measures did not see what they must."""
+    train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+    load = partial(read_features, model) if model else own_features(data, f"{home}/run", train)
+    cuts = [halves(held_out.load(), seed) for seed in range(CUTS)]
+    clean = [read_scores(load, batch, train, reference) for batch, reference in cuts]
+    noise, failed = show_clean(f"{len(cuts[0][0].levels)} slices", clean), 0
+    for label, damage, expected in DAMAGES:
+        damaged = [
+            read_scores(
+                load, damage(batch, select_levels(train.load(), levels_of(len(batch.levels)))), train, reference
+            )
+            for batch, reference in cuts[:DAMAGED_CUTS]
+        ]
+        failed += show(label, clean, damaged, expected, noise)
+    return failed
+
+
+def measure_label_maps(data: DataSet) -> int:
+    """The table of damaged label maps; how many measures did not see what they must. It needs no network."""
+    ways = damages([of.name for of in data.label_classes])
+    maps, subjects = measured(data, [intact, *(damage for _, damage, _ in ways)])
+    clean, *scores = scores_of_cuts(maps, subjects, LABEL_CUTS)
+    noise = show_clean(f"{len(subjects)} label maps of {len(np.unique(subjects))} subjects", clean)
+    return sum(
+        show(label, clean, damaged, expected, noise) for (label, _, expected), damaged in zip(ways, scores, strict=True)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="this packed data set; the slices of OASISGEN_OASIS_DIR are packed if not given")
     parser.add_argument("--out", help="keep data set and network here, for another time")
     parser.add_argument("--model", help="see with the network of this run or bundle, and not with that of the data set")
+    parser.add_argument("--only", choices=("slices", "labels"), help="only the measures of these")
     arguments = parser.parse_args()
     source = None if arguments.data else real_slices()
     failed = 0
@@ -185,35 +248,10 @@ def main() -> None:
         if source:
             pack(PackConfig(source, f"{home}/data"))
         data = open_data_set(arguments.data or f"{home}/data")
-        train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
-        load = partial(read_features, arguments.model) if arguments.model else own_features(data, f"{home}/run", train)
-        cuts = [halves(held_out.load(), seed) for seed in range(CUTS)]
-        clean = [read_scores(load, batch, train, reference) for batch, reference in cuts]
-        names = list(clean[0])
-        noise = {name: float(np.std([scores[name] for scores in clean], ddof=1)) for name in names}
-        print(
-            f"\n{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}; {len(cuts[0][0].levels)} slices"
-        )
-        print(f"\n| batch | {' | '.join(names)} |\n| --- |{' --- |' * len(names)}", flush=True)
-        print(f"| real | {' | '.join(f'{np.mean([s[n] for s in clean]):.3f}' for n in names)} |")
-        print(f"| *its noise* | {' | '.join(f'*{noise[n]:.3f}*' for n in names)} |", flush=True)
-        for label, damage, expected in DAMAGES:
-            moved = []
-            for (batch, reference), undamaged in zip(cuts[:DAMAGED_CUTS], clean, strict=False):
-                scores = read_scores(
-                    load, damage(batch, select_levels(train.load(), levels_of(len(batch.levels)))), train, reference
-                )
-                moved.append({name: scores[name] - undamaged[name] for name in names})
-            cells = []
-            for name in names:
-                shift = float(np.mean([m[name] for m in moved]))
-                cell = f"{np.mean([s[name] for s in clean]) + shift:.3f}"
-                if name in expected:
-                    seen = shift * expected[name] > SIGMAS * noise[name]
-                    failed += not seen
-                    cell = f"**{cell}**" if seen else f"{cell} NOT SEEN"
-                cells.append(cell)
-            print(f"| {label} | {' | '.join(cells)} |", flush=True)
+        if arguments.only != "slices" and data.label_classes:
+            failed += measure_label_maps(data)
+        if arguments.only != "labels":
+            failed += measure_slices(data, home, arguments.model)
     sys.exit(f"{failed} measures did not see what they must" if failed else 0)
 
 

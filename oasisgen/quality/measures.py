@@ -153,8 +153,8 @@ MEASURES = {
         Measure(
             "tissue_area",
             "areas of tissues",
-            "difference of the mean areas of each class and level between label maps and held-out ones, as a share of "
-            "the real areas",
+            "difference of the mean areas of each class and level between label maps and real ones, as a share of the "
+            "real areas",
             worse="higher",
         ),
         Measure(
