@@ -63,14 +63,15 @@ def parse(arguments: list[str]) -> Flags | ProbeConfig:
 
 def utility_lines(utility: "Utility") -> list[str]:
     """What `utility.json` says, in words."""
+    from oasisgen.quality.utility import FEW_BOTH
     from oasisgen.reports.page import interval
-    from oasisgen.reports.utility import arm_name
+    from oasisgen.reports.utility import about_few, arm_name
 
     found = [f"utility for {name}: {interval(ratio, 3)}" for name, ratio in utility.utility.items()]
     for arm, added in utility.added.items():
         gains = ", ".join(f"{name} {interval(gain, 3)}" for name, gain in added.items())
         found.append(f"{arm_name(arm, utility)}: synthetic pairs add to Dice {gains}")
-    return found
+    return [*found, about_few(utility)] if FEW_BOTH in utility.added else found
 
 
 def main() -> None:

@@ -26,9 +26,11 @@ from oasisgen.pipelines.generate import seed_of
 from oasisgen.progress import say
 from oasisgen.quality import gate, history
 from oasisgen.quality import summary as summaries
+from oasisgen.quality import utility as utilities
 from oasisgen.quality.measures import Score
 from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports import index
+from oasisgen.reports.utility import write_utility_report
 from oasisgen.sampling import manifest as manifests
 from oasisgen.sampling.manifest import BatchPart, Manifest
 from oasisgen.sampling.verify import _check, verify
@@ -162,6 +164,27 @@ SETTINGS = {"base_seed": 3, "software": SOFTWARE, "vqvae": {"channels": 4}}
 NO_SLICES = DataSet("d", described())
 FEATURES = {"fingerprint": "f", "features": {}, "recipe": 1, "seed": 0, "version": "0", "file": "x", "sha256": "0"}
 FEATURES |= {"history": [asdict(PretextEpoch(1, 3.0, 0.1, 0.02))]}
+CLASS = {"dice": INTERVAL, "hausdorff95": INTERVAL, "missed": 0}
+UTILITY = {
+    "verdict": "quarantined",
+    "reasons": ["of little use"],
+    "batch": "b",
+    "manifest": "0",
+    "data": MODEL,
+    "subjects": 10,
+    "label_subjects": 10,
+    "held_out_slices": 6,
+    "held_out_subjects": 3,
+    "steps": 20,
+    "batch_size": 16,
+    "seed": 0,
+    "version": "0",
+    "finished": SUMMARY.finished,
+    "seconds": 1,
+    "utility": {"CSF": INTERVAL},
+    "added": {"few-both": {"CSF": INTERVAL}},
+    "arms": {arm: {"real": 1, "synthetic": 1, "classes": {"CSF": CLASS}} for arm in ("few", "few-both")},
+}
 HOLDER = {"token": "t", "generation": 1, "host": "h", "pid": 1, "beat": "b", "released": True}
 
 
@@ -186,6 +209,14 @@ def read_checkpoints(folder: str) -> None:
     checkpoint.newest(folder.rpartition("/")[0])
     with suppress(UserError):  # none can be read
         checkpoint.best(folder.rpartition("/")[0], "ssim")
+
+
+def read_utility(folder: str) -> None:
+    utility = utilities.read_utility(folder)
+    for line in (*evaluate.utility_lines(utility), *utility.reasons, utility.verdict):
+        say("probe", line)
+    write_utility_report(folder, utility)
+    say("batches", f"{history.FinishedBatch('b', SUMMARY, utility).verdict}, {utility.lowest:.3f}")
 
 
 def read_lock(folder: str) -> None:
@@ -232,6 +263,7 @@ READERS: dict[str, tuple[Any, Callable[[str], object]]] = {
         },
         read_evaluation,
     ),
+    "utility.json": (UTILITY, read_utility),
     "state.json": ({"undone": 0, "step": 1, "sha256": "0"}, read_checkpoints),
     "lock.json": (HOLDER, read_lock),
     f"features/{_name(NO_SLICES, FeaturesConfig())}.json": (FEATURES, read_features),

@@ -90,7 +90,7 @@ _PLACEMENT = (
 )
 
 # Settings that runs and bundles of older versions lack, with the values that those had
-ADDED: dict[str, Any] = {"feed": "memory", "masked.redrawn": 0.0}
+ADDED: dict[str, Any] = {"feed": "memory", "labels.subjects": 0, "masked.redrawn": 0.0}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -21,8 +21,9 @@ class ProbeConfig:
     """URI of the data set with the real pairs; defaults to the one that the batch was compared with."""
     pairs: int = 2048
     """Real pairs, and synthetic pairs, to train on; fewer if there are fewer."""
-    subjects: int = 10
-    """The case of few labels: real pairs of this many subjects only, drawn at random. 0 leaves it out."""
+    subjects: int | None = None
+    """The case of few labels: real pairs of this many subjects only. 0 leaves it out. Defaults to the --labels.subjects
+    that the batch's model was trained with, or to 10 if it has learned from all label maps."""
     validate_slices: int = 640
     """Slices of the validate split to score on, drawn at random. 0 scores all of them."""
     quarantined: bool = False
@@ -43,7 +44,7 @@ class ProbeConfig:
         check_finite(self)
         batch_size = self.segmenter.batch_size
         check("pairs", self.pairs, self.pairs >= batch_size, f"at least segmenter.batch_size ({batch_size})")
-        check("subjects", self.subjects, self.subjects >= 0, "at least 0")
+        check("subjects", self.subjects, self.subjects is None or self.subjects >= 0, "at least 0")
         check("validate_slices", self.validate_slices, self.validate_slices >= 0, "at least 0")
         check("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
         check("workers", self.workers, self.workers >= 1, "at least 1")

@@ -114,8 +114,7 @@ class DCGANConfig:
     """Channels at half the height and width of a code map; they double with every further halving."""
     shift: int = 4
     """Largest random shift of the discriminator's input, in codes, from 0 (none) to below half of a code map's
-    shorter side: 31 of a slice of 256 x 256 pixels (Zhao et al. 2020,
-    arXiv:2006.10738)."""
+    shorter side: 31 of a slice of 256 x 256 pixels (Zhao et al. 2020, arXiv:2006.10738)."""
     noise: float = 0.1
     """Standard deviation of the noise added to the discriminator's input (Sønderby et al. 2017, arXiv:1610.04490);
     that of embedded codes is 1. 0 disables it."""
@@ -222,8 +221,10 @@ class LabelsConfig:
     """Feature channels; even."""
     dice_weight: float = 1.0
     """Weight of the soft Dice loss, which is added to the cross-entropy. 0 disables it."""
+    subjects: int = 0
+    """Learn from the label maps of this many training subjects, as if there were no others. 0 uses all."""
     epochs: int = 6
-    """Passes over the slices of the training split that have a label map."""
+    """Passes over the slices of the training split whose label maps are used."""
     batch_size: int = 16
     """Slices per step, over all workers together."""
     learning_rate: float = 2e-3
@@ -234,7 +235,7 @@ class LabelsConfig:
     def __post_init__(self) -> None:
         check_finite(self, "labels.")
         check_least(self, "labels", 1, "epochs", "batch_size")
-        check_least(self, "labels", 0, "dice_weight", "validate_slices")
+        check_least(self, "labels", 0, "dice_weight", "subjects", "validate_slices")
         check("labels.channels", self.channels, self.channels > 0 and self.channels % 2 == 0, "even, at least 2")
         check("labels.learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
 

@@ -1,5 +1,6 @@
 """Real slices with their label maps."""
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import ray.data
 
 from oasisgen.data.shards import Columns, read_shards
 from oasisgen.data.slices import DataSet, schema_of, shards_of
+from oasisgen.errors import UserError
 
 NAME = "case", "level"
 
@@ -50,6 +52,21 @@ def labelled(data: DataSet, split: str) -> Labelled:
     blocks = [block for block in named if len(block["case"])]
     empty: np.ndarray = np.array([], object)
     return Labelled(*(np.concatenate([empty, *(block[name] for block in blocks)]) for name in (*NAME, "subject")))
+
+
+def few_of(subjects: np.ndarray, count: int, setting: str) -> np.ndarray:
+    """The rows of `count` of the `subjects` (N,). Raises UserError, which names the setting, unless there are more.
+
+    Which ones is decided by their names alone: they are the first in the order of the digests of the names. So the few
+    whose labels a label decoder and a segmenter see are the same.
+    """
+    digests = {name: hashlib.sha256(str(name).encode()).hexdigest() for name in set(subjects.tolist())}
+    if len(digests) <= count:
+        raise UserError(
+            f"{setting} is {count}: the training split has label maps of {len(digests)} subjects; it must be below "
+            "that, or 0"
+        )
+    return np.flatnonzero(np.isin(subjects, sorted(digests, key=digests.__getitem__)[:count]))
 
 
 def read_pairs(data: DataSet, split: str, wanted: Collection[tuple[str, int]]) -> ray.data.Dataset:

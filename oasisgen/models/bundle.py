@@ -104,6 +104,11 @@ class Bundle:
         return self.described.data.shape
 
     @property
+    def label_subjects(self) -> int:
+        """Of how many subjects its label decoder has seen label maps; 0: of all in its data set."""
+        return int((self.described.labels or {}).get("subjects", 0))
+
+    @property
     def trained_levels(self) -> list[int]:
         """The levels it was trained on; all levels if the bundle does not list them."""
         return list(self.described.data.trained_levels or range(self.shape.levels))
@@ -263,6 +268,8 @@ def _model_card(settings: BundleSettings, digest: str, metrics: BundleMetrics) -
     scores, shape = metrics.reconstruction, settings.data.shape
     ssim = scores.ssim
     labels = "" if metrics.label_dice is None else _about_labels(metrics.label_dice)
+    if settings.labels and settings.labels.subjects:
+        labels += f"; learned from label maps of {settings.labels.subjects} subjects alone"
     return f"""# oasisgen model {digest[:12]}
 
 A VQ-VAE and a prior over its code maps (a {PRIORS[settings.prior].label}) that generate axial

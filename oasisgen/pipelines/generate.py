@@ -115,6 +115,7 @@ def make_request(
         reject=config.reject,
         part_size=config.part_size,
         label_classes=bundle.described.label_classes if config.labels else (),
+        label_subjects=bundle.label_subjects if config.labels else 0,
         data_fingerprint=data.fingerprint if data else None,
         inception=inception_digest,
         gate=config.gate,

@@ -9,7 +9,9 @@ import torch
 from oasisgen import cluster, storage
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Source, Stored, evenly_spaced, store
+from oasisgen.data.pairs import few_of, labelled, read_pairs
 from oasisgen.data.slices import DataSet, read_labels
+from oasisgen.errors import UserError
 from oasisgen.lock import Lock
 from oasisgen.models.labels import LabelDecoder
 from oasisgen.models.vqvae import VQVAE
@@ -45,7 +47,7 @@ def train_label_decoder(
     """
     if not data.label_classes:
         return None
-    train, validate = (store(read_labels(data, split)) for split in ("train", "validate"))
+    train, validate = learned_from(config, data), store(read_labels(data, "validate"))
     least, there, there_too = config.labels.batch_size, len(train.load()), len(validate.load())
     if there < least or not there_too:
         counts = f"{there} slices of train, of which a batch needs {least}, and {there_too} of validate"
@@ -74,6 +76,33 @@ def train_label_decoder(
     last = epochs[-1].metrics
     dice = {name: last[dice_key(name)] for name in classes if dice_key(name) in last}
     return TrainedLabels(decoder, LabelResults(classes, epochs, dice, examples))
+
+
+def few_label_maps(config: TrainConfig, data: DataSet) -> frozenset[tuple[str, int]] | None:
+    """Case and level of the label maps of `--labels.subjects` training subjects; None: all are learned from.
+
+    Raises UserError unless so many subjects have a label map, and they have enough for a batch.
+    """
+    c = config.labels
+    if not c.subjects or not data.label_classes:
+        return None
+    there = labelled(data, "train")
+    few = there.names(few_of(there.subjects, c.subjects, "labels.subjects"))
+    if len(few) < c.batch_size:
+        raise UserError(
+            f"labels.subjects is {c.subjects}: they have {len(few)} label maps, and a batch needs {c.batch_size} "
+            "(--labels.batch-size)"
+        )
+    return few
+
+
+def learned_from(config: TrainConfig, data: DataSet) -> Stored:
+    """The label maps of the training split that the label decoder learns from. Raises as `few_label_maps`."""
+    few = few_label_maps(config, data)
+    if few is None:
+        return store(read_labels(data, "train"))
+    say("labels", f"learned from {len(few)} label maps of {config.labels.subjects} subjects alone")
+    return store(read_pairs(data, "train", few).select_columns(["case", "level", "labels"]))
 
 
 def examples_of(

@@ -17,7 +17,7 @@ from oasisgen.config.folder import write_settings
 from oasisgen.config.probe import ProbeConfig
 from oasisgen.config.segmenter import SegmenterTraining
 from oasisgen.data.feed import Stored, chunks, store
-from oasisgen.data.pairs import Labelled, labelled, read_pairs
+from oasisgen.data.pairs import Labelled, few_of, labelled, read_pairs
 from oasisgen.data.slices import DataSet, open_data_set
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, lock, unless_locked
@@ -37,6 +37,7 @@ from oasisgen.sampling.request import BatchRequest
 from oasisgen.training.segmenter import segmenter_of, stored_together
 
 READ_AT_ONCE = 256  # pairs of a batch: a block in the object store
+FEW_SUBJECTS = 10  # of the case of few labels, for a batch whose label decoder has learned from all label maps
 
 
 class ProbedBatch(NamedTuple):
@@ -79,6 +80,8 @@ def probe(config: ProbeConfig) -> tuple[str, Utility]:
     storage.check(out, write=True)
     batch, data = open_batch(batch_uri, config.quarantined), open_real(config, batch_uri)
     require_same_kind(batch, data)
+    if config.subjects is None:
+        config = dataclasses.replace(config, subjects=batch.request.label_subjects or FEW_SUBJECTS)
     write_settings(out, settings_of(config, batch, data))
     if not storage.exists(storage.join(out, utilities.FILE)):
         with unless_locked(out):
@@ -162,16 +165,6 @@ def draw(rows: int, count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(rows)[:count])
 
 
-def rows_of_subjects(subjects: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The rows of `count` of the `subjects` (N,), drawn at random. Raises UserError unless there are more."""
-    names = np.unique(subjects)
-    if len(names) <= count:
-        raise UserError(
-            f"the training split has label maps of {len(names)} subjects: --subjects must be below that, or 0"
-        )
-    return np.flatnonzero(np.isin(subjects, names[draw(len(names), count, seed)]))
-
-
 def pairs_of(config: ProbeConfig, batch: ProbedBatch, data: DataSet) -> Pairs:
     """Draw the pairs of all arms, as many real as synthetic ones, and read them into the object store.
 
@@ -185,7 +178,7 @@ def pairs_of(config: ProbeConfig, batch: ProbedBatch, data: DataSet) -> Pairs:
             f"{len(held_out.cases)} real ones in validate: needed are {batch_size} (--segmenter.batch-size) of the "
             "first two, and one of the last"
         )
-    few = rows_of_subjects(train.subjects, config.subjects, config.seed) if config.subjects else None
+    few = few_of(train.subjects, config.subjects, "subjects") if config.subjects else None
     there = len(held_out.cases)
     scored = draw(there, config.validate_slices or there, config.seed)
     slices = 2 * count + len(scored) + (0 if few is None else len(few))
@@ -236,7 +229,8 @@ def train_arms(config: ProbeConfig, batch: ProbedBatch, data: DataSet, out: str,
         batch=batch.uri,
         manifest=batch.digest,
         data=MeasuredData(data.uri, data.fingerprint),
-        subjects=config.subjects,
+        subjects=config.subjects or 0,
+        label_subjects=batch.request.label_subjects,
         held_out_slices=len(pairs.held_out.load()),
         held_out_subjects=len(first["subject"].unique()),
         steps=c.epochs * (draws // c.batch_size),

@@ -22,7 +22,7 @@ from oasisgen.models.priors import PRIORS, make_prior
 from oasisgen.models.scores import BundleMetrics
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines import feeds
-from oasisgen.pipelines.labels import train_label_decoder
+from oasisgen.pipelines.labels import few_label_maps, train_label_decoder
 from oasisgen.pipelines.plan import plan_run, stages_of
 from oasisgen.progress import say
 from oasisgen.quality.reconstruction import evaluate
@@ -63,6 +63,7 @@ def train(config: TrainConfig) -> str | None:
             config = dataclasses.replace(config, feed=feeds.choose(config, data))
         feeds.require_room(config, data)
         find(data, config.features)  # a damaged one is reported now, not after stage 1
+        few_label_maps(config, data)  # so are too few subjects
     if config.dry_run:
         require_unlocked(config.out)
         begun = storage.exists(storage.join(config.out, "config.json"))

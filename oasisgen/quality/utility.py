@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +22,14 @@ FILE = "utility.json"
 FOLDER = "evaluations"  # <root>/evaluations/<name>: where the probe of <root>/batches/<name> is looked for
 
 # The arms: what the segmenter is trained on. The last two are the case of few labels.
-REAL, SYNTHETIC, BOTH, FEW, FEW_BOTH = "real", "synthetic", "both", "few", "few-both"
-ADDED = {BOTH: REAL, FEW_BOTH: FEW}  # arm with synthetic pairs -> the same without
+Arm = Literal["real", "synthetic", "both", "few", "few-both"]
+REAL: Final = "real"
+SYNTHETIC: Final = "synthetic"
+BOTH: Final = "both"
+FEW: Final = "few"
+FEW_BOTH: Final = "few-both"
+ExtendedArm = Literal["both", "few-both"]
+ADDED: dict[ExtendedArm, Arm] = {BOTH: REAL, FEW_BOTH: FEW}  # arm with synthetic pairs -> the same without
 
 SCORES = pa.schema(  # of an arm's segmenter: a row per slice and class
     [
@@ -61,17 +68,25 @@ class Utility:
     manifest: str  # sha256 of the batch's manifest: the probe is of this batch, and no other of its name
     data: MeasuredData
     subjects: Count  # of the case of few labels; 0: it was left out
+    label_subjects: Count = 0  # whose label maps the label decoder has learned from; 0: all of its data set
     held_out_slices: Count
     held_out_subjects: Count
     steps: Count  # of each arm
     batch_size: Count
     seed: Count
     utility: dict[str, Interval]  # class -> Dice when trained on synthetic pairs / Dice when trained on real pairs
-    added: dict[str, dict[str, Interval]]  # arm -> class -> what synthetic pairs add to its Dice
-    arms: dict[str, ArmScores]
+    added: dict[ExtendedArm, dict[str, Interval]]  # arm -> class -> what synthetic pairs add to its Dice
+    arms: dict[Arm, ArmScores]
     version: str
     finished: str
     seconds: Count
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the label decoder knows label maps of other subjects than the real pairs of the case of few labels
+        have: then the synthetic pairs bring their labels in.
+        """
+        return bool(self.subjects) and not 0 < self.label_subjects <= self.subjects
 
     @property
     def lowest(self) -> float:

@@ -2,10 +2,10 @@
 
 from oasisgen import storage
 from oasisgen.metrics.bootstrap import Interval
-from oasisgen.quality.utility import ADDED, BOTH, FEW, FEW_BOTH, REAL, SYNTHETIC, Utility
+from oasisgen.quality.utility import ADDED, BOTH, FEW, FEW_BOTH, REAL, SYNTHETIC, Arm, Utility
 from oasisgen.reports.page import Section, interval, render
 
-NAMES = {
+NAMES: dict[Arm, str] = {
     REAL: "real pairs",
     SYNTHETIC: "synthetic pairs",
     BOTH: "real and synthetic pairs",
@@ -14,9 +14,21 @@ NAMES = {
 }
 
 
-def arm_name(arm: str, utility: Utility) -> str:
+def arm_name(arm: Arm, utility: Utility) -> str:
     """What an arm is trained on, in words."""
     return NAMES[arm].format(utility.subjects)
+
+
+def about_few(utility: Utility) -> str:
+    """What the label decoder knows, in the case of few labels."""
+    if not utility.leaks:
+        return f"The label decoder, too, has learned from label maps of {utility.label_subjects} subjects alone."
+    known = f"those of {utility.label_subjects}" if utility.label_subjects else "those of all"
+    return (
+        f"This is not a case of {utility.subjects} subjects' labels alone: the label decoder has learned from {known} "
+        "training subjects, so the synthetic pairs bring their labels in. Train a model with "
+        f"--labels.subjects {utility.subjects} to leave them out."
+    )
 
 
 def write_utility_report(out: str, utility: Utility) -> None:
@@ -78,7 +90,8 @@ def added_section(utility: Utility) -> Section:
     ]
     return Section(
         "What synthetic pairs add to real ones",
-        "Difference of Dice when the synthetic pairs are added, in the same subjects.",
+        "Difference of Dice when the synthetic pairs are added, in the same subjects."
+        + (f" {about_few(utility)}" if FEW_BOTH in utility.added else ""),
         columns=("added to", "class", "difference of Dice (95 % interval)"),
         table=tuple(rows),
     )
@@ -92,6 +105,7 @@ def about_section(utility: Utility) -> Section:
             ("batch", utility.batch),
             ("manifest of the batch, sha256", utility.manifest),
             ("real slices", f"{utility.data.uri}, fingerprint {utility.data.fingerprint}"),
+            ("subjects whose label maps the label decoder has seen", utility.label_subjects or "all"),
             ("held-out slices", f"{utility.held_out_slices} of {utility.held_out_subjects} subjects"),
             ("seed", utility.seed),
             ("oasisgen", utility.version),

@@ -24,6 +24,7 @@ ADDED_LATER: dict[str, Any] = {  # fields that batches of older versions lack
     "reject": "none",
     "part_size": 1000,
     "label_classes": (),
+    "label_subjects": 0,
     "data_fingerprint": None,
     "inception": None,
     "gate": {},
@@ -45,18 +46,21 @@ class BatchRequest:
     reject: Reject
     part_size: Annotated[int, Field(ge=1)]
     label_classes: tuple[LabelClass, ...] = ()  # of the label maps, whose pixels are places here; empty: no label maps
+    label_subjects: Count = 0  # whose label maps the label decoder has learned from; 0: all of its data set
     data_fingerprint: str | None  # of the data set it is measured against; None: it is not measured
     inception: str | None  # digest of the weights whose features are used; None: the feature network of the model
     gate: GateConfig
     software: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As `config.json` has it, where a request without label maps does not name their classes, and one without a
-        least utility does not say so: those of older versions do not either.
+        """As `config.json` has it, where a request without label maps does not name their classes, and one of all
+        subjects' labels, or without a least utility, does not say so: those of older versions do not either.
         """
         fields = asdict(self) | {"levels": list(self.levels), "label_classes": list(map(asdict, self.label_classes))}
         if not self.label_classes:
             del fields["label_classes"]
+        if not self.label_subjects:
+            del fields["label_subjects"]
         if not self.gate.utility:
             del fields["gate"]["utility"]
         return fields

@@ -61,6 +61,12 @@ def test_a_bundle_gives_its_label_decoder_back_and_one_without_is_as_before(tmp_
     assert bundle.described.label_classes == CLASSES
     assert "Dice on the validate split: CSF 0.500, grey matter 0.250\n" in (tmp_path / "with" / "README.md").read_text()
 
+    assert bundle.label_subjects == 0
+    few = replace(SMALL, subjects=7)
+    write(tmp_path / "few", decoder, labels=few, label_classes=CLASSES)
+    assert read_bundle(str(tmp_path / "few")).label_subjects == 7
+    assert "0.250; learned from label maps of 7 subjects alone\n" in (tmp_path / "few" / "README.md").read_text()
+
     write(tmp_path / "without", None)
     bundle = read_bundle(str(tmp_path / "without"))
     assert (bundle.labels, bundle.described.label_classes) == (None, ())

@@ -29,6 +29,9 @@ def test_a_batch_is_probed_once_and_an_interrupted_probe_continues(batch: Path, 
     done = run_job("evaluate", *flags)
     assert done.returncode == 0, done.stderr
     assert "utility for CSF: " in done.stdout
+    assert (
+        "This is not a case of 1 subjects' labels alone: the label decoder has learned from those of all" in done.stdout
+    )
     assert "real pairs of 1 subjects, and synthetic pairs: synthetic pairs add to Dice CSF " in done.stdout
     first = json.loads((out / "utility.json").read_text())
     assert list(first["arms"]) == ["real", "synthetic", "both", "few", "few-both"]
@@ -40,6 +43,7 @@ def test_a_batch_is_probed_once_and_an_interrupted_probe_continues(batch: Path, 
         (32, 32),
     ]
     assert first["steps"] == 40
+    assert (first["subjects"], first["label_subjects"]) == (1, 0)
     assert set(first["utility"]) == {"CSF", "grey matter", "white matter"}
     assert first["arms"]["real"]["classes"]["white matter"]["dice"]["mean"] > 0.3
     assert "Is the batch of use?" in (out / "report" / "index.html").read_text()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from oasisgen import cluster
 from oasisgen.config.folder import write_settings
 from oasisgen.config.generate import GenerateConfig
 from oasisgen.errors import UserError
+from oasisgen.models.bundle import read_bundle
 from oasisgen.pipelines import generate as batches
-from oasisgen.pipelines.generate import generate
+from oasisgen.pipelines.generate import generate, make_request
 
 
 def test_a_model_that_is_replaced_under_a_batch_is_refused(
@@ -50,3 +52,12 @@ def test_a_batch_that_another_version_began_is_not_gone_on_with(
     (tmp_path / "b" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"was started with .*: continue with the same versions, or use another --out"):
         generate(config)
+
+
+def test_a_batch_says_of_how_many_subjects_the_label_decoder_has_seen_label_maps(trained: Path, tmp_path: Path) -> None:
+    bundle = read_bundle(str(trained))
+    assert bundle.described.labels
+    few = replace(bundle, described=replace(bundle.described, labels=bundle.described.labels | {"subjects": 7}))
+    for model, labels, said in ((bundle, True, 0), (few, True, 7), (few, False, 0)):
+        config = GenerateConfig(str(trained), str(tmp_path), count=16, labels=labels)
+        assert make_request(config, model, [0], None, None).label_subjects == said

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.evaluate import utility_lines
 from oasisgen import storage
 from oasisgen.config.generate import GateConfig
 from oasisgen.config.probe import ProbeConfig
 from oasisgen.errors import UserError
 from oasisgen.metrics.bootstrap import Interval
 from oasisgen.models.scores import MeasuredData
-from oasisgen.pipelines.probe import draw, rows_of_subjects
+from oasisgen.pipelines.probe import draw
 from oasisgen.quality.history import FinishedBatch
 from oasisgen.quality.segmentation import table_of
 from oasisgen.quality.utility import (
@@ -28,7 +29,7 @@ from oasisgen.quality.utility import (
     utility_of,
 )
 from oasisgen.reports.index import render_index
-from oasisgen.reports.utility import write_utility_report
+from oasisgen.reports.utility import about_few, write_utility_report
 from oasisgen.sampling import manifest
 from tests.conftest import requested
 from tests.reports.test_index import SUMMARY, write_batch
@@ -87,6 +88,8 @@ def test_a_batch_is_judged_by_the_least_utility_that_was_asked_for() -> None:
     asked = requested(gate=GateConfig(utility=0.9)).to_json()
     assert asked["gate"]["utility"] == 0.9
     assert "utility" not in requested().to_json()["gate"]  # as in older versions
+    assert "label_subjects" not in requested().to_json()
+    assert requested(label_subjects=10).to_json()["label_subjects"] == 10
 
 
 def test_the_probe_of_a_batch_is_found_unless_the_batch_is_another_by_now(
@@ -128,18 +131,29 @@ def test_the_report_has_every_figure(tmp_path: Path) -> None:
     assert "&lt;bone&gt;" in page
 
 
-def test_pairs_are_drawn_at_random_and_few_labels_are_those_of_whole_subjects() -> None:
+def test_a_case_of_few_labels_whose_label_decoder_knows_more_says_so(tmp_path: Path) -> None:
+    added = {"few-both": {"CSF": Interval(0.1, 0.0, 0.2)}}
+    for known, said in (
+        (0, "has learned from those of all training subjects, so the synthetic pairs bring their labels in"),
+        (20, "has learned from those of 20 training subjects, so the synthetic pairs bring their labels in"),
+        (10, "The label decoder, too, has learned from label maps of 10 subjects alone"),
+        (5, "The label decoder, too, has learned from label maps of 5 subjects alone"),
+    ):
+        probed = utility(label_subjects=known, added=added)
+        assert probed.leaks == (known in (0, 20))
+        assert said in about_few(probed)
+        assert any(said in line for line in utility_lines(probed))
+        write_utility_report(str(tmp_path), probed)
+        assert said in (tmp_path / "report" / "index.html").read_text()
+    assert not utility(subjects=0).leaks
+
+
+def test_pairs_are_drawn_at_random() -> None:
     rows = draw(100, 10, seed=0)
     assert len(set(rows.tolist())) == 10
     assert rows.tolist() == sorted(rows.tolist())
     assert rows.tolist() != draw(100, 10, seed=1).tolist()
     assert draw(3, 10, 0).tolist() == [0, 1, 2]
-    subjects = np.repeat([f"s{n}" for n in range(20)], 5)
-    few = rows_of_subjects(subjects, 4, seed=0)
-    assert len(few) == 4 * 5
-    assert len(set(subjects[few])) == 4
-    with pytest.raises(UserError, match="label maps of 20 subjects: --subjects must be below"):
-        rows_of_subjects(subjects, 20, seed=0)
 
 
 def test_impossible_settings_are_named() -> None:

@@ -8,10 +8,14 @@ import pyarrow as pa
 import pytest
 import torch
 
+from oasisgen.config.folder import differences
 from oasisgen.config.train import LabelsConfig
 from oasisgen.data.feed import Feed, store
 from oasisgen.data.shards import Columns
 from oasisgen.data.slices import DataSet, read_labels
+from oasisgen.errors import UserError
+from oasisgen.pipelines.labels import few_label_maps, learned_from
+from oasisgen.pipelines.train import settings_of
 from oasisgen.training import checkpoint, history
 from oasisgen.training.encode import read_codes
 from oasisgen.training.labels import LabelledCodes, LabelledFeed, dice_of, label_losses, train_labels
@@ -72,6 +76,26 @@ def test_the_stage_learns_resumes_and_is_what_an_undisturbed_one_is(
     assert history.of(again)[-1].metrics == pytest.approx(last.metrics)
     for name, value in whole["model"].items():
         assert torch.allclose(again["model"][name], value), name
+
+
+def test_a_label_decoder_may_learn_from_the_label_maps_of_a_few_subjects_alone(data: DataSet, trained: Path) -> None:
+    config = tiny(data, trained)
+    few = replace(config, labels=replace(config.labels, subjects=2))
+    learned = learned_from(few, data).load()
+    names = few_label_maps(few, data)
+    assert names is not None
+    assert set(zip(learned.column("case").tolist(), learned.column("level").tolist(), strict=True)) == names
+    assert len(learned) == 2 * data.levels
+    assert set(learned.column("case")) < set(learned_from(config, data).load().column("case"))
+    assert few_label_maps(config, data) is None
+    settings, older = settings_of(config, data), settings_of(config, data)
+    del older["labels"]["subjects"]
+    assert differences(older, settings) == []
+    assert differences(older, settings_of(few, data)) == ["labels.subjects 0 -> 2"]
+    with pytest.raises(UserError, match=r"labels\.subjects is 3: the training split has label maps of 3 subjects"):
+        few_label_maps(replace(config, labels=replace(config.labels, subjects=3)), data)
+    with pytest.raises(UserError, match=r"they have 32 label maps, and a batch needs 48"):
+        few_label_maps(replace(config, labels=replace(config.labels, subjects=1, batch_size=48)), data)
 
 
 def test_slices_without_a_label_map_are_left_out() -> None:
