@@ -42,6 +42,19 @@ def test_each_job_writes_its_own_folders_alone(policy: str, read: set[str], writ
     assert "*" not in "".join(action for each in statements(policy) for action in each["Action"])
 
 
+def test_a_probe_writes_its_own_folder_and_the_page_of_all_batches_but_no_batch() -> None:
+    probe = "arn:aws:s3:::bucket/evaluations/night"
+    for file in ("config.json", "lock.json", "real/segmenter/checkpoint_0/state.pt", "few-both/scores.parquet"):
+        assert allowed("train", WRITE, f"{probe}/{file}")
+        assert allowed("train", REMOVE, f"{probe}/{file}")
+    for file in ("utility.json", "report/index.html"):
+        assert allowed("train", WRITE, f"{probe}/{file}")
+    for file in ("manifest.json", "summary.json", "slices/0/0000000000.png", "labels/0/0000000000.png"):
+        assert allowed("train", READ, f"arn:aws:s3:::bucket/batches/night/{file}")
+        assert not allowed("train", WRITE, f"arn:aws:s3:::bucket/batches/night/{file}")
+    assert not allowed("train", REMOVE, "arn:aws:s3:::bucket/batches/index.html")
+
+
 @pytest.fixture
 def bucket(s3: str) -> Iterator[str]:
     """A bucket of our own on a server that enforces its policy."""
