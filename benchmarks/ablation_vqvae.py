@@ -61,7 +61,7 @@ class Foreign(Quantizer):
         super().__init__()
         self.quantizer = quantizer
 
-    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None) -> Quantized:
+    def forward(self, z: torch.Tensor, generator: torch.Generator | None = None, whole: int = 0) -> Quantized:
         """(B, D, H, W) -> Quantized."""
         vectors, codes, *loss = self.quantizer(z)
         return Quantized(vectors, codes.long(), loss[0].mean() if loss else z.new_zeros(()))

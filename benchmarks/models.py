@@ -117,6 +117,29 @@ def loop(kind: str, folder: str) -> float:
     return STEPS * c.batch_size / (time.monotonic() - started)
 
 
+def train_step(
+    model: VQVAE,
+    averaged: VQVAE,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    c: VQVAEConfig,
+    scale: float,
+    step: int,
+    steps: int,
+) -> None:
+    """Step number `step` of a schedule of `steps`, on x (B, 1, h, w), as in stage 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(c, step, steps)
+    loss, _ = losses(model, x, c, scale, step)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if c.max_grad_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
+    optimizer.step()
+    model.quantizer.step()
+    average(averaged, model, c.weight_ema_decay, step)
+
+
 def training(model: VQVAE, averaged: VQVAE, images: Feed, c: VQVAEConfig, steps: int) -> Iterator[float]:
     """Train `model`, and `averaged` behind it, by the loop of stage 1; after every step, the seconds of all so far.
 
@@ -127,16 +150,8 @@ def training(model: VQVAE, averaged: VQVAE, images: Feed, c: VQVAEConfig, steps:
     scale, batches, seconds = error_scale(images, c), crops(images, c), 0.0
     for step in itertools.count():
         started = time.monotonic()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(c, step, steps)
-        loss, _ = losses(model, to_unit(torch.from_numpy(next(batches)).unsqueeze(1)), c, scale, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if c.max_grad_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
-        optimizer.step()
-        model.quantizer.step()
-        average(averaged, model, c.weight_ema_decay, step)
+        x = to_unit(torch.from_numpy(next(batches)).unsqueeze(1))  # (B, 1, h, w)
+        train_step(model, averaged, optimizer, x, c, scale, step, steps)
         seconds += time.monotonic() - started
         yield seconds
 
