@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 import torch
 from torch import nn
 
 from oasisgen import actor, cluster
-from oasisgen.data.feed import Feed, chunks, evenly_spaced
+from oasisgen.data.feed import Feed, evenly_spaced
 from oasisgen.data.pixels import to_unit
 from oasisgen.metrics.diversity import variety
 from oasisgen.metrics.fidelity import fidelity
@@ -22,7 +21,7 @@ from oasisgen.quality.label_maps import measure_labels, score_label_maps
 from oasisgen.quality.measures import MEASURES, Scores, beside
 from oasisgen.quality.reference import ReferenceData
 from oasisgen.quality.rows import MOST, BatchRows, Totals
-from oasisgen.quality.sets import Sets, Slices, select_levels, take
+from oasisgen.quality.sets import Sets, Slices, map_images, select_levels, take
 from oasisgen.sampling.parts import read_images, read_label_maps
 from oasisgen.sampling.request import BatchRequest
 
@@ -30,7 +29,7 @@ BATCH = 32
 
 
 class FeatureExtractor:
-    """A Ray actor that turns batches of `data` (B, H, W) uint8 into `features` (B, F)."""
+    """A Ray actor that turns batches of `data` (B, H, W) uint8 into features (B, F)."""
 
     def __init__(self, load: Callable[[], nn.Module]) -> None:
         self.device = actor.set_up()
@@ -41,15 +40,12 @@ class FeatureExtractor:
         images = torch.from_numpy(np.array(batch["data"])).to(self.device)  # (B, H, W)
         with repeatable(self.device):
             features = self.network(to_unit(images.unsqueeze(1)))  # (B, F)
-        return {"features": features.float().cpu().numpy()}
+        return {"data": features.float().cpu().numpy()}
 
 
 def extract_features(load: Callable[[], nn.Module], images: np.ndarray, actors: cluster.Actors) -> torch.Tensor:
     """(N, H, W) uint8 -> features (N, F), with the network that `load` reads. Needs a connected Ray."""
-    extracted = ray.data.from_numpy(list(chunks(images, BATCH))).map_batches(
-        FeatureExtractor, fn_constructor_args=(load,), batch_size=BATCH, **cluster.pool(actors)
-    )
-    return torch.cat([torch.from_numpy(batch["features"].copy()) for batch in extracted.iter_batches(batch_size=None)])
+    return torch.from_numpy(map_images(FeatureExtractor, (load,), images, BATCH, actors))
 
 
 def mean_scores(slices: pa.Table, reference: pa.Table) -> Scores:

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 import torch
 
 from oasisgen import actor, cluster
-from oasisgen.data.feed import chunks, evenly_spaced
+from oasisgen.data.feed import evenly_spaced
 from oasisgen.metrics.detectability import FEWEST, MOST, STEPS, Labelled, detectability
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.quality.measures import Scores, beside
 from oasisgen.quality.reconstruction import BATCH, Reconstructor
-from oasisgen.quality.sets import Sets, Slices, take
+from oasisgen.quality.sets import Sets, Slices, map_images, take
 
 
 class Redrawer:
@@ -33,10 +32,7 @@ class Redrawer:
 
 def redraw(load: Callable[[], VQVAE], images: np.ndarray, mixed: bool, actors: cluster.Actors) -> np.ndarray:
     """(N, H, W) uint8 -> what the VQ-VAE makes of them, (N, H, W) uint8. Needs a connected Ray."""
-    redrawn = ray.data.from_numpy(list(chunks(images, BATCH))).map_batches(
-        Redrawer, fn_constructor_args=(load, mixed), batch_size=BATCH, **cluster.pool(actors)
-    )
-    return np.concatenate([batch["data"].copy() for batch in redrawn.iter_batches(batch_size=None)])
+    return map_images(Redrawer, (load, mixed), images, BATCH, actors)
 
 
 def score_detectability(load: Callable[[], VQVAE], sets: Sets, mixed: bool, actors: cluster.Actors) -> Scores:

@@ -1,14 +1,14 @@
 """Slices in memory: choose the real ones that a batch is compared with, and compare them."""
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 
 from oasisgen import cluster
-from oasisgen.data.feed import Feed, Stored
+from oasisgen.data.feed import Feed, Stored, chunks
 from oasisgen.progress import Progress
 from oasisgen.quality.measures import OF_SLICES
 from oasisgen.quality.nearest import ReferenceComparer
@@ -75,3 +75,16 @@ def rows_of_levels(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         rows = np.roll(np.flatnonzero(levels == level), level)  # other subjects for every level
         picked.append(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)])
     return np.sort(np.concatenate(picked))
+
+
+def map_images(
+    actor: type, arguments: tuple[Any, ...], images: np.ndarray, batch_size: int, actors: cluster.Actors
+) -> np.ndarray:
+    """What actors of a class make of `data`, images (N, H, W) uint8, batch by batch: their column `data` (N, ...).
+
+    Needs a connected Ray.
+    """
+    mapped = ray.data.from_numpy(list(chunks(images, batch_size))).map_batches(
+        actor, fn_constructor_args=arguments, batch_size=batch_size, **cluster.pool(actors)
+    )
+    return np.concatenate([batch["data"].copy() for batch in mapped.iter_batches(batch_size=None)])
