@@ -28,6 +28,8 @@ GAP = 4  # pixels between the slices of a montage
 OPACITY = 0.45  # of a label map over its slice
 REAL, SYNTHETIC = "#8a8f98", "#b5472f"
 
+MOST_MARKED = 100  # points of a curve that are marked; more would hide it
+
 
 def _svg(figure: Figure) -> str:
     buffer = io.BytesIO()
@@ -39,12 +41,13 @@ def curves(history: list[dict[str, Any]], panels: dict[str, list[str]], over: st
     """Curves of metrics over epochs: a panel for each title in `panels`, a line for each metric listed under it."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.3 * len(panels), 2.5), layout="constrained")
+        points = {"marker": "."} if len(history) <= MOST_MARKED else {"linewidth": 0.6}
         for axis, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             for name in names:
-                axis.plot([line[over] for line in history], [line[name] for line in history], label=name, marker=".")
+                axis.plot([line[over] for line in history], [line[name] for line in history], label=name, **points)
             axis.set(title=title, xlabel=over)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            axis.legend(frameon=False)
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+            axis.legend(framealpha=0.8, edgecolor="none")
         return _svg(figure)
 
 
