@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from oasisgen import cluster, storage
+from oasisgen.config.presets import FULL
 from oasisgen.config.train import LabelsConfig
 from oasisgen.data.feed import store
 from oasisgen.data.slices import read_labels
 from oasisgen.models.bundle import read_bundle
 from oasisgen.models.labels import LabelDecoder
+from oasisgen.pipelines.labels import learned_from
 from oasisgen.quality.reference import open_reference_data_set
 from oasisgen.training.encode import read_codes
 from oasisgen.training.labels import LabelledCodes, LabelledFeed, confusion, dice_of, label_losses, vectors_of
@@ -62,15 +64,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--subjects", type=int, default=0, help="as --labels.subjects: learn from the maps of so many")
     arguments = parser.parse_args()
     bundle = read_bundle(arguments.run)
     codebook = bundle.vqvae.quantizer.codebook.detach()
     with cluster.connection():
         data = open_reference_data_set(bundle, None)
         codes = storage.join(arguments.run, "codes")
+        few = replace(FULL, labels=replace(FULL.labels, subjects=arguments.subjects))
+        labels = {"train": learned_from(few, data), "validate": store(read_labels(data, "validate"))}
         train, validate = (
-            LabelledCodes(store(read_codes(codes, split, data.shape.code_size)), store(read_labels(data, split))).load()
-            for split in ("train", "validate")
+            LabelledCodes(store(read_codes(codes, split, data.shape.code_size)), labels[split]).load()
+            for split in labels
         )
         torch.set_num_threads(1)
         classes = [of.name for of in data.label_classes]
