@@ -58,22 +58,26 @@ SHOWN = ("fid", "precision", "recall", "coverage", "ms_ssim", "ssim_real", "susp
 class Spent(NamedTuple):
     """What a stage has used up so far."""
 
-    minutes: float
-    cpu_minutes: float  # fewer per thread, if others used the cores
+    minutes: float  # of the clock by which it is trained
+    wall_minutes: float
+    cpu_minutes: float  # of all threads
     steps: int
 
 
-def train(step: Callable[[int, int], None], minutes: Sequence[float]) -> Iterator[Spent]:
-    """Do training steps for the longest of `minutes`; pause after each of them. Pauses do not count."""
+def train(step: Callable[[int, int], None], minutes: Sequence[float], cpu_threads: int = 0) -> Iterator[Spent]:
+    """Do training steps for the longest of `minutes`; pause after each of them. Pauses do not count.
+
+    Minutes are wall time or, of so many threads, CPU time of each: then what else runs on the cores does not matter.
+    """
     wall, cpu, number = 0.0, 0.0, 0
     for minute in sorted(minutes):
-        while wall < 60 * minute:
+        while (spent := cpu / cpu_threads if cpu_threads else wall) < 60 * minute:
             wall_before, cpu_before = time.monotonic(), time.process_time()
-            expected = round(number * 60 * max(minutes) / wall) if number else 1
+            expected = round(number * 60 * max(minutes) / spent) if spent else 0
             step(number, max(expected, number + 1))
-            number, wall = number + 1, wall + time.monotonic() - wall_before
-            cpu += time.process_time() - cpu_before
-        yield Spent(minute, cpu / 60, number)
+            wall, cpu = wall + time.monotonic() - wall_before, cpu + time.process_time() - cpu_before
+            number += 1
+        yield Spent(minute, wall / 60, cpu / 60, number)
 
 
 def load(data: DataSet, split: str) -> Feed:
@@ -140,12 +144,13 @@ def row_of(name: str, arguments: argparse.Namespace, data: DataSet) -> dict[str,
     peer = make(images, data.shape)
     scored = held_out.rows(held_out.sample(arguments.scored), "image")
     machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    cpu_threads = arguments.threads if arguments.cpu_time else 0
     row: dict[str, Any] = {"label": label, "machine": machine, "threads": arguments.threads, "stage_1": []}
-    for spent in train(peer.stage_1, arguments.minutes):
+    for spent in train(peer.stage_1, arguments.minutes, cpu_threads):
         row["stage_1"].append({**spent._asdict(), "ssim": reconstruction_ssim(peer, scored)})
         print(name, row["stage_1"][-1], flush=True)
     if arguments.prior_minutes and name not in STAGE_1_ONLY:
-        (spent,) = train(peer.stage_2, [arguments.prior_minutes])
+        (spent,) = train(peer.stage_2, [arguments.prior_minutes], cpu_threads)
         made, rate = sampled(peer, arguments.slices)
         ids = np.arange(arguments.slices)
         levels = level_of(ids, data.levels) if peer.conditional else np.full_like(ids, -1)
@@ -157,20 +162,21 @@ def row_of(name: str, arguments: argparse.Namespace, data: DataSet) -> dict[str,
 
 def print_tables(rows: Sequence[dict[str, Any]]) -> None:
     """Both tables in Markdown."""
-    print("\n| stage 1 | machine | threads | minutes | CPU minutes | steps | SSIM |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("\n| stage 1 | machine | threads | minutes | wall | CPU | steps | SSIM |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         for at in row["stage_1"]:
-            cells = f"{at['minutes']:g} | {at['cpu_minutes']:.1f} | {at['steps']:,} | {at['ssim']:.4f}"
-            print(f"| {row['label']} | {row['machine']} | {row['threads']} | {cells} |")
+            minutes = f"{at['minutes']:g} | {at['wall_minutes']:.1f} | {at['cpu_minutes']:.1f}"
+            head = f"{row['label']} | {row['machine']} | {row['threads']}"
+            print(f"| {head} | {minutes} | {at['steps']:,} | {at['ssim']:.4f} |")
     print(f"\n| stage 2 | minutes | steps | slices | {' | '.join(SHOWN)} | slices/s |")
     print("| --- " * (len(SHOWN) + 5) + "|")
     for row in rows:
         if at := row.get("stage_2"):
-            head = f"{at['minutes']:g} | {at['steps']:,} | {at['slices']}"
-            for label, of, rate in (("*real slices*", "reference", ""), (row["label"], "value", at["slices_per_s"])):
-                cells = " | ".join(f"{at[of][key]:.3f}" for key in SHOWN)
-                print(f"| {label} | {head} | {cells} | {rate and f'{rate:.2f}'} |")
+            of_real, of_made = (" | ".join(f"{at[of][key]:.3f}" for key in SHOWN) for of in ("reference", "value"))
+            print(f"| *real slices* | | | {at['slices']} | {of_real} | |")
+            head = f"{row['label']} | {at['minutes']:g} | {at['steps']:,} | {at['slices']}"
+            print(f"| {head} | {of_made} | {at['slices_per_s']:.2f} |")
 
 
 def main() -> None:
@@ -183,6 +189,7 @@ def main() -> None:
     parser.add_argument("--prior-minutes", type=float, default=60.0, help="of stage 2; 0: stage 1 only")
     parser.add_argument("--slices", type=int, default=512, help="sampled from each peer, and measured")
     parser.add_argument("--scored", type=int, default=64, help="validation slices whose SSIM is computed")
+    parser.add_argument("--cpu-time", action="store_true", help="minutes of CPU time per thread, on shared cores")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", default="peers", help="folder of the rows")
     arguments = parser.parse_args()

@@ -45,9 +45,10 @@ def test_a_peer_learns_in_both_stages_and_samples(name: str) -> None:
     assert rate > 0
 
 
-def test_training_stops_where_it_is_scored() -> None:
+@pytest.mark.parametrize("cpu_threads", [0, 1])
+def test_training_stops_where_it_is_scored(cpu_threads: int) -> None:
     numbers: list[tuple[int, int]] = []
-    spent = list(train(lambda step, steps: numbers.append((step, steps)), [2e-6, 1e-6]))  # minutes
+    spent = list(train(lambda step, steps: numbers.append((step, steps)), [2e-6, 1e-6], cpu_threads))  # minutes
     assert [each.minutes for each in spent] == [1e-6, 2e-6]
     assert spent[-1].steps == len(numbers) >= spent[0].steps > 0
     assert [step for step, _ in numbers] == list(range(len(numbers)))
