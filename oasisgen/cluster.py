@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from oasisgen import process_state, s3
 from oasisgen.errors import UserError
 from oasisgen.head import require_ray
-from oasisgen.processes import seen_out
+from oasisgen.processes import iterators_closed, seen_out
 from oasisgen.progress import duration, human_bytes, say
 
 # glibc gives large blocks back to the kernel at every step, which costs a CPU trainer 30-40 %; keep them.
@@ -81,7 +81,7 @@ def connection() -> Iterator[None]:
             _connect()
             process_state.interrupt_on_sigterm()  # after ray.init, which installs its own handler
             try:
-                with ray.data.DataContext.current(_data_context()):
+                with iterators_closed(), ray.data.DataContext.current(_data_context()):
                     yield
             except ray.exceptions.RayError as error:
                 raise UserError(_cause(error)) from error

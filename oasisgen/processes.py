@@ -1,6 +1,9 @@
-"""Clean up a Ray that this process started: end its processes and, unless something failed, remove its files."""
+"""Clean up after a Ray that this process used: close what reads through it, end its processes and, unless something
+failed, remove its files.
+"""
 
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +48,19 @@ def end(processes: list[psutil.Process]) -> None:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(processes, timeout=SECONDS_TO_END)
+
+
+@contextmanager
+def iterators_closed() -> Iterator[None]:
+    """After an error, close the iterators over Ray's data sets that the traceback keeps alive.
+
+    Closed after Ray is gone, as the process ends, they wait for ever.
+    """
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 @contextmanager

@@ -178,3 +178,20 @@ def test_a_job_that_finds_no_ray_ends_with_one_line_within_30_seconds(
     stdout, stderr = job.communicate(timeout=30)
     assert (job.returncode, stdout) == (1, "")
     assert said.format(note=note) in one_line(stderr)
+
+
+@pytest.mark.slow
+def test_an_error_while_a_data_set_is_read_ends_the_job(tmp_path: Path) -> None:
+    """The traceback keeps the iterator alive: it used to be closed after Ray was gone, and to wait for ever."""
+    job = tmp_path / "job.py"
+    job.write_text(
+        "import ray.data\n"
+        "from oasisgen import cluster\n"
+        "def read(batches):\n"
+        "    raise KeyError(next(batches)['id'].item(0))\n"
+        "with cluster.connection():\n"
+        "    slices = ray.data.range(400, override_num_blocks=40).map_batches(lambda batch: batch)\n"
+        "    read(iter(slices.iter_batches(batch_size=None)))\n"
+    )
+    done = subprocess.run([sys.executable, job], capture_output=True, text=True, timeout=120)
+    assert "KeyError: 0" in done.stderr

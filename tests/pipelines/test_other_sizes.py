@@ -22,9 +22,7 @@ from tests.conftest import tiny
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("shape", "prior"), [(Shape(128, 128, 20), "masked"), (Shape(192, 160, 32), "dcgan"), (Shape(320, 320, 8), "dcgan")]
-)
+@pytest.mark.parametrize(("shape", "prior"), [(Shape(192, 160, 20), "masked"), (Shape(320, 320, 8), "dcgan")])
 def test_a_data_set_of_another_size_goes_from_raw_slices_to_a_measured_batch(
     shape: Shape, prior: PriorName, connected: str, trained: Path, tmp_path: Path
 ) -> None:
