@@ -156,13 +156,13 @@ class MaskedConfig:
     """Principal components of the PCA prior, whose low-rank sample the network is conditioned on."""
     channels: int = 32
     """Channels at the size of a code map; they double with each of the first two halvings."""
-    decoding_steps: int = 12
+    decoding_steps: int = 8
     """Sampling steps per code map; more are slower."""
-    temperature: float = 0.9
+    temperature: float = 1.1
     """Sampling temperature, above 0: trades fidelity (low) for diversity (high)."""
-    redrawn: float = 0.0
-    """Share of a map's codes, the least likely ones, that are drawn again after the decoding steps, from 0 to 1. If
-    any are, two more passes of the network are needed."""
+    redrawn: float = 0.3
+    """Share of a map's codes, the least likely ones, that are drawn again after the decoding steps, from 0 to 1.
+    Above 0, two more passes of the network are needed."""
     positions: int = 384
     """Masked positions that a training step predicts per map of 64 x 64 codes, from 1 to 4096; the same share of other
     sizes."""

@@ -183,9 +183,10 @@ class MaskedPrior(nn.Module):
         """
         everywhere = torch.arange(self.shape.codes, device=codes.device).expand_as(codes)  # (B, h*w)
         logits = self.logits(codes, torch.zeros_like(codes, dtype=torch.bool), low_rank, levels, everywhere)
-        # log p(code) without the (B, h*w, K) tensor of all log p
-        likelihood = logits.gather(2, codes[:, :, None]).squeeze(2) - logits.logsumexp(2)  # (B, h*w)
-        return likelihood.argsort(dim=1, stable=True)[:, : round(self.config.redrawn * self.shape.codes)]
+        # Map by map: that fits into the caches of a CPU.
+        surprise = [F.cross_entropy(its, own, reduction="none") for its, own in zip(logits, codes, strict=True)]
+        order = torch.stack(surprise).argsort(dim=1, stable=True, descending=True)  # (B, h*w)
+        return order[:, : round(self.config.redrawn * self.shape.codes)]
 
 
 def decoding_ends(positions: int, steps: int) -> list[int]:
