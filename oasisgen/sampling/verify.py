@@ -1,7 +1,8 @@
 """Verify that a batch is complete and unchanged."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-from oasisgen import cluster, storage, tables
+from oasisgen import cluster, disk, storage, tables
 from oasisgen.config.generate import Format
 from oasisgen.errors import UserError
 from oasisgen.sampling import formats
@@ -18,6 +19,7 @@ from oasisgen.sampling.manifest import Manifest, read_finished
 from oasisgen.sampling.parts import summary_schema
 
 SHOWN = 3  # faults that the message lists, at most
+FILES = "file", "labels_file"  # the columns of a summary that name files; the second only with label maps
 
 
 def verify(uri: str) -> Manifest:
@@ -30,45 +32,85 @@ def verify(uri: str) -> Manifest:
     manifest = read_finished(uri)
     parts = ray.data.from_items(list(map(asdict, manifest.parts)), override_num_blocks=max(1, len(manifest.parts)))
     request = manifest.request
-    check = partial(_check, uri=uri, kind=request.format, labels=bool(request.label_classes))
-    checked = parts.map(check, **cluster.tasks()).take_all()
-    faults = [fault for part in checked for fault in part["faults"]]
-    if all(part["files"] for part in checked):
-        known = {file for part in checked for file in part["files"]}
-        faults += [f"{name} belongs to no part" for name in _stored_files(uri) if name not in known]
-    if faults:
-        more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    labels = bool(request.label_classes)
+    check = partial(_check, uri=uri, kind=request.format, labels=labels)
+    shown, count, named, whole = list[str](), 0, Counter[str](), True
+    for part in parts.map(check, **cluster.tasks()).iter_rows():
+        shown += part["faults"][: SHOWN - len(shown)]
+        count += len(part["faults"])
+        whole &= bool(part["folders"])
+        named.update(dict(zip(part["folders"], map(int, part["digests"]), strict=True)))
+    for stray in _strays(uri, manifest, named) if whole else ():
+        shown += [f"{stray} belongs to no part"][: SHOWN - len(shown)]
+        count += 1
+    if count:
+        more = f", and {count - SHOWN} more" if count > SHOWN else ""
         raise UserError(
-            f"batch {uri} does not match its manifest: {'; '.join(faults[:SHOWN])}{more}: generate it again elsewhere"
+            f"batch {uri} does not match its manifest: {'; '.join(shown)}{more}: generate it again elsewhere"
         )
     return manifest
 
 
-def _stored_files(uri: str) -> list[str]:
-    found = []
-    for folder in ("slices", "labels", "summary"):
-        with suppress(FileNotFoundError):  # no such folder if all slices were rejected
-            found += [storage.join(folder, name) for name, _ in storage.list_files(storage.join(uri, folder))]
-    return found
+def digests_of(files: Iterable[str]) -> Counter[str]:
+    """For each folder, the sum of the digests of its files' names: the same in whatever order and pieces they come."""
+    sums = Counter[str]()
+    for file in files:
+        sums[file.rpartition("/")[0]] += int.from_bytes(hashlib.blake2b(file.encode(), digest_size=5).digest())
+    return sums
+
+
+def _strays(uri: str, manifest: Manifest, named: Counter[str]) -> list[str]:
+    """The files that no part names. `named` has the digests of those that the parts name.
+
+    The names of one folder are in memory, and those of folders that hold something else than the parts say.
+    """
+    suspects: dict[str, None] = {}
+    for files in _stored_files(uri):
+        sums = digests_of(files)
+        suspects |= {file: None for file in files if sums[file.rpartition("/")[0]] != named[file.rpartition("/")[0]]}
+    labels = bool(manifest.request.label_classes)
+    for part in manifest.parts if suspects else ():
+        slices = tables.read(storage.join(uri, part.name), summary_schema(labels), list(FILES[: 1 + labels]))
+        for file in (part.name, *_files(slices)):
+            suspects.pop(file, None)
+    return list(suspects)
+
+
+def _stored_files(uri: str) -> Iterator[list[str]]:
+    """The files of a batch's slices and summary, folder by folder."""
+    for top in ("slices", "labels", "summary"):
+        home = storage.join(uri, top)  # there is no such folder if all slices were rejected
+        folders = set(storage.list_folders(home))
+        names = [name for name in storage.list_names(home) if not name.endswith(disk.TEMPORARY)]
+        yield [storage.join(top, name) for name in names if name not in folders]
+        for folder in sorted(folders):
+            with suppress(FileNotFoundError):
+                files = storage.list_files(storage.join(home, folder))
+                yield [storage.join(top, folder, name) for name, _ in files]
 
 
 def _check(part: Mapping[str, Any], uri: str, kind: Format, labels: bool = False) -> dict[str, Any]:
-    """The faults of a part, and the files that belong to it; none if they cannot be known."""
+    """The faults of a part, and the `digests_of` its files; none if they cannot be known."""
     name = part["name"]
     try:
         data = storage.read_bytes(storage.join(uri, name))
     except FileNotFoundError:
-        return {"faults": [f"{name} is missing"], "files": []}
+        return {"faults": [f"{name} is missing"], "folders": [], "digests": []}
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
-        return {"faults": [f"{name} is changed"], "files": []}
-    files = ["file", *(["labels_file"] if labels else [])]
+        return {"faults": [f"{name} is changed"], "folders": [], "digests": []}
     digests = ["sha256", *(["labels_sha256"] if labels else [])]
-    slices = tables.parse(data, summary_schema(labels), storage.join(uri, name), ["id", *files, *digests])
+    slices = tables.parse(data, summary_schema(labels), storage.join(uri, name), ["id", *FILES[: 1 + labels], *digests])
     faults = list(_faults(uri, kind, slices, "png", "slice"))
     if labels:
         faults += _faults(uri, kind, slices, "labels", "the label map of slice")
-    there = [file for column in files for file in slices[column].unique().to_pylist()]
-    return {"faults": faults, "files": [name, *there]}
+    sums = digests_of([name, *_files(slices)])
+    return {"faults": faults, "folders": list(sums), "digests": list(sums.values())}
+
+
+def _files(slices: pa.Table) -> list[str]:
+    """The files that some rows of a summary name."""
+    columns = [slices[name] for name in FILES if name in slices.column_names]
+    return [file for column in columns for file in column.unique().to_pylist()]
 
 
 def _faults(uri: str, kind: Format, slices: pa.Table, what: formats.What, called: str) -> Iterator[str]:
