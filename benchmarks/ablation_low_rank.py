@@ -11,13 +11,14 @@ import torch
 
 from benchmarks.ablation_sampling import SHOWN, slices
 from oasisgen import cluster, storage
-from oasisgen.data.feed import Feed, Stored, store
+from oasisgen.data.feed import Feed, store
 from oasisgen.data.slices import read_slices
 from oasisgen.models.bundle import read_bundle, read_features
 from oasisgen.models.masked import MaskedPrior
 from oasisgen.quality import batch
 from oasisgen.quality.measures import Scores
 from oasisgen.quality.reference import open_reference_data_set
+from oasisgen.quality.searchable import Searchable, searchable
 from oasisgen.quality.sets import Slices, compare_slices, select_levels
 from oasisgen.training.collapse import all_maps
 from oasisgen.training.encode import read_codes
@@ -47,7 +48,7 @@ def of_maps(prior: MaskedPrior, maps: Feed, how_many: int, noise: float) -> Weig
     return weights
 
 
-def suspected(made: Slices, count: int, train: Stored, held_out: Stored, real: Slices) -> float:
+def suspected(made: Slices, count: int, train: Searchable, held_out: Searchable, real: Slices) -> float:
     """The share of the first `count` slices that the copy audit suspects."""
     some = Slices(made.images[:count], made.levels[:count])
     of_real, of_made = (compare_slices(of, train, held_out, 0) for of in (real, some))
@@ -65,7 +66,7 @@ def main() -> None:
     assert isinstance(prior, MaskedPrior)
     with cluster.connection():
         data = open_reference_data_set(bundle, None)
-        train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+        train, held_out = (searchable(store(read_slices(data, split))) for split in ("train", "validate"))
         codes = storage.join(arguments.run, "codes")
         maps, unseen = (store(read_codes(codes, split, data.shape.code_size)).load() for split in ("train", "validate"))
         ways: dict[str, Weights] = {

@@ -145,13 +145,13 @@ def comparing_rate(data: "DataSet", train: int) -> float:
     """Slices that one second of CPU time compares with a training split of so many slices, on one thread."""
     from oasisgen.data.feed import Feed, evenly_spaced, store
     from oasisgen.data.slices import read_slices
-    from oasisgen.quality.nearest import RealSlices
+    from oasisgen.quality.nearest import RealSlices, index_in_memory
 
     feeds = {split: store(read_slices(data, split)).load() for split in ("train", "validate")}
     rows = evenly_spaced(len(feeds["train"]), train)
     columns = {name: np.concatenate([block[name] for block in feeds["train"].blocks])[rows] for name in NAMED}
     some = Feed([{**columns, "image": feeds["train"].rows(rows, "image")}])
-    references = RealSlices(some, feeds["validate"])
+    references = RealSlices(index_in_memory(some), index_in_memory(feeds["validate"]))
     chosen = feeds["validate"].rows(np.arange(COMPARED), "image")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -35,6 +35,7 @@ from oasisgen.models.bundle import read_features
 from oasisgen.models.features import FeatureNetwork
 from oasisgen.quality.batch import equal_sets, mean_scores, score_sets
 from oasisgen.quality.detectability import auc, labelled
+from oasisgen.quality.searchable import Searchable, searchable
 from oasisgen.quality.sets import Sets, Slices, compare_slices, select_levels, take
 from oasisgen.training.features import blur
 from oasisgen.training.shared_features import features_of
@@ -150,12 +151,12 @@ def as_feed(slices: Slices) -> Feed:
 
 
 def read_scores(
-    load: Callable[[], FeatureNetwork], batch: Slices, train: Stored, reference: Slices
+    load: Callable[[], FeatureNetwork], batch: Slices, train: Searchable, reference: Slices
 ) -> dict[str, float]:
     """Every measure of a batch, as jobs/generate.py takes them."""
     held_out = as_feed(reference)
     some = evenly_spaced(len(batch.levels), COMPARED)
-    stored = Stored(tuple(ray.put(block) for block in held_out.blocks))
+    stored = searchable(Stored(tuple(ray.put(block) for block in held_out.blocks)))
     compared = compare_slices(Slices(batch.images[some], batch.levels[some]), train, stored, 0)
     real = compare_slices(select_levels(held_out, levels_of(COMPARED)), train, stored, 0)
     sets = equal_sets(batch, list(range(OASIS.levels)), train.load(), held_out)
@@ -207,8 +208,9 @@ def show_clean(what: str, clean: Sequence[Scored]) -> Scored:
 
 def measure_slices(data: DataSet, home: str, model: str | None) -> int:
     """The table of damaged slices; how many measures did not see what they must."""
-    train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
-    load = partial(read_features, model) if model else own_features(data, f"{home}/run", train)
+    slices, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+    load = partial(read_features, model) if model else own_features(data, f"{home}/run", slices)
+    train = searchable(slices)
     cuts = [halves(held_out.load(), seed) for seed in range(CUTS)]
     clean = [read_scores(load, batch, train, reference) for batch, reference in cuts]
     noise, failed = show_clean(f"{len(cuts[0][0].levels)} slices", clean), 0

@@ -35,7 +35,7 @@ from oasisgen.models.features import FeatureNetwork
 from oasisgen.precision import autocast
 from oasisgen.quality.batch import equal_sets, mean_scores
 from oasisgen.quality.measures import OF_SLICES
-from oasisgen.quality.nearest import Comparison, RealSlices
+from oasisgen.quality.nearest import Comparison, RealSlices, index_in_memory
 from oasisgen.quality.sets import Slices, select_levels
 from oasisgen.sampling.ids import GROUP, level_of
 from oasisgen.training.shared_features import find
@@ -117,7 +117,7 @@ def compared(slices: Slices, real: RealSlices) -> pa.Table:
 @torch.no_grad()
 def measures(made: Slices, train: Feed, held_out: Feed, network: FeatureNetwork) -> dict[str, dict[str, float]]:
     """Every measure of the slices, beside what real ones score in their place."""
-    real = RealSlices(train, held_out)
+    real = RealSlices(index_in_memory(train), index_in_memory(held_out))
     of_made = compared(made, real)
     made = made._replace(levels=of_made["level"].to_numpy())
     scores = mean_scores(of_made, compared(select_levels(held_out, made.levels), real))

@@ -31,15 +31,25 @@ def parse(data: bytes, schema: pa.Schema, name: str, columns: list[str] | None =
     Raises InvalidFile if it is not a Parquet file, or its columns differ from `schema`.
     """
     try:
-        metadata = pq.read_metadata(pa.BufferReader(data))
-        if found := _stranger(metadata, schema):
-            raise InvalidFile(f"{name} is not a file that this program wrote ({found}): remove it and create it again")
+        _require(pq.read_metadata(pa.BufferReader(data)), schema, name)
         table = pq.read_table(pa.BufferReader(data), columns=columns or schema.names, use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidFile(f"{name} is damaged ({reason[:200]}): remove it and create it again") from None
+        raise _damaged(name, error) from None
     return table
+
+
+def read_footer(stream: pa.NativeFile, schema: pa.Schema, name: str) -> pq.FileMetaData:
+    """The footer of the Parquet file `name`. Its columns are those of `schema`, so its row groups may be read.
+
+    Raises as `parse`.
+    """
+    try:
+        metadata = pq.read_metadata(stream)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(name, error) from None
+    _require(metadata, schema, name)
+    return metadata
 
 
 def read(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
@@ -59,6 +69,16 @@ def write(uri: str, table: pa.Table, rows_per_group: int) -> bytes:
     data = to_bytes(table, rows_per_group)
     storage.write_bytes(uri, data)
     return data
+
+
+def _damaged(name: str, error: Exception) -> InvalidFile:
+    return InvalidFile(f"{name} is damaged ({' '.join(str(error).split())[:200]}): remove it and create it again")
+
+
+def _require(metadata: pq.FileMetaData, schema: pa.Schema, name: str) -> None:
+    """Raise InvalidFile if the columns of a file differ from `schema`."""
+    if found := _stranger(metadata, schema):
+        raise InvalidFile(f"{name} is not a file that this program wrote ({found}): remove it and create it again")
 
 
 def _stranger(metadata: pq.FileMetaData, schema: pa.Schema) -> str:

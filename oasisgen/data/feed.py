@@ -80,6 +80,10 @@ class Feed:
         """A column of all rows."""
         return np.concatenate([block[name] for block in self.blocks])
 
+    def pieces(self) -> Iterator[dict[str, np.ndarray]]:
+        """All rows, block by block."""
+        return iter(self.blocks)
+
     def sample(self, count: int) -> np.ndarray:
         """Numbers of `count` rows of all parts of the split, in order; of all rows as in `evenly_spaced`."""
         return evenly_spaced(len(self), count)

@@ -60,7 +60,10 @@ class StreamedFeed(Feed):
         return self.source.columns.shape
 
     def column(self, name: str) -> np.ndarray:
-        return np.concatenate([self._block(home)[name] for home in range(len(self.shards))])
+        return np.concatenate([piece[name] for piece in self.pieces()])
+
+    def pieces(self) -> Iterator[Block]:
+        return (self._block(home) for home in range(len(self.shards)))
 
     def sample(self, count: int) -> np.ndarray:
         """As `Feed.sample`, but from a few evenly spaced shards: others need not be read."""

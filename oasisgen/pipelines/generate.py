@@ -26,7 +26,7 @@ from oasisgen.quality import summary as summaries
 from oasisgen.quality.batch import score_batch
 from oasisgen.quality.gate import judge, limits
 from oasisgen.quality.history import last_released, name_of, read_batches, root_of
-from oasisgen.quality.reference import open_reference_data_set, read_reference_data
+from oasisgen.quality.reference import choose, open_reference_data_set, read_reference_data, store_bytes
 from oasisgen.quality.rows import read_rows
 from oasisgen.quality.summary import BatchSummary, Seconds, read_summary
 from oasisgen.reports.batch import write_batch_report
@@ -65,7 +65,8 @@ def generate(config: GenerateConfig) -> BatchSummary | None:
         actors = require_room(config, data)
     if config.dry_run:
         require_unlocked(out)
-        for line in plan_batch(request, bundle.shape, data, out, finished, cluster.free()):
+        feed = choose(data) if data else "memory"
+        for line in plan_batch(request, bundle.shape, data, out, finished, cluster.free(), feed):
             say("plan", line)
         return None
     write_settings(out, request.to_json())
@@ -142,7 +143,7 @@ def require_room(config: GenerateConfig, data: DataSet | None) -> cluster.Actors
         actors = cluster.actors(config.gpus_per_sampler, minutes, "--gpus-per-sampler")
         cluster.require_actors(actors)
     if data:
-        cluster.require_store(data.pixels("train", "validate"), cluster.ACTOR_CPUS)
+        cluster.require_store(store_bytes(data, choose(data)), cluster.ACTOR_CPUS)
     return actors
 
 
@@ -154,7 +155,7 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
     """
     started = time.monotonic()
     out, request = job.out, job.request
-    real = read_reference_data(data, request) if data else None
+    real = read_reference_data(data, request, choose(data)) if data else None
     least = limits(real.scores, request.reject) if real else {}
     compared = time.monotonic()
     parts = make_slices(job, real, least, held)

@@ -46,9 +46,18 @@ def plan_run(config: TrainConfig, data: DataSet, cluster_has: dict[str, float], 
 
 
 def plan_batch(
-    request: BatchRequest, shape: Shape, data: DataSet | None, out: str, finished: bool, cluster_has: dict[str, float]
+    request: BatchRequest,
+    shape: Shape,
+    data: DataSet | None,
+    out: str,
+    finished: bool,
+    cluster_has: dict[str, float],
+    feed: str = "memory",
 ) -> Iterator[str]:
-    """Lines: model, slices and parts, the data set that the batch is measured against, and resources."""
+    """Lines: model, slices and parts, the data set that the batch is measured against, and resources.
+
+    `feed` says where the training slices come from, `memory` or `stream`.
+    """
     slices, parts = request.count, math.ceil(request.count / request.part_size)
     done = "finished" if finished else f"{sum(number < parts for number in complete_parts(out))} made"
     yield f"model {request.model}, base seed {request.base_seed}"
@@ -58,4 +67,6 @@ def plan_batch(
         yield f"each with a label map: {', '.join(of.name for of in request.label_classes)}"
     if data:
         yield f"measured against {data.uri}, {data.count('train')} training slices"
+        if feed == "stream":
+            yield "these do not fit into the object store: the few that a slice is compared with are read from storage"
     yield f"to {out}; {cluster_has['CPU']:g} CPUs, {cluster_has['GPU']:g} GPUs are free"

@@ -1,17 +1,18 @@
 """Compare a slice with real ones: with held-out slices of its level, and with the nearest training slice."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
 from oasisgen import actor
-from oasisgen.data.feed import Feed, Stored
+from oasisgen.data.feed import Feed
 from oasisgen.metrics.ssim import ssim_to
+from oasisgen.quality.searchable import Searchable, SearchBlock, search_block
+from oasisgen.quality.thumbnails import NONE, Thumbnails, Window, centre, centred, shifted, thumbnail
 
 HELD_OUT = 16  # R: `ssim_real` is the mean over so many real slices
 CANDIDATES = 6  # the real slices with the nearest thumbnails, among which SSIM finds the nearest slice
@@ -20,9 +21,6 @@ AS_THEY_LIE = 3  # candidates that are compared unshifted as well: a slice that 
 NEIGHBOURS = (
     4  # neighbouring levels on each side that are searched too if a case has at most 32 levels; else an eighth of them
 )
-
-THUMBNAIL = 32  # pixels of the longer side
-FOREGROUND = 16  # the least grey value that counts for a slice's centre: decoders write black as 0 to 3
 
 
 class Comparison(NamedTuple):
@@ -45,39 +43,6 @@ class Pose(NamedTuple):
     right: int
 
 
-def centre(image: np.ndarray) -> tuple[float, float]:
-    """(H, W) uint8 -> the mean row and column of what is not black; the middle if all is."""
-    moments = cv2.moments(cv2.threshold(image, FOREGROUND - 1, 1, cv2.THRESH_BINARY)[1])
-    if not moments["m00"]:
-        return (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
-    return moments["m01"] / moments["m00"], moments["m10"] / moments["m00"]
-
-
-def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """(H, W) -> its content shifted; pixels that enter are black."""
-    H, W = image.shape
-    out = np.zeros_like(image)
-    target, source = (
-        (slice(max(sign * down, 0), H + min(sign * down, 0)), slice(max(sign * right, 0), W + min(sign * right, 0)))
-        for sign in (1, -1)
-    )
-    out[target] = image[source]
-    return out
-
-
-def thumbnail(image: np.ndarray) -> torch.Tensor:
-    """(H, W) uint8 -> (T,) float32, block means; T is 1024 for square slices."""
-    height, width = (max(1, round(THUMBNAIL * side / max(image.shape))) for side in image.shape)
-    small = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(small).flatten()  # (T,)
-
-
-def centred(image: np.ndarray) -> np.ndarray:
-    """(H, W) uint8, its content shifted so that its centre is in the middle."""
-    down, right = centre(image)
-    return shifted(image, round((image.shape[0] - 1) / 2 - down), round((image.shape[1] - 1) / 2 - right))
-
-
 class Probe:
     """A slice to compare, with the thumbnails that its neighbours are searched by."""
 
@@ -86,83 +51,77 @@ class Probe:
         self.centre = centre(self.image)
         mirror = np.ascontiguousarray(self.image[:, ::-1])
         self.as_it_lies = thumbnail(self.image)[None]  # (1, T)
-        self.centred = torch.stack([thumbnail(centred(self.image)), thumbnail(centred(mirror))])  # (2, T)
-
-
-class Thumbnails(NamedTuple):
-    """The thumbnails of all slices of a split."""
-
-    pixels: torch.Tensor  # (N, T)
-    norms: torch.Tensor  # (N,), squared
-
-    def nearest(self, probes: torch.Tensor, places: np.ndarray, count: int) -> list[int]:
-        """The `count` pairs of `places` (M,), which rise, and `probes` (P, T) with the least distance.
-
-        A pair is numbered place by place: P x its number in `places` + that of its probe.
-        """
-        first, last = places[0], places[-1] + 1
-        window = self.pixels[first:last]  # not copied
-        distances = self.norms[first:last, None] - 2 * (window @ probes.t())  # (last - first, P)
-        distances += probes.pow(2).sum(1)
-        return [int(n) for n in distances[torch.from_numpy(places - first)].flatten().argsort()[:count]]
-
-
-def thumbnails(images: Iterable[np.ndarray]) -> Thumbnails:
-    """Those of N slices."""
-    pixels = torch.stack([thumbnail(image) for image in images])  # (N, T)
-    return Thumbnails(pixels, pixels.pow(2).sum(1))
+        self.centred = np.stack([thumbnail(centred(self.image)), thumbnail(centred(mirror))])  # (2, T)
 
 
 class SearchIndex:
-    """Real slices in the order of their levels, so that a search reads only some levels."""
+    """Real slices, searched by their thumbnails: only those of some levels, wherever they lie in the split."""
 
-    def __init__(self, slices: Feed) -> None:
-        self.slices = slices
-        names = "level", "case", "subject"
-        levels, cases, subjects = (np.concatenate([block[name] for block in slices.blocks]) for name in names)
-        self.rows = np.argsort(levels, kind="stable")  # (N,): places, by level -> row numbers
-        self.levels, self.cases, self.subjects = (of[self.rows] for of in (levels, cases, subjects))
-        images = [image for block in slices.blocks for image in block["image"]]
-        self.centres = np.array([centre(images[row]) for row in self.rows])  # (N, 2)
-        self.as_they_lie = thumbnails(images[row] for row in self.rows)
-        self.centred = thumbnails(centred(images[row]) for row in self.rows)
+    def __init__(self, slices: Feed, blocks: Sequence[SearchBlock]) -> None:
+        self.slices, self.blocks = slices, [block for block in blocks if len(block.rows)]
+        self.highest = max(int(block.levels[-1]) for block in self.blocks)
 
-    def places(self, lowest: int, highest: int, without: str | None = None) -> np.ndarray:
-        """Places of the slices of some levels, without those of one subject; of all levels if there is none."""
-        first, last = np.searchsorted(self.levels, [lowest, highest + 1])
-        for places in (np.arange(first, last), np.arange(len(self.levels))):
-            places = places[self.subjects[places] != without]
-            if len(places):
+    def row(self, number: int) -> tuple[SearchBlock, int]:
+        """The block of a row of the split, and its number there."""
+        block = next(block for block in reversed(self.blocks) if block.start <= number)
+        return block, number - block.start
+
+    def windows(self, lowest: int, highest: int, without: str | None = None) -> list[Window]:
+        """The slices of some levels in each block, without those of one subject; of all levels if there is none."""
+        for levels in ((lowest, highest), (0, self.highest)):
+            windows = [block.window(*levels, without) for block in self.blocks]
+            if any(window.wanted.any() for window in windows):
                 break
-        return places
+        return windows
 
-    def poses(self, probe: Probe, places: np.ndarray) -> list[Pose]:
+    def rows(self, windows: list[Window]) -> np.ndarray:
+        """The rows of some windows, ordered by level, then by row."""
+        levels, rows = (
+            np.concatenate([of[window.wanted] for of, window in zip(column, windows, strict=True)])
+            for column in ([window.levels for window in windows], [window.rows for window in windows])
+        )
+        return rows[np.lexsort((rows, levels))]
+
+    def nearest(self, kind: str, probes: np.ndarray, windows: list[Window], count: int) -> list[tuple[int, int, int]]:
+        """Level, row and probe of the slices whose thumbnails of a kind are nearest to one of `probes` (P, T)."""
+        found = NONE
+        for block, window in zip(self.blocks, windows, strict=True):
+            thumbnails: Thumbnails = getattr(block, kind)
+            found = thumbnails.nearest(probes, window, count, found)
+        return [(level, row, probe) for level, row, probe in found.keys.tolist()]
+
+    def poses(self, probe: Probe, windows: list[Window]) -> list[Pose]:
         """The real slices with the nearest thumbnails, aligned with the probe: by their centres, and unshifted."""
         poses = []
-        for number in self.centred.nearest(probe.centred, places, CANDIDATES):
-            row, mirrored = int(places[number // 2]), bool(number % 2)
-            down, right = self.centres[row]
+        for _, row, mirrored in self.nearest("centred", probe.centred, windows, CANDIDATES):
+            block, number = self.row(row)
+            down, right = block.centres[number]
             right = probe.image.shape[1] - 1 - right if mirrored else right
-            poses.append(Pose(row, mirrored, round(probe.centre[0] - down), round(probe.centre[1] - right)))
-        for number in self.as_they_lie.nearest(probe.as_it_lies, places, AS_THEY_LIE):
-            poses.append(Pose(int(places[number]), False, 0, 0))
+            poses.append(Pose(row, bool(mirrored), round(probe.centre[0] - down), round(probe.centre[1] - right)))
+        for _, row, _ in self.nearest("as_they_lie", probe.as_it_lies, windows, AS_THEY_LIE):
+            poses.append(Pose(row, False, 0, 0))
         return list(dict.fromkeys(poses))
 
     def ssim_to(self, probe: Probe, poses: list[Pose]) -> torch.Tensor:
         """SSIM of the probe to the real slices in these poses: (len(poses),)."""
-        images = self.slices.rows(self.rows[[pose.row for pose in poses]], "image")
+        images = self.slices.rows(np.array([pose.row for pose in poses]), "image")
         for image, pose in zip(images, poses, strict=True):
             if pose.mirrored or pose.down or pose.right:
                 image[:] = shifted(image[:, ::-1] if pose.mirrored else image, pose.down, pose.right)
         return ssim_to(torch.from_numpy(probe.image), torch.from_numpy(images))
 
 
+def index_in_memory(slices: Feed) -> SearchIndex:
+    """The search index of slices in this process, prepared here."""
+    return SearchIndex(slices, [search_block(0, slices.pieces())])
+
+
 class RealSlices:
     """The real slices that synthetic ones are compared with."""
 
-    def __init__(self, train: Feed, held_out: Feed) -> None:
-        self.train, self.held_out = SearchIndex(train), SearchIndex(held_out)
-        self.neighbours = max(NEIGHBOURS, (int(self.train.levels[-1]) + 1) // 8)
+    def __init__(self, train: SearchIndex, held_out: SearchIndex) -> None:
+        self.train, self.held_out = train, held_out
+        self.neighbours = max(NEIGHBOURS, (train.highest + 1) // 8)
 
     def compare(self, image: np.ndarray, level: int, seed: list[int], subject: str | None = None) -> Comparison:
         """Compare a slice, (H, W) uint8. `seed` draws the held-out slices; a level below 0 is unknown and is found.
@@ -174,39 +133,39 @@ class RealSlices:
         train, held_out = self.train, self.held_out
         probe = Probe(image)
         if level < 0:
-            (place,) = train.as_they_lie.nearest(probe.as_it_lies, np.arange(len(train.levels)), 1)
-            level = int(train.levels[place])
+            ((level, _, _),) = train.nearest("as_they_lie", probe.as_it_lies, train.windows(0, train.highest), 1)
         window = level - self.neighbours, level + self.neighbours
-        to_train_from = train.poses(probe, train.places(*window))
+        to_train_from = train.poses(probe, train.windows(*window))
         to_train = train.ssim_to(probe, to_train_from)
-        best = to_train_from[int(to_train.argmax())].row
+        block, best = train.row(to_train_from[int(to_train.argmax())].row)
 
-        drawn = np.random.default_rng(seed).permutation(held_out.places(level, level, without=subject))[:HELD_OUT]
+        of_level = held_out.rows(held_out.windows(level, level, without=subject))
+        drawn = np.random.default_rng(seed).permutation(of_level)[:HELD_OUT]
         as_they_lie = [Pose(int(row), False, 0, 0) for row in drawn]
-        near = held_out.poses(probe, held_out.places(*window, without=subject))
+        near = held_out.poses(probe, held_out.windows(*window, without=subject))
         to_real, to_held_out = held_out.ssim_to(probe, as_they_lie + near).split([len(as_they_lie), len(near)])
         return Comparison(
             level,
             float(to_real.mean()),
             float(to_train.max()),
-            str(train.cases[best]),
-            int(train.levels[best]),
+            str(block.named["case"][best]),
+            int(block.named["level"][best]),
             float((1 - to_train.max()) / (1 - to_held_out.max()).clamp(min=1e-6)),
         )
 
 
 @cache
-def _references(train: Stored, held_out: Stored) -> RealSlices:
-    """Shared by all tasks of a process, because it takes seconds to prepare."""
-    return RealSlices(train.load(), held_out.load())
+def _references(train: Searchable, held_out: Searchable) -> RealSlices:
+    """Shared by all tasks of a process."""
+    return RealSlices(*(SearchIndex(split.load(), split.load_blocks()) for split in (train, held_out)))
 
 
 @dataclass(frozen=True)
 class ReferenceComparer:
     """Compares batches of slices. Adds the fields of `Comparison` and keeps the other columns."""
 
-    train: Stored
-    held_out: Stored
+    train: Searchable
+    held_out: Searchable
     base_seed: int
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,24 @@
 """The real slices that a batch is compared with, and what they score in its place."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from oasisgen.data.feed import Stored, store
-from oasisgen.data.slices import DataSet, open_data_set, read_slices
+from oasisgen import cluster
+from oasisgen.data.feed import store
+from oasisgen.data.slices import DataSet, open_data_set, read_slices, stream_slices
 from oasisgen.errors import UserError
 from oasisgen.models.bundle import Bundle
 from oasisgen.progress import Progress
 from oasisgen.quality.gate import limits
 from oasisgen.quality.label_maps import RealLabelMaps, read_real_label_maps
+from oasisgen.quality.searchable import Searchable, search_bytes, searchable
 from oasisgen.quality.sets import compare_slices, select_levels
 from oasisgen.sampling.request import BatchRequest
+
+FeedName = Literal["memory", "stream"]
 
 REFERENCE_SLICES = 64, 1120  # fewest and most held-out slices scored as if they were synthetic; between: the count
 
@@ -23,8 +28,8 @@ class ReferenceData:
     """The real slices that a batch is compared with."""
 
     image_size: tuple[int, int]
-    train: Stored
-    held_out: Stored
+    train: Searchable
+    held_out: Searchable
     scores: pa.Table  # of held-out slices in the place of synthetic ones: level and OF_SLICES
     label_maps: RealLabelMaps | None = None  # None: the batch has no label maps, or the data set has others
 
@@ -49,9 +54,24 @@ def open_reference_data_set(bundle: Bundle, data: str | None) -> DataSet:
     return reference
 
 
-def read_reference_data(data: DataSet, request: BatchRequest) -> ReferenceData:
-    """Read the real slices, and score held-out ones in the place of synthetic ones: that is the reference."""
-    train, held_out = (store(read_slices(data, split)) for split in ("train", "validate"))
+def store_bytes(data: DataSet, feed: FeedName) -> int:
+    """The most that a batch needs in the object store for real slices."""
+    pixels = data.pixels("validate") + (data.pixels("train") if feed == "memory" else 0)
+    return pixels + sum(search_bytes(data, split) for split in ("train", "validate"))
+
+
+def choose(data: DataSet) -> FeedName:
+    """`memory` if all real slices fit into every object store, else `stream`. The results are the same."""
+    return "stream" if cluster.too_small(store_bytes(data, "memory"), cluster.ACTOR_CPUS) else "memory"
+
+
+def read_reference_data(data: DataSet, request: BatchRequest, feed: FeedName = "memory") -> ReferenceData:
+    """Read the real slices, and score held-out ones in the place of synthetic ones: that is the reference.
+
+    With `stream`, training slices are read when they are needed, and only what they are searched by is in memory.
+    """
+    train = searchable(store(read_slices(data, "train")) if feed == "memory" else stream_slices(data, "train"))
+    held_out = searchable(store(read_slices(data, "validate")))
     # What is rejected must not depend on how many slices are requested.
     fewest, most = REFERENCE_SLICES
     count = most if request.reject != "none" else int(np.clip(request.count, fewest, most))

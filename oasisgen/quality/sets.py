@@ -8,10 +8,11 @@ import pyarrow as pa
 import ray.data
 
 from oasisgen import cluster
-from oasisgen.data.feed import Feed, Stored, chunks
+from oasisgen.data.feed import Feed, chunks
 from oasisgen.progress import Progress
 from oasisgen.quality.measures import OF_SLICES
 from oasisgen.quality.nearest import ReferenceComparer
+from oasisgen.quality.searchable import Searchable
 
 COMPARED_AT_ONCE = 16
 
@@ -33,7 +34,7 @@ class Sets(NamedTuple):
 
 
 def compare_slices(
-    slices: Slices, train: Stored, held_out: Stored, base_seed: int, progress: Progress | None = None
+    slices: Slices, train: Searchable, held_out: Searchable, base_seed: int, progress: Progress | None = None
 ) -> pa.Table:
     """`level` and the measures of each slice, for slices in memory."""
     columns = {
@@ -56,11 +57,13 @@ def compare_slices(
 
 def select_levels(feed: Feed, wanted: np.ndarray, without: Collection[tuple[str, int]] = ()) -> Slices:
     """Real slices, as many of each level as `wanted` (M,) has, or all there are; none of `without` (case, level)."""
-    columns = {name: np.concatenate([block[name] for block in feed.blocks]) for name in ("level", "case", "subject")}
-    named = zip(columns["case"], columns["level"].tolist(), strict=True)
-    fit = np.flatnonzero([name not in without for name in named])
-    rows = fit[rows_of_levels(columns["level"][fit], wanted)]
-    return Slices(feed.rows(rows, "image"), columns["level"][rows], columns["subject"][rows])
+    levels = feed.column("level")
+    fit = np.arange(len(levels))
+    if without:
+        named = zip(feed.column("case").tolist(), levels.tolist(), strict=True)
+        fit = np.flatnonzero([name not in without for name in named])
+    rows = fit[rows_of_levels(levels[fit], wanted)]
+    return Slices(feed.rows(rows, "image"), levels[rows], feed.rows(rows, "subject"))
 
 
 def take(slices: Slices, rows: np.ndarray) -> Slices:

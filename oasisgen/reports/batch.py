@@ -153,11 +153,7 @@ class Gallery:
 
     def __init__(self, out: str, request: BatchRequest, train: Feed | None, image_size: tuple[int, int]) -> None:
         self.out, self.request, self.train, self.image_size = out, request, train, image_size
-        blocks = train.blocks if train else []
-        names = (
-            (case, int(level)) for block in blocks for case, level in zip(block["case"], block["level"], strict=True)
-        )
-        self.rows = {name: row for row, name in enumerate(names)}
+        self.names = [train.column(name) for name in ("case", "level")] if train else []
 
     def pictures(self, slices: pa.Table) -> tuple[Picture, ...]:
         """A picture of each row of a batch's summary."""
@@ -170,7 +166,9 @@ class Gallery:
         caption, images = f"id {row['id']}, level {row['level']}", [image]
         if self.train:
             nearest = row["nearest_case"], row["nearest_level"]
-            images.append(self.train.rows(np.array([self.rows[nearest]]), "image")[0])
+            cases, levels = self.names
+            rows = np.flatnonzero((cases == nearest[0]) & (levels == nearest[1]))
+            images.append(self.train.rows(rows[:1], "image")[0])
             caption += f": SSIM to real slices {row['ssim_real']:.3f}. Nearest: case {nearest[0]}, level {nearest[1]}, "
             caption += f"SSIM {row['ssim_train_max']:.3f}, copy ratio {row['copy_ratio']:.2f}"
         if labels is not None:

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from oasisgen import tables
 from oasisgen.data.feed import Feed
+from oasisgen.data.row_groups import RowGroupFeed, checksums
 from oasisgen.data.shards import Columns, Shard
 from oasisgen.data.slices import columns_of
 from oasisgen.data.stream import Streamed, StreamedFeed
@@ -107,3 +109,34 @@ def test_a_shard_that_changed_is_an_error_where_its_rows_are_due(split: tuple[St
     ahead = ((numbers, feed.rows(numbers, "level")) for numbers, _ in feed.batches(4, 0, 0, 0, 1))
     with pytest.raises(InvalidFile, match=r"part\.parquet has changed"):
         list(ahead)
+
+
+def row_groups(streamed: Streamed, memory: Feed) -> RowGroupFeed:
+    return RowGroupFeed(
+        streamed, [{**block, "checksum": checksums(block.pop("image"))} for block in map(dict, memory.blocks)]
+    )
+
+
+def test_row_groups_have_the_rows_of_a_split_in_memory(split: tuple[Streamed, Feed]) -> None:
+    streamed, memory = split
+    feed = row_groups(streamed, memory)
+    assert (len(feed), feed.image_size) == (len(memory), memory.image_size)
+    numbers = np.random.default_rng(1).integers(0, len(memory), 2 * len(memory))  # some twice
+    for name in ("image", "case", "level"):
+        assert np.array_equal(feed.rows(numbers, name), memory.rows(numbers, name))
+    assert np.array_equal(feed.column("case"), memory.column("case"))
+
+
+def test_a_row_group_that_has_changed_or_is_missing_is_one_line(split: tuple[Streamed, Feed], tmp_path: Path) -> None:
+    streamed, memory = split
+    first, second = streamed.shards[1], streamed.shards[4]  # 3 and 4 rows
+    feed = row_groups(
+        replace(streamed, shards=(first, replace(second, uri=str(tmp_path / "moved")))),
+        Feed([memory.blocks[1], memory.blocks[3]]),
+    )
+    assert np.array_equal(feed.rows(np.array([2]), "image"), memory.rows(np.array([7]), "image"))
+    with pytest.raises(InvalidFile, match="moved is missing: has changed"):
+        feed.rows(np.array([3]), "image")
+    shutil.copy(streamed.shards[5].uri, tmp_path / "moved")  # of 4 rows too
+    with pytest.raises(InvalidFile, match="moved has changed"):
+        feed.rows(np.array([3]), "image")

@@ -6,15 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from oasisgen import cluster
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.feed import Feed
 from oasisgen.data.pack import pack
-from oasisgen.data.slices import file_name, open_data_set
+from oasisgen.data.slices import DataSet, file_name, open_data_set, stream_slices
 from oasisgen.quality import gate
 from oasisgen.quality.batch import mean_scores
 from oasisgen.quality.nearest import ReferenceComparer
-from oasisgen.quality.reference import ReferenceData, read_reference_data
-from oasisgen.quality.sets import Slices, compare_slices
+from oasisgen.quality.reference import ReferenceData, choose, read_reference_data, store_bytes
+from oasisgen.quality.searchable import search_bytes, searchable
+from oasisgen.quality.sets import Slices, compare_slices, select_levels
 from tests.conftest import png, requested
 
 COPIES = 32
@@ -22,8 +24,8 @@ TRAIN, VALIDATE = "keras_png_slices_train", "keras_png_slices_validate"
 
 
 @pytest.fixture(scope="module")
-def references(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> ReferenceData:
-    """Of virtual subjects with case 001 of train in validate too, as 009, and with level 0 all black everywhere."""
+def data(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """Virtual subjects with case 001 of train in validate too, as 009, and with level 0 all black everywhere."""
     folder = tmp_path_factory.mktemp("degenerate")
     shutil.copytree(raw, folder / "raw")
     for level in range(32):
@@ -33,7 +35,12 @@ def references(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference
     for file in (folder / "raw").rglob(file_name("*", 0)):
         file.write_bytes(png(np.zeros((256, 256), np.uint8)))
     pack(PackConfig(str(folder / "raw"), str(folder / "data")))
-    return read_reference_data(open_data_set(str(folder / "data")), requested(reject="copies", count=COPIES))
+    return open_data_set(str(folder / "data"))
+
+
+@pytest.fixture(scope="module")
+def references(data: DataSet) -> ReferenceData:
+    return read_reference_data(data, requested(reject="copies", count=COPIES))
 
 
 def training_slices(feed: Feed, case: str) -> Slices:
@@ -57,3 +64,31 @@ def test_copies_are_suspected_and_refused_though_real_slices_are_degenerate(
     refused = gate.QualityFilter(gate.limits(references.scores, "copies"))(batch)["refused"]
     assert len(refused) == 31
     assert all(reason.startswith("suspected copy") for reason in refused)
+
+
+def test_training_slices_that_do_not_fit_into_memory_are_read_from_storage_with_the_same_result(
+    references: ReferenceData, data: DataSet
+) -> None:
+    stored = searchable(stream_slices(data, "train"))
+    some = select_levels(references.held_out.load(), np.arange(8))
+    compared = [compare_slices(some, train, references.held_out, 0) for train in (references.train, stored)]
+    assert compared[0].equals(compared[1])
+    wanted = np.resize(np.arange(32), 64)
+    of_both = [select_levels(train.load(), wanted) for train in (references.train, stored)]
+    assert all(np.array_equal(*columns) for columns in zip(*of_both, strict=True))
+
+
+def test_the_preflight_counts_what_is_searched_and_where_slices_lie(
+    references: ReferenceData, data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def size(value: object) -> int:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+        return value.nbytes if isinstance(value, np.ndarray) else sum(map(size, parts))
+
+    for split, of in (("train", references.train), ("validate", references.held_out)):
+        assert 0.5 < sum(map(size, of.load_blocks())) / search_bytes(data, split) < 1
+    all_of_it = store_bytes(data, "memory")
+    assert all_of_it - store_bytes(data, "stream") == data.pixels("train")
+    for store, feed in [(all_of_it, "memory"), (all_of_it - 1, "stream")]:
+        monkeypatch.setattr(cluster, "too_small", lambda count, cpus, store=store: "too small" if count > store else "")
+        assert choose(data) == feed

@@ -7,8 +7,19 @@ import torch
 from oasisgen.data.feed import Feed
 from oasisgen.data.phantom import subject
 from oasisgen.metrics.ssim import ssim
-from oasisgen.quality.nearest import HELD_OUT, RealSlices
+from oasisgen.quality.nearest import (
+    AS_THEY_LIE,
+    CANDIDATES,
+    HELD_OUT,
+    Pose,
+    Probe,
+    RealSlices,
+    SearchIndex,
+    index_in_memory,
+)
+from oasisgen.quality.searchable import search_block
 from oasisgen.quality.sets import rows_of_levels
+from oasisgen.quality.thumbnails import centre, centred, thumbnail
 
 LEVELS = [0, 10, 20, 30]
 
@@ -30,7 +41,7 @@ def feed(numbers: range) -> Feed:
 
 @pytest.fixture(scope="module")
 def references() -> RealSlices:
-    return RealSlices(feed(range(1, 13)), feed(range(20, 40)))
+    return RealSlices(index_in_memory(feed(range(1, 13))), index_in_memory(feed(range(20, 40))))
 
 
 def test_a_copy_of_a_training_slice_is_found_out(references: RealSlices) -> None:
@@ -92,7 +103,7 @@ def test_ssim_real_is_its_definition(references: RealSlices) -> None:
 
 def test_a_held_out_slice_is_not_compared_with_its_own_case(references: RealSlices) -> None:
     block = references.held_out.slices.blocks[0]
-    alone = RealSlices(references.train.slices, Feed([block, references.held_out.slices.blocks[1]]))
+    alone = RealSlices(references.train, index_in_memory(Feed([block, references.held_out.slices.blocks[1]])))
     found = alone.compare(block["image"][0], 0, [0], subject="020")
     assert found.ssim_real < 0.99
 
@@ -101,7 +112,9 @@ def test_a_second_scan_of_the_same_person_is_left_out_too(references: RealSlices
     first, other = references.held_out.slices.blocks[:2]
     second = first | {"case": np.array(["020_MR2"] * 4, object)}  # the very pixels, of the same subject
     for scans in ([first, other], [first, second, other]):
-        found = RealSlices(references.train.slices, Feed(scans)).compare(first["image"][0], 0, [0], subject="020")
+        found = RealSlices(references.train, index_in_memory(Feed(scans))).compare(
+            first["image"][0], 0, [0], subject="020"
+        )
         assert found.ssim_real < 0.99
 
 
@@ -110,3 +123,40 @@ def test_rows_are_of_the_levels_wanted_as_far_as_there_are_so_many() -> None:
     wanted = np.array([3, 30, 3, 7])
     assert sorted(levels[rows_of_levels(levels, wanted)]) == [3, 3, 7, 30]
     assert np.bincount(levels[rows_of_levels(levels, np.repeat([1, 2], 100))]).tolist() == [0, 5, 5]
+
+
+def every_pose(index: SearchIndex, probe: Probe, lowest: int, highest: int) -> list[Pose]:
+    """The candidates when all thumbnails of the window are compared. In float64: equal slices have equal distances."""
+    levels = index.slices.column("level")
+    order = np.argsort(levels, kind="stable")
+    places = order[slice(*np.searchsorted(levels[order], [lowest, highest + 1]))]
+    images = index.slices.rows(places, "image")
+
+    def nearest(real: np.ndarray, probes: np.ndarray, count: int) -> list[int]:
+        distances = np.square(real[:, None].astype(np.float64) - probes).sum(2)  # (M, P)
+        return distances.ravel().argsort(kind="stable")[:count].tolist()
+
+    poses = []
+    for number in nearest(np.stack([thumbnail(centred(image)) for image in images]), probe.centred, CANDIDATES):
+        row, mirrored = int(places[number // 2]), bool(number % 2)
+        down, right = centre(images[number // 2])
+        right = probe.image.shape[1] - 1 - right if mirrored else right
+        poses.append(Pose(row, mirrored, round(probe.centre[0] - down), round(probe.centre[1] - right)))
+    for number in nearest(np.stack([thumbnail(image) for image in images]), probe.as_it_lies, AS_THEY_LIE):
+        poses.append(Pose(int(places[number]), False, 0, 0))
+    return list(dict.fromkeys(poses))
+
+
+def test_candidates_are_those_of_comparing_all_thumbnails(references: RealSlices) -> None:
+    block = references.train.slices.blocks
+    twins = [{**of, "case": of["case"] + " again"} for of in block[3:8]]  # equal pixels: the lower row comes first
+    black = {**block[0], "case": block[0]["case"] + " black", "image": np.zeros_like(block[0]["image"])}
+    slices = Feed([*block, *twins, black])
+    search = SearchIndex(
+        slices, [search_block(0, slices.blocks[:7]), search_block(28, slices.blocks[7:])]
+    )  # two blocks
+    images = [*slices.rows(np.array([2, 26]), "image"), subject(0, 50)[10], np.zeros((256, 256), np.uint8)]
+    for image in [*images, *(np.ascontiguousarray(change(images[1])) for change, _ in DAMAGES.values())]:
+        probe = Probe(image)
+        for lowest, highest in [(16, 24), (0, 31), (6, 14)]:
+            assert search.poses(probe, search.windows(lowest, highest)) == every_pose(search, probe, lowest, highest)

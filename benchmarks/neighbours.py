@@ -1,0 +1,145 @@
+"""What it costs to find the nearest training slice among many: `python -m benchmarks.neighbours`.
+
+For several sizes of the training split, prints the CPU time to compare a slice, and the private memory of the process
+that compares it. Splits that are larger than the data set's own are filled up with its slices, turned, stretched and
+moved a little. They lie in a temporary folder: 100,000 slices take 10 GB there, and 1.1 GB of the object store.
+"""
+
+import argparse
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import ray
+
+from benchmarks.common import packed
+from oasisgen import actor, cluster, storage, tables
+from oasisgen.data.feed import Feed, evenly_spaced, store
+from oasisgen.data.parts import ROWS_PER_GROUP, SLICES_PER_PART
+from oasisgen.data.shards import Shard
+from oasisgen.data.slices import DataSet, image_columns, open_data_set, read_slices, schema_of
+from oasisgen.data.stream import Streamed
+from oasisgen.quality.nearest import RealSlices, SearchIndex
+from oasisgen.quality.searchable import Searchable, searchable
+
+SIZES = 1_000, 9_664, 100_000  # training slices
+COMPARED = 64  # slices of each round
+ROUNDS = 3  # if slices are in memory; else one
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Slices in a file that all processes map, like the object store, whatever its size."""
+
+    file: str
+    size: tuple[int, int]
+    shards: tuple[int, ...]  # rows
+
+    def load(self) -> Feed:
+        """Map it."""
+        images = np.memmap(self.file, np.uint8, "r").reshape(-1, *self.size)
+        return Feed([{"image": piece} for piece in np.split(images, np.cumsum(self.shards)[:-1])])
+
+
+def deformed(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(H, W) uint8, turned, stretched and moved a little."""
+    height, width = image.shape
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), random.uniform(-4, 4), random.uniform(0.96, 1.04))
+    stretch, shift = random.uniform(0.97, 1.03, 2), random.uniform(-4, 4, 2)
+    changed: np.ndarray = np.column_stack([stretch[:, None] * matrix[:, :2], matrix[:, 2] + shift])  # (2, 3)
+    return np.asarray(cv2.warpAffine(image, changed, (width, height), flags=cv2.INTER_LINEAR))
+
+
+def shards_of(train: Feed, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """`count` slices: some of the training split, or all of it and then deformed ones."""
+    random = np.random.default_rng(0)
+    rows = evenly_spaced(len(train), count) if count < len(train) else np.arange(count) % len(train)
+    levels, cases = train.column("level"), train.column("case")
+    for first in range(0, count, SLICES_PER_PART):
+        some = rows[first : first + SLICES_PER_PART]
+        images = train.rows(some, "image")
+        for number, image in enumerate(images, first):
+            if number >= len(train):
+                image[:] = deformed(image, random)
+        turns = np.arange(first, first + len(some)) // len(train)
+        names = np.array([f"{case}-{turn}" for case, turn in zip(cases[some], turns, strict=True)], object)
+        yield {"case": names, "subject": names, "level": levels[some], "image": images}
+
+
+def write(folder: Path, data: DataSet, train: Feed, count: int) -> tuple[Streamed, Mapped]:
+    """The training split of that size: as Parquet, and as a file to map."""
+    shards: list[Shard] = []
+    schema = schema_of(data.description)
+    with open(folder / "pixels", "wb") as pixels:
+        for piece in shards_of(train, count):
+            pixels.write(piece["image"].tobytes())
+            columns: dict[str, Any] = {"image": [image.tobytes() for image in piece["image"]]}
+            columns |= {name: piece[name] for name in ("case", "subject", "level")}
+            rows = len(piece["level"])
+            arrays = [
+                pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(rows, field.type)
+                for field in schema
+            ]
+            written = tables.to_bytes(pa.table(arrays, schema), ROWS_PER_GROUP)
+            uri = str(folder / f"part-{len(shards):05d}.parquet")
+            storage.write_bytes(uri, written)
+            shards.append(Shard(uri, hashlib.sha256(written).hexdigest(), rows, "changed"))
+    streamed = Streamed(tuple(shards), schema, image_columns(data))
+    return streamed, Mapped(str(folder / "pixels"), data.image_size, tuple(shard.rows for shard in shards))
+
+
+def private_memory() -> float:
+    """Of this process, in MB: what it does not share, mapped files not counted."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1024
+
+
+def measured(train: Searchable, held_out: Searchable, levels: int) -> tuple[float, float]:
+    """Milliseconds of CPU time to compare a slice, and MB of private memory that this takes, at most."""
+    actor.set_up()
+    cv2.setNumThreads(1)
+    before = private_memory()
+    real = RealSlices(*(SearchIndex(split.load(), split.load_blocks()) for split in (train, held_out)))
+    images = real.held_out.slices.rows(np.arange(COMPARED), "image")
+    started, most = time.process_time(), before
+    for number, image in enumerate(images):
+        real.compare(image, number % levels, [0, number])
+        most = max(most, private_memory())
+    return 1000 * (time.process_time() - started) / COMPARED, most - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="this packed data set; slices of OASISGEN_OASIS_DIR are packed if not given")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="training slices")
+    flags = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, cluster.connection():
+        data = open_data_set(flags.data) if flags.data else packed(folder, validate=6)[1]
+        slices, held_out = store(read_slices(data, "train")), searchable(store(read_slices(data, "validate")))
+        measure: Any = ray.remote(num_cpus=cluster.ACTOR_CPUS, max_calls=1)(measured)  # a process of its own each time
+        print("| training slices | these lie | ms per slice | private memory, MB | preparation, s |")
+        print("| --- | --- | --- | --- | --- |", flush=True)
+        for size in flags.sizes:
+            home = Path(folder, str(size))
+            home.mkdir()
+            streamed, mapped = write(home, data, slices.load(), size)
+            started = time.monotonic()
+            split = searchable(streamed)
+            took = time.monotonic() - started
+            kinds = {"in memory": (Searchable(mapped, split.blocks), ROUNDS), "in row groups": (split, 1)}
+            for where, (its, rounds) in kinds.items():
+                found = [ray.get(measure.remote(its, held_out, data.levels)) for _ in range(rounds)]
+                milliseconds, memory = np.median(found, axis=0)
+                spread = ", ".join(f"{one:.1f}" for one, _ in sorted(found))
+                print(f"| {size} | {where} | {milliseconds:.1f} ({spread}) | {memory:.0f} | {took:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

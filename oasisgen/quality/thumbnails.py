@@ -1,0 +1,170 @@
+"""Search slices by their thumbnails: the nearest of many real slices, exactly, though most are compared only in part.
+
+A thumbnail is rotated so that its first coordinates say most about it. The distance in a few of them is at most the
+distance of the thumbnails. So the search compares all slices in a few coordinates, those that are near enough in more,
+and whole thumbnails only of what is left.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from oasisgen.data.feed import chunks, evenly_spaced
+
+THUMBNAIL = 32  # pixels of the longer side
+FOREGROUND = 16  # the least grey value that counts for a slice's centre: decoders write black as 0 to 3
+
+SHORT = 64, 256  # coordinates of the short vectors
+SAMPLED = 512  # thumbnails that say how to rotate those of a block
+FIRST = 16  # the nearest short vectors: their thumbnails say how far the search has to go
+AT_ONCE = 1024  # thumbnails that are compared at once
+ROUNDING = 3e-5  # the most that a squared distance in float32 is off, as a share of the squared lengths
+
+
+def centre(image: np.ndarray) -> tuple[float, float]:
+    """(H, W) uint8 -> the mean row and column of what is not black; the middle if all is."""
+    moments = cv2.moments(cv2.threshold(image, FOREGROUND - 1, 1, cv2.THRESH_BINARY)[1])
+    if not moments["m00"]:
+        return (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
+    return moments["m01"] / moments["m00"], moments["m10"] / moments["m00"]
+
+
+def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """(H, W) -> its content shifted; pixels that enter are black."""
+    H, W = image.shape
+    out = np.zeros_like(image)
+    target, source = (
+        (slice(max(sign * down, 0), H + min(sign * down, 0)), slice(max(sign * right, 0), W + min(sign * right, 0)))
+        for sign in (1, -1)
+    )
+    out[target] = image[source]
+    return out
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 -> (T,) float32, block means; T is 1024 for square slices."""
+    height, width = thumbnail_size(image.shape)
+    small: np.ndarray = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    return small.ravel()  # (T,)
+
+
+def thumbnail_size(size: Sequence[int]) -> tuple[int, int]:
+    """Height and width of the thumbnail of a slice of `size` (H, W)."""
+    height, width = (max(1, round(THUMBNAIL * side / max(size))) for side in size)
+    return height, width
+
+
+def centred(image: np.ndarray) -> np.ndarray:
+    """(H, W) uint8, its content shifted so that its centre is in the middle."""
+    down, right = centre(image)
+    return shifted(image, round((image.shape[0] - 1) / 2 - down), round((image.shape[1] - 1) / 2 - right))
+
+
+class Window(NamedTuple):
+    """Some consecutive places of a block, whose slices are ordered by level, then by row."""
+
+    first: int
+    wanted: np.ndarray  # (M,) bool: which of the places from `first` on are searched
+    levels: np.ndarray  # (M,)
+    rows: np.ndarray  # (M,)
+
+
+class Nearest(NamedTuple):
+    """The pairs of a slice and a probe with the least distances, ordered by distance, level, row and probe."""
+
+    distances: np.ndarray  # (K,) float64, squared
+    keys: np.ndarray  # (K, 3): level, row and the number of the probe
+
+    def merge(self, others: "Nearest", count: int) -> "Nearest":
+        """The `count` nearest of both."""
+        distances, keys = (np.concatenate(both) for both in zip(self, others, strict=True))
+        order = np.lexsort((*keys.T[::-1], distances))[:count]
+        return Nearest(distances[order], keys[order])
+
+
+NONE = Nearest(np.empty(0), np.empty((0, 3), np.int64))
+
+
+class Short(NamedTuple):
+    """Short vectors of N thumbnails."""
+
+    coordinates: np.ndarray  # (N, S) float32
+    norms: np.ndarray  # (N,) float32, squared
+
+    def distances(self, others: "Short") -> np.ndarray:
+        """Squared distances of all pairs: (N, P) for P others."""
+        products = self.coordinates @ others.coordinates.T  # (N, P)
+        return self.norms[:, None] + others.norms - 2 * products
+
+    def pairwise(self, others: "Short") -> np.ndarray:
+        """Squared distances of each to the other one in the same place: (N,)."""
+        return self.norms + others.norms - 2 * np.einsum("ns,ns->n", self.coordinates, others.coordinates)
+
+    def rows(self, rows: np.ndarray | slice) -> "Short":
+        """Some of them."""
+        return Short(self.coordinates[rows], self.norms[rows])
+
+
+class Thumbnails(NamedTuple):
+    """Those of the slices of a block, by place."""
+
+    pixels: np.ndarray  # (N, T) float32
+    longest: float  # squared length, at most
+    basis: np.ndarray  # (D, T) float32, orthonormal: the first coordinates of a rotated thumbnail
+    short: tuple[Short, ...]  # one for each number of coordinates in SHORT
+
+    def nearest(self, probes: np.ndarray, window: Window, count: int, found: Nearest = NONE) -> Nearest:
+        """The `count` nearest pairs of a slice of the window and one of `probes`, (P, T) float32, and of those `found`.
+
+        The result is the same as if all thumbnails were compared.
+        """
+        if not window.wanted.any():
+            return found
+        P, of_probes = len(probes), shorten(probes, self.basis)
+        slack = ROUNDING * (self.longest + float(np.square(probes).sum(1).max()))
+        here = slice(window.first, window.first + len(window.wanted))
+        bounds = self.short[0].rows(here).distances(of_probes[0])  # (M, P)
+        bounds[~window.wanted] = np.inf
+        bounds, pairs = bounds.ravel(), np.arange(bounds.size)  # a pair: P x its place in the window + its probe
+        for short, of_probe in zip((*self.short[1:], None), (*of_probes[1:], None), strict=True):
+            if short is None or len(found.distances) < count:  # how near must a pair be?
+                first = _lowest(bounds, max(FIRST, count))
+                found = found.merge(self._compare(probes, window, pairs[first]), count)
+                bounds[first] = np.inf
+            limit = found.distances[-1] + slack if len(found.distances) == count else np.finfo(np.float32).max
+            near = np.flatnonzero(bounds <= limit)
+            pairs = pairs[near]
+            if short and of_probe:
+                bounds = short.rows(window.first + pairs // P).pairwise(of_probe.rows(pairs % P))
+        for some in chunks(pairs, AT_ONCE):
+            found = found.merge(self._compare(probes, window, some), count)
+        return found
+
+    def _compare(self, probes: np.ndarray, window: Window, pairs: np.ndarray) -> Nearest:
+        """The distances of some pairs, in no order."""
+        place, probe = np.divmod(pairs, len(probes))
+        differences = self.pixels[window.first + place].astype(np.float64) - probes[probe]  # (pairs, T)
+        keys = np.stack([window.levels[place], window.rows[place], probe], 1)
+        return Nearest(np.square(differences, out=differences).sum(1), keys)
+
+
+def thumbnails(pixels: np.ndarray) -> Thumbnails:
+    """Prepare (N, T) float32 for searches."""
+    sample = pixels[evenly_spaced(len(pixels), SAMPLED)].astype(np.float64)
+    basis = np.linalg.svd(sample, full_matrices=False)[2][: SHORT[-1]].astype(np.float32)  # (D, T)
+    return Thumbnails(pixels, float(np.square(pixels).sum(1).max()), basis, shorten(pixels, basis))
+
+
+def shorten(pixels: np.ndarray, basis: np.ndarray) -> tuple[Short, ...]:
+    """The short vectors of thumbnails (N, T), rotated by a basis (D, T)."""
+    coordinates = pixels @ basis.T  # (N, D)
+    parts = (np.ascontiguousarray(coordinates[:, :size]) for size in SHORT)
+    return tuple(Short(part, np.square(part).sum(1)) for part in parts)
+
+
+def _lowest(bounds: np.ndarray, count: int) -> np.ndarray:
+    """The numbers of the `count` lowest of finite bounds (N,), in no order."""
+    some = np.argpartition(bounds, count)[:count] if len(bounds) > count else np.arange(len(bounds))
+    return some[np.isfinite(bounds[some])]
