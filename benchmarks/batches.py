@@ -1,7 +1,7 @@
 """What grows on the driver with a batch or the number of batches: `python -m benchmarks.batches <folder or URI>`.
 
 Writes made-up nights and made-up parts of a summary there, and prints how long the page of all batches and the passes
-over the summary take.
+over the summary take. `--objects 1000 10000` writes as many slices too, as a batch of PNGs does, and lists them.
 """
 
 import argparse
@@ -20,11 +20,13 @@ import pyarrow as pa
 from oasisgen import storage, tables
 from oasisgen.config.folder import SOFTWARE
 from oasisgen.config.generate import GateConfig
+from oasisgen.data.feed import chunks
 from oasisgen.quality.history import read_batches
 from oasisgen.quality.measures import MEASURES, OF_SLICES, Score
 from oasisgen.quality.rows import read_rows
 from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports.index import write_index
+from oasisgen.sampling.formats import SliceWriter
 from oasisgen.sampling.parts import READERS, SUMMARY, complete_parts, entry_of, part_uri
 from oasisgen.sampling.request import BatchRequest
 
@@ -94,6 +96,22 @@ def write_parts(out: str, parts: int, size: int) -> None:
         list(pool.map(lambda number: storage.write_bytes(part_uri(out, number), data), range(parts)))
 
 
+def write_slices(out: str, count: int) -> None:
+    """`count` objects of 1 kB where a batch has its PNGs, written by as many threads as one task has.
+
+    Prints the rate of the first tenth, of all, and of the last one.
+    """
+    writer, tenth = SliceWriter(out, "png"), max(1, count // 10)
+    seconds = []
+    for ids in chunks(np.arange(count), tenth):
+        started = time.monotonic()
+        png: np.ndarray = np.array([bytes(1000)] * len(ids), object)
+        writer({"id": ids, "png": png, "refused": np.array([""] * len(ids))})
+        seconds.append(time.monotonic() - started)
+    rates = tenth / seconds[0], count / sum(seconds), tenth / seconds[-1]
+    print(f"{count} objects: {rates[0]:.0f} per s at first, {rates[1]:.0f} on average, {rates[2]:.0f} at last")
+
+
 @contextmanager
 def timed(what: str) -> Iterator[None]:
     """Print the seconds that the body took, and the most memory that this process has used so far."""
@@ -109,6 +127,7 @@ def main() -> None:
     parser.add_argument("--nights", type=int, default=3000)
     parser.add_argument("--parts", type=int, default=300)
     parser.add_argument("--rows", type=int, default=10_000, help="of a part")
+    parser.add_argument("--objects", type=int, nargs="*", default=[], help="numbers of small slices to write and list")
     flags = parser.parse_args()
     where = storage.absolute(flags.where)
     root, out = storage.join(where, "batches"), storage.join(where, "huge")
@@ -130,6 +149,13 @@ def main() -> None:
             entries = list(pool.map(lambda number: entry_of(out, number, flags.rows), numbers))
         with timed("pass 2: totals, and rows to show"):
             read_rows(out, entries, labels=False, suspect=0.01)
+    for count in flags.objects:
+        home = storage.join(where, f"slices-{count}")
+        with timed(f"write {count} objects"):
+            write_slices(home, count)
+        with timed("list them all, as --verify does"):
+            listed = sum(1 for _ in storage.list_files(storage.join(home, "slices")))
+        assert listed == count
 
 
 if __name__ == "__main__":
