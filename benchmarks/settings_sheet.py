@@ -25,7 +25,7 @@ from oasisgen.reports.figures import montage
 from oasisgen.sampling.ids import groups
 from oasisgen.sampling.sample import Sampler
 
-TEMPERATURES, DECODING_STEPS = (1.0, 0.7), (4, 24)  # of the rows, if the prior has such settings
+TEMPERATURES, DECODING_STEPS, REDRAWN = (1.5, 0.7), (4, 24), (0.0,)  # of the rows, if the prior has such settings
 LABELS = 180  # pixels to the left of the slices, for the names of the rows
 
 
@@ -38,14 +38,22 @@ class Setting(NamedTuple):
 
 
 def settings_of(
-    prior: object, bfloat16: bool, temperatures: Sequence[float], decoding_steps: Sequence[int]
+    prior: object,
+    bfloat16: bool,
+    temperatures: Sequence[float],
+    decoding_steps: Sequence[int],
+    redrawn: Sequence[float] = (),
 ) -> list[Setting]:
     """As trained, then with one setting changed in each row; `prior` is the configuration of the trained one."""
     rows = [Setting("as trained", {})]
     if isinstance(prior, MaskedConfig):
-        rows[0] = Setting(f"as trained:\ntemperature {prior.temperature:g},\n{prior.decoding_steps} decoding steps", {})
+        trained = (
+            f"temperature {prior.temperature:g},\n{prior.decoding_steps} decoding steps,\n{prior.redrawn:g} redrawn"
+        )
+        rows[0] = Setting(f"as trained:\n{trained}", {})
         rows += [Setting(f"temperature {value:g}", {"temperature": value}) for value in temperatures]
         rows += [Setting(f"{value} decoding steps", {"decoding_steps": value}) for value in decoding_steps]
+        rows += [Setting(f"{value:g} redrawn", {"redrawn": value}) for value in redrawn]
     return [*rows, Setting("float32", {}, "float32")] if bfloat16 else rows
 
 
@@ -83,6 +91,7 @@ def main() -> None:
     parser.add_argument("--base-seed", type=int, default=0)
     parser.add_argument("--temperatures", type=float, nargs="*", default=TEMPERATURES)
     parser.add_argument("--decoding-steps", type=int, nargs="*", default=DECODING_STEPS)
+    parser.add_argument("--redrawn", type=float, nargs="*", default=REDRAWN, help="shares of the codes")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the slices in the picture; 0.5 is half")
     parser.add_argument("--out", default="settings.png", help="the picture")
     arguments = parser.parse_args()
@@ -91,9 +100,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     sampler = Sampler(arguments.run, arguments.base_seed)
-    rows = settings_of(
-        sampler.prior.config, has_bfloat16(sampler.device), arguments.temperatures, arguments.decoding_steps
-    )
+    ways = arguments.temperatures, arguments.decoding_steps, arguments.redrawn
+    rows = settings_of(sampler.prior.config, has_bfloat16(sampler.device), *ways)
     made = [(setting.label, sample_with(sampler, setting, ids)) for setting in rows]
     sheet(made, arguments.scale).save(arguments.out, optimize=True)
     print(f"{Path(arguments.out).absolute()}: {len(rows)} settings, ids {arguments.ids}")

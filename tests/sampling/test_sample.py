@@ -71,18 +71,19 @@ def test_a_sheet_shows_the_same_ids_with_one_setting_changed_in_each_row(trained
     config = MaskedConfig(components=4, channels=8, decoding_steps=2)
     codebook = sampler.vqvae.quantizer.codebook
     sampler.prior = MaskedPrior.from_codebook(config, codebook, torch.ones(len(codebook)), OASIS).eval()
-    rows = settings_of(config, bfloat16=True, temperatures=[0.01], decoding_steps=[1])
-    assert [row.changed for row in rows] == [{}, {"temperature": 0.01}, {"decoding_steps": 1}, {}]
-    assert [row.precision for row in rows] == ["bfloat16"] * 3 + ["float32"]
+    rows = settings_of(config, bfloat16=True, temperatures=[0.01], decoding_steps=[1], redrawn=[0.0])
+    changed = {"temperature": 0.01}, {"decoding_steps": 1}, {"redrawn": 0.0}
+    assert [row.changed for row in rows] == [{}, *changed, {}]
+    assert [row.precision for row in rows] == ["bfloat16"] * 4 + ["float32"]
     ids = [20, 3]
     made = [(row.label, sample_with(sampler, row, ids)) for row in rows]
     assert sampler.prior.config == config
     (group,) = groups(np.array([3, 20]))
     usual = dict(zip(*(sampler.sample(group)[name] for name in ("id", "image")), strict=True))
     assert np.array_equal(made[0][1], [usual[20], usual[3]])
-    assert not any(np.array_equal(images, made[0][1]) for _, images in made[1:3])
+    assert not any(np.array_equal(images, made[0][1]) for _, images in made[1:4])
     picture = sheet(made, scale=0.5)
-    assert picture.size == (LABELS + (2 * 260 + 4) // 2, (4 * 260 + 4) // 2)
+    assert picture.size == (LABELS + (2 * 260 + 4) // 2, (5 * 260 + 4) // 2)
     cell = np.asarray(picture)[2 + 130 : 130 + 130, LABELS + 2 : LABELS + 130]
     assert abs(cell.mean() - made[1][1][0].mean()) < 2
 
