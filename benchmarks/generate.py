@@ -149,8 +149,7 @@ def comparing_rate(data: "DataSet", train: int) -> float:
 
     feeds = {split: store(read_slices(data, split)).load() for split in ("train", "validate")}
     rows = evenly_spaced(len(feeds["train"]), train)
-    columns = {name: np.concatenate([block[name] for block in feeds["train"].blocks])[rows] for name in NAMED}
-    some = Feed([{**columns, "image": feeds["train"].rows(rows, "image")}])
+    some = Feed([{name: feeds["train"].rows(rows, name) for name in (*NAMED, "image")}])
     references = RealSlices(index_in_memory(some), index_in_memory(feeds["validate"]))
     chosen = feeds["validate"].rows(np.arange(COMPARED), "image")
     torch.set_num_threads(1)

@@ -50,11 +50,6 @@ Damage = Callable[[Slices, Slices], Slices]
 Scored = dict[str, float]
 
 
-def rows_of(slices: Slices, rows: np.ndarray) -> Slices:
-    """The slices that `rows` picks, booleans (N,)."""
-    return Slices(slices.images[rows], slices.levels[rows], None if slices.subjects is None else slices.subjects[rows])
-
-
 def blurred(half: Slices, train: Slices, sigma: float = 1.2) -> Slices:
     """A Gaussian of so many pixels."""
     x = torch.from_numpy(half.images).unsqueeze(1).float()  # (N, 1, H, W)
@@ -75,7 +70,7 @@ def faded(half: Slices, train: Slices) -> Slices:
 
 def lower_levels(half: Slices, train: Slices) -> Slices:
     """Nothing of the upper half of the levels."""
-    return rows_of(half, half.levels < OASIS.levels // 2)
+    return take(half, half.levels < OASIS.levels // 2)
 
 
 def ten_repeated(half: Slices, train: Slices) -> Slices:
@@ -142,7 +137,7 @@ def halves(held_out: Feed, seed: int) -> tuple[Slices, Slices]:
     assert everything.subjects is not None
     subjects = np.random.default_rng(seed).permutation(np.unique(everything.subjects))
     first = np.isin(everything.subjects, subjects[: len(subjects) // 2])
-    return rows_of(everything, first), rows_of(everything, ~first)
+    return take(everything, first), take(everything, ~first)
 
 
 def as_feed(slices: Slices) -> Feed:

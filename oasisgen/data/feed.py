@@ -8,13 +8,14 @@ as an uninterrupted one. (Ray's `streaming_split` guarantees neither.)
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import ray
 import ray.data
 
 T = TypeVar("T")
+FeedName = Literal["memory", "stream"]  # how slices reach those who need them: see `slices.source_of`
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Feed:
 
     def column(self, name: str) -> np.ndarray:
         """A column of all rows."""
-        return np.concatenate([block[name] for block in self.blocks])
+        return np.concatenate([piece[name] for piece in self.pieces()])
 
     def pieces(self) -> Iterator[dict[str, np.ndarray]]:
         """All rows, block by block."""

@@ -12,6 +12,7 @@ import ray.data
 from oasisgen import storage
 from oasisgen.config.data import Shape
 from oasisgen.data.description import Covariate, DataSetDescription, LabelClass, Split, read_description
+from oasisgen.data.feed import Stored, store
 from oasisgen.data.shards import Columns, Shard, read_shards
 from oasisgen.data.stream import Streamed
 from oasisgen.errors import UserError
@@ -163,6 +164,13 @@ def stream_slices(data: DataSet, split: str) -> Streamed:
     """The same rows, to be read by the processes that need them. Raises as `read_slices`."""
     data.require_whole(split)
     return Streamed(tuple(shards_of(data, split)), schema_of(data.description), image_columns(data))
+
+
+def source_of(feed: str, data: DataSet, split: str) -> Stored | Streamed:
+    """The slices of a split, as the workers will get them by this feed, `memory` or `stream`. Raises as
+    `read_slices`.
+    """
+    return store(read_slices(data, split)) if feed == "memory" else stream_slices(data, split)
 
 
 def image_columns(data: DataSet) -> Columns:

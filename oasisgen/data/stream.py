@@ -59,9 +59,6 @@ class StreamedFeed(Feed):
     def image_size(self) -> tuple[int, int]:
         return self.source.columns.shape
 
-    def column(self, name: str) -> np.ndarray:
-        return np.concatenate([piece[name] for piece in self.pieces()])
-
     def pieces(self) -> Iterator[Block]:
         return (self._block(home) for home in range(len(self.shards)))
 

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 from oasisgen import cluster, documents, storage
 from oasisgen.config.folder import ADDED, MARK
 from oasisgen.config.train import TrainConfig
-from oasisgen.data.feed import Source, store
-from oasisgen.data.slices import DataSet, read_slices, stream_slices
+from oasisgen.data.feed import FeedName
+from oasisgen.data.slices import DataSet
 from oasisgen.data.stream import most_bytes
 from oasisgen.progress import human_bytes
 
@@ -17,12 +16,7 @@ WORKER_BYTES = 10**9  # of a worker that trains, without its data
 PRIOR_BYTES = 5 * CODE_BYTES  # of a position, in a worker that starts a prior: int64 beside what is stored
 
 
-def source_of(feed: str, data: DataSet, split: str) -> Source:
-    """The slices of a split, as the workers will get them by this feed: `memory` or `stream`."""
-    return store(read_slices(data, split)) if feed == "memory" else stream_slices(data, split)
-
-
-def begun_with(out: str) -> Literal["memory", "stream"] | None:
+def begun_with(out: str) -> FeedName | None:
     """The feed of the run in `out`; None if there is no run. Runs of older versions do not name theirs."""
     try:
         return documents.read(storage.join(out, MARK), dict).get("feed", ADDED["feed"])
@@ -30,7 +24,7 @@ def begun_with(out: str) -> Literal["memory", "stream"] | None:
         return None
 
 
-def choose(config: TrainConfig, data: DataSet) -> Literal["memory", "stream"]:
+def choose(config: TrainConfig, data: DataSet) -> FeedName:
     """The feed for a new run with `--feed auto`: from memory if the slices fit into every object store."""
     full = cluster.too_small(store_bytes(data, "memory"), config.cpus_per_worker, config.gpus_per_worker)
     return "stream" if full else "memory"

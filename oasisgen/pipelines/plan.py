@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from oasisgen.config.data import Shape
 from oasisgen.config.train import TrainConfig
-from oasisgen.data.feed import steps_per_epoch
+from oasisgen.data.feed import FeedName, steps_per_epoch
 from oasisgen.data.slices import DataSet
 from oasisgen.pipelines import feeds
 from oasisgen.progress import human_bytes
@@ -52,7 +52,7 @@ def plan_batch(
     out: str,
     finished: bool,
     cluster_has: dict[str, float],
-    feed: str = "memory",
+    feed: FeedName = "memory",
 ) -> Iterator[str]:
     """Lines: model, slices and parts, the data set that the batch is measured against, and resources.
 

@@ -14,7 +14,7 @@ from oasisgen.config.folder import require_same_settings, write_settings
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Feed, evenly_spaced, store
 from oasisgen.data.pixels import to_uint8, to_unit
-from oasisgen.data.slices import DataSet, open_data_set
+from oasisgen.data.slices import DataSet, open_data_set, source_of
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock, lock, require_unlocked, unless_locked
 from oasisgen.models.bundle import BundleSettings, TrainedOn, is_whole, write_bundle
@@ -82,7 +82,7 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     """VQ-VAE, feature network, codes, label decoder, prior, bundle, report; a stage that is done returns at once."""
     say("train", f"run {config.out}")
     say("read", f"{data.count('train')} slices to train on, {data.count('validate')} to validate on")
-    train_slices, held_out = (feeds.source_of(config.feed, data, split) for split in ("train", "validate"))
+    train_slices, held_out = (source_of(config.feed, data, split) for split in ("train", "validate"))
     inputs = {"train": train_slices, "validate": held_out}
     stage = Stage("vqvae", train_vqvae, inputs, best="ssim")
     histories: Histories = {"vqvae": history.of(complete(stage, config, held.proof))}

@@ -1,14 +1,13 @@
 """The real slices that a batch is compared with, and what they score in its place."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from oasisgen import cluster
-from oasisgen.data.feed import store
-from oasisgen.data.slices import DataSet, open_data_set, read_slices, stream_slices
+from oasisgen.data.feed import FeedName
+from oasisgen.data.slices import DataSet, open_data_set, source_of
 from oasisgen.errors import UserError
 from oasisgen.models.bundle import Bundle
 from oasisgen.progress import Progress
@@ -17,8 +16,6 @@ from oasisgen.quality.label_maps import RealLabelMaps, read_real_label_maps
 from oasisgen.quality.searchable import Searchable, search_bytes, searchable
 from oasisgen.quality.sets import compare_slices, select_levels
 from oasisgen.sampling.request import BatchRequest
-
-FeedName = Literal["memory", "stream"]
 
 REFERENCE_SLICES = 64, 1120  # fewest and most held-out slices scored as if they were synthetic; between: the count
 
@@ -70,8 +67,7 @@ def read_reference_data(data: DataSet, request: BatchRequest, feed: FeedName = "
 
     With `stream`, training slices are read when they are needed, and only what they are searched by is in memory.
     """
-    train = searchable(store(read_slices(data, "train")) if feed == "memory" else stream_slices(data, "train"))
-    held_out = searchable(store(read_slices(data, "validate")))
+    train, held_out = searchable(source_of(feed, data, "train")), searchable(source_of("memory", data, "validate"))
     # What is rejected must not depend on how many slices are requested.
     fewest, most = REFERENCE_SLICES
     count = most if request.reject != "none" else int(np.clip(request.count, fewest, most))

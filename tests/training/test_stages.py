@@ -21,13 +21,12 @@ from oasisgen.config.data import OASIS
 from oasisgen.config.folder import write_settings
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import RowNumbers, Stored, store
-from oasisgen.data.slices import DataSet, read_slices
+from oasisgen.data.slices import DataSet, read_slices, source_of
 from oasisgen.errors import UserError
 from oasisgen.lock import acquire
 from oasisgen.models import bundle
 from oasisgen.models.quantizer import EMAQuantizer
 from oasisgen.pipelines import train as runs
-from oasisgen.pipelines.feeds import source_of
 from oasisgen.pipelines.train import train
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint, history
