@@ -18,10 +18,9 @@ from oasisgen import cluster, storage
 from oasisgen.config.presets import FULL
 from oasisgen.config.train import LabelsConfig
 from oasisgen.data.feed import store
-from oasisgen.data.slices import read_labels
 from oasisgen.models.bundle import read_bundle
 from oasisgen.models.labels import LabelDecoder
-from oasisgen.pipelines.labels import learned_from
+from oasisgen.pipelines.labels import label_maps
 from oasisgen.quality.reference import open_reference_data_set
 from oasisgen.training.encode import read_codes
 from oasisgen.training.labels import LabelledCodes, LabelledFeed, confusion, dice_of, label_losses, vectors_of
@@ -72,7 +71,7 @@ def main() -> None:
         data = open_reference_data_set(bundle, None)
         codes = storage.join(arguments.run, "codes")
         few = replace(FULL, labels=replace(FULL.labels, subjects=arguments.subjects))
-        labels = {"train": learned_from(few, data), "validate": store(read_labels(data, "validate"))}
+        labels = {split: label_maps(few, data, split) for split in ("train", "validate")}
         train, validate = (
             LabelledCodes(store(read_codes(codes, split, data.shape.code_size)), labels[split]).load()
             for split in labels

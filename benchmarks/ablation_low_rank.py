@@ -32,8 +32,7 @@ def of_maps(prior: MaskedPrior, maps: Feed, how_many: int, noise: float) -> Weig
 
     Their variance is that of the weights of one map.
     """
-    codes, levels = all_maps(maps)
-    known = prior.pca_prior.coefficients(codes, levels, prior.embedding)  # (N, P)
+    known, levels = prior.pca_prior.all_coefficients(all_maps(maps), prior.embedding)  # (N, P), (N,)
     gaussian = prior.coefficients
     random = torch.Generator().manual_seed(0)
 

@@ -4,8 +4,11 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from oasisgen.data.slices import DataSet
@@ -52,3 +55,46 @@ def compare(candidates: Mapping[str, Callable[[], float]]) -> None:
         rate = statistics.median(each[name] for each in rounds)
         ratio = statistics.median(each[first] / each[name] for each in rounds)
         print(f"  against {name}, {rate:.1f} per s: ratio {ratio:.2f}", flush=True)
+
+
+def private_memory(process: int | str = "self") -> float:
+    """Of a process, in MB: what it does not share, mapped files not counted."""
+    return memory_of(process, "RssAnon")
+
+
+def memory_of(process: int | str, kind: str) -> float:
+    """A line of a process's status, in MB: `RssAnon` or `RssShmem`; 0 if it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+        if kind in status:
+            return int(status[kind].split()[0]) / 1024
+    return 0.0
+
+
+class Memory(NamedTuple):
+    """What this process and its Ray held at one moment, in MB."""
+
+    private: list[float]  # of each process
+    store: float  # of the object store
+
+
+@contextmanager
+def watched_memory() -> Iterator[list[Memory]]:
+    """A list that gets a sample every second until the end."""
+    from oasisgen import processes
+
+    samples: list[Memory] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            ids = [os.getpid(), *(process.pid for process in processes.started())]
+            samples.append(Memory([private_memory(pid) for pid in ids], max(memory_of(pid, "RssShmem") for pid in ids)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        watcher.join()

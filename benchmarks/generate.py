@@ -7,7 +7,6 @@ black, as trained ones paint, are compared sooner than noise.
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import psutil
 import torch
 
 from benchmarks.ablation_sampling import groups_of
-from benchmarks.common import alone, packed
+from benchmarks.common import alone, packed, watched_memory
 from benchmarks.models import training
 from oasisgen import storage
 from oasisgen.config.generate import GenerateConfig
@@ -120,25 +118,10 @@ def job_rate(model: str, counts: tuple[int, int], measure: bool) -> float:
 
 def peak_memory(work: Callable[[], object]) -> tuple[float, float]:
     """Most memory, in GB, that the processes of this Ray had for themselves while `work` ran: all, and the largest."""
-    ended, peak, largest = threading.Event(), 0.0, 0.0
-
-    def watch() -> None:
-        nonlocal peak, largest
-        while not ended.wait(1.0):
-            private = []
-            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-                try:
-                    private.append(process.memory_full_info().uss / 1e9)
-                except psutil.Error:  # it has just ended
-                    continue
-            peak, largest = max(peak, sum(private)), max(largest, *private)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    work()
-    ended.set()
-    watcher.join()
-    return peak, largest
+    with watched_memory() as samples:
+        work()
+    each = [sample.private for sample in samples]
+    return max(map(sum, each)) / 1000, max(map(max, each)) / 1000
 
 
 def comparing_rate(data: "DataSet", train: int) -> float:

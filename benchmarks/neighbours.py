@@ -9,20 +9,18 @@ import argparse
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import ray
 
-from benchmarks.common import packed
-from oasisgen import actor, cluster, storage, tables
-from oasisgen.data.feed import Feed, evenly_spaced, store
-from oasisgen.data.parts import ROWS_PER_GROUP, SLICES_PER_PART
+from benchmarks.common import packed, private_memory
+from benchmarks.deformed import parquet, shards_of
+from oasisgen import actor, cluster, storage
+from oasisgen.data.feed import Feed, store
 from oasisgen.data.shards import Shard
 from oasisgen.data.slices import DataSet, image_columns, open_data_set, read_slices, schema_of
 from oasisgen.data.stream import Streamed
@@ -48,31 +46,6 @@ class Mapped:
         return Feed([{"image": piece} for piece in np.split(images, np.cumsum(self.shards)[:-1])])
 
 
-def deformed(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """(H, W) uint8, turned, stretched and moved a little."""
-    height, width = image.shape
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), random.uniform(-4, 4), random.uniform(0.96, 1.04))
-    stretch, shift = random.uniform(0.97, 1.03, 2), random.uniform(-4, 4, 2)
-    changed: np.ndarray = np.column_stack([stretch[:, None] * matrix[:, :2], matrix[:, 2] + shift])  # (2, 3)
-    return np.asarray(cv2.warpAffine(image, changed, (width, height), flags=cv2.INTER_LINEAR))
-
-
-def shards_of(train: Feed, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """`count` slices: some of the training split, or all of it and then deformed ones."""
-    random = np.random.default_rng(0)
-    rows = evenly_spaced(len(train), count) if count < len(train) else np.arange(count) % len(train)
-    levels, cases = train.column("level"), train.column("case")
-    for first in range(0, count, SLICES_PER_PART):
-        some = rows[first : first + SLICES_PER_PART]
-        images = train.rows(some, "image")
-        for number, image in enumerate(images, first):
-            if number >= len(train):
-                image[:] = deformed(image, random)
-        turns = np.arange(first, first + len(some)) // len(train)
-        names = np.array([f"{case}-{turn}" for case, turn in zip(cases[some], turns, strict=True)], object)
-        yield {"case": names, "subject": names, "level": levels[some], "image": images}
-
-
 def write(folder: Path, data: DataSet, train: Feed, count: int) -> tuple[Streamed, Mapped]:
     """The training split of that size: as Parquet, and as a file to map."""
     shards: list[Shard] = []
@@ -80,25 +53,12 @@ def write(folder: Path, data: DataSet, train: Feed, count: int) -> tuple[Streame
     with open(folder / "pixels", "wb") as pixels:
         for piece in shards_of(train, count):
             pixels.write(piece["image"].tobytes())
-            columns: dict[str, Any] = {"image": [image.tobytes() for image in piece["image"]]}
-            columns |= {name: piece[name] for name in ("case", "subject", "level")}
-            rows = len(piece["level"])
-            arrays = [
-                pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(rows, field.type)
-                for field in schema
-            ]
-            written = tables.to_bytes(pa.table(arrays, schema), ROWS_PER_GROUP)
+            written, rows = parquet(piece, schema), len(piece["level"])
             uri = str(folder / f"part-{len(shards):05d}.parquet")
             storage.write_bytes(uri, written)
             shards.append(Shard(uri, hashlib.sha256(written).hexdigest(), rows, "changed"))
     streamed = Streamed(tuple(shards), schema, image_columns(data))
     return streamed, Mapped(str(folder / "pixels"), data.image_size, tuple(shard.rows for shard in shards))
-
-
-def private_memory() -> float:
-    """Of this process, in MB: what it does not share, mapped files not counted."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["RssAnon"].split()[0]) / 1024
 
 
 def measured(train: Searchable, held_out: Searchable, levels: int) -> tuple[float, float]:

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 
-from oasisgen.data.shards import Columns, read_shards
+from oasisgen.data.shards import Columns, SliceKey, only, read_shards
 from oasisgen.data.slices import DataSet, schema_of, shards_of
 from oasisgen.errors import UserError
 
@@ -23,21 +23,18 @@ class Labelled(NamedTuple):
     levels: np.ndarray  # (N,) int64
     subjects: np.ndarray  # (N,) str
 
-    def names(self, rows: np.ndarray) -> frozenset[tuple[str, int]]:
+    def names(self, rows: np.ndarray) -> frozenset[SliceKey]:
         """Case and level of some rows."""
         return frozenset(zip(self.cases[rows].tolist(), self.levels[rows].tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class PairColumns(Columns):
-    """Reads `image` and `labels` of the slices in `wanted`, (case, level), that have a label map."""
-
-    wanted: Collection[tuple[str, int]] = field(default_factory=frozenset)
+    """Reads `image` and `labels` of the slices that have a label map."""
 
     def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
         """As that of Columns, with `labels` (N, H, W) beside `image`."""
-        names = zip(*(table[name].to_pylist() for name in NAME), strict=True)
-        table = table.filter(pa.array([name in self.wanted for name in names], pa.bool_()))
+        table = only(table, self.wanted)
         table = table.filter(table["labels"].is_valid())
         labels = Columns("labels", self.dtype, self.shape, ()).decode(table)
         return Columns("image", self.dtype, self.shape, (*NAME, "subject")).decode(table) | labels
@@ -52,6 +49,17 @@ def labelled(data: DataSet, split: str) -> Labelled:
     blocks = [block for block in named if len(block["case"])]
     empty: np.ndarray = np.array([], object)
     return Labelled(*(np.concatenate([empty, *(block[name] for block in blocks)]) for name in (*NAME, "subject")))
+
+
+def drawn(data: DataSet, split: str, most: int) -> frozenset[SliceKey] | None:
+    """At most so many of the slices of a split that have a label map, drawn at random but always the same; None: all.
+
+    Raises as `read_slices`.
+    """
+    there = labelled(data, split)
+    if len(there.cases) <= most:
+        return None
+    return there.names(np.random.default_rng(0).permutation(len(there.cases))[:most])
 
 
 def few_of(subjects: np.ndarray, count: int, setting: str) -> np.ndarray:
@@ -69,7 +77,7 @@ def few_of(subjects: np.ndarray, count: int, setting: str) -> np.ndarray:
     return np.flatnonzero(np.isin(subjects, sorted(digests, key=digests.__getitem__)[:count]))
 
 
-def read_pairs(data: DataSet, split: str, wanted: Collection[tuple[str, int]]) -> ray.data.Dataset:
+def read_pairs(data: DataSet, split: str, wanted: Collection[SliceKey]) -> ray.data.Dataset:
     """The slices of a split that are `wanted`, (case, level), as a Ray data set of `case`, `subject`, `level`, and
     `image` and `labels`, both (H, W) uint8.
 

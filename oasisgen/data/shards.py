@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,8 @@ from ray.data.datasource import Datasource, ReadTask
 
 from oasisgen import cluster, storage, tables
 from oasisgen.errors import InvalidFile
+
+SliceKey = tuple[str, int]  # case and level
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Columns:
     dtype: type
     shape: tuple[int, int]  # of each array
     others: tuple[str, ...]
+    wanted: Collection[SliceKey] | None = None  # only of these slices
 
     @property
     def row_bytes(self) -> int:
@@ -59,12 +62,25 @@ class Columns:
         return [name for name in (*self.others, self.binary) if name in schema.names]
 
     def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
-        """`binary` as an array (N, H, W), and the other columns, with integers as int64; without rows that lack it."""
+        """`binary` as an array (N, H, W), and the other columns as `plain` gives them; without rows that lack it."""
+        table = only(table, self.wanted)
         table = table.filter(pc.is_valid(table[self.binary]))
         values: np.ndarray = np.frombuffer(b"".join(table[self.binary].to_pylist()), self.dtype)
-        others = {name: table[name if name in table.column_names else "case"].to_numpy() for name in self.others}
-        others = {name: other.astype(np.int64) if other.dtype.kind == "i" else other for name, other in others.items()}
-        return others | {self.binary: values.reshape(-1, *self.shape)}
+        return {name: plain(table, name) for name in self.others} | {self.binary: values.reshape(-1, *self.shape)}
+
+
+def plain(table: pa.Table, name: str) -> np.ndarray:
+    """A column of texts or numbers, (N,), integers as int64. In schema version 1, the subject is the case."""
+    column = table[name if name in table.column_names else "case"].to_numpy()
+    return column.astype(np.int64) if column.dtype.kind == "i" else column
+
+
+def only(table: pa.Table, wanted: Collection[SliceKey] | None) -> pa.Table:
+    """The rows of these slices; all for None."""
+    if wanted is None:
+        return table
+    keys = zip(table["case"].to_pylist(), table["level"].to_pylist(), strict=True)
+    return table.filter(pa.array([key in wanted for key in keys], pa.bool_()))
 
 
 class _Shards(Datasource):

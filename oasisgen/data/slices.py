@@ -1,7 +1,7 @@
 """The packed data set: its file names, its schema, and reading its slices."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from oasisgen import storage
 from oasisgen.config.data import Shape
 from oasisgen.data.description import Covariate, DataSetDescription, LabelClass, Split, read_description
 from oasisgen.data.feed import Stored, store
-from oasisgen.data.shards import Columns, Shard, read_shards
+from oasisgen.data.shards import Columns, Shard, SliceKey, read_shards
 from oasisgen.data.stream import Streamed
 from oasisgen.errors import UserError
 
@@ -178,11 +178,12 @@ def image_columns(data: DataSet) -> Columns:
     return Columns("image", np.uint8, data.image_size, ("case", "subject", "level"))
 
 
-def read_labels(data: DataSet, split: str) -> ray.data.Dataset:
-    """The label maps of a split as a Ray data set of `case` str, `level` int64 and `labels` (H, W) uint8.
+def read_labels(data: DataSet, split: str, wanted: Collection[SliceKey] | None = None) -> ray.data.Dataset:
+    """The label maps of a split, or of the slices in `wanted`, as a Ray data set of `case` str, `level` int64 and
+    `labels` (H, W) uint8.
 
     They have the order of its slices; slices without a label map are left out. Raises as `read_slices`.
     """
     data.require_whole(split)
-    columns = Columns("labels", np.uint8, data.image_size, ("case", "level"))
+    columns = Columns("labels", np.uint8, data.image_size, ("case", "level"), wanted)
     return read_shards(shards_of(data, split), schema_of(data.description), columns)

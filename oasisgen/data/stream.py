@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from oasisgen.data.feed import Feed, evenly_spaced
-from oasisgen.data.shards import Columns, Shard
+from oasisgen.data.shards import Columns, Shard, plain
 from oasisgen.data.windows import WINDOW, windowed_steps
 
 Block = dict[str, np.ndarray]
@@ -59,6 +59,12 @@ class StreamedFeed(Feed):
     def image_size(self) -> tuple[int, int]:
         return self.source.columns.shape
 
+    def column(self, name: str) -> np.ndarray:
+        if name == self.source.columns.binary:
+            return super().column(name)
+        read = [each for each in self.source.columns.of(self.source.schema) if each in (name, "case")]
+        return np.concatenate([plain(self._table(home, read), name) for home in range(len(self.shards))])
+
     def pieces(self) -> Iterator[Block]:
         return (self._block(home) for home in range(len(self.shards)))
 
@@ -97,9 +103,13 @@ class StreamedFeed(Feed):
         return self.other[1]
 
     def _read(self, home: int) -> Block:
-        """A shard's rows. Raises InvalidFile if it is missing or its digest differs."""
-        columns, schema = self.source.columns, self.source.schema
-        (table,) = self.shards[home].read(schema, columns.of(schema))
-        block = columns.decode(table)
+        """A shard's rows. Raises as `_table`."""
+        columns = self.source.columns
+        block = columns.decode(self._table(home, columns.of(self.source.schema)))
         assert len(block[columns.binary]) == self.sizes[home]  # each row has its array
         return block
+
+    def _table(self, home: int, columns: list[str]) -> pa.Table:
+        """Some columns of a shard. Raises InvalidFile if it is missing or its digest differs."""
+        (table,) = self.shards[home].read(self.source.schema, columns)
+        return table

@@ -1,6 +1,7 @@
 """Code maps as networks see them: the embedding of codes, and the PCA prior over embedded maps."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 from oasisgen.config.data import Shape
 from oasisgen.config.train import DCGANConfig
 from oasisgen.models.quantizer import nearest, straight_through
+
+# Every code map of a split (M, h, w) with its level (M,), int64 both, some maps at a time; may be called again.
+CodeMaps = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
 
 MOST_ANALYSED = 10_000 * 64**2  # codes, at most, that principal components are computed from; 16 bytes each
 SMALL_SPREAD = 0.05  # deviations are divided by the spread, but by no less than this; embedded codes have variance 1
@@ -89,29 +93,38 @@ class PCAPrior(nn.Module):
         self.register_buffer("components", torch.zeros(components, *size))
 
     @torch.no_grad()
-    def fit(self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding) -> None:
-        """Compute the buffers from code maps (N, h, w) of levels (N,).
+    def fit(self, maps: CodeMaps, embedding: CodeEmbedding) -> None:
+        """Compute the buffers from the code maps of a split.
 
         A level without maps gets the mean and spread over the maps of all levels.
         """
         total, squares = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
-        for maps, of in zip(codes.split(256), levels.split(256), strict=True):
-            image = embedding.embed(maps)  # (256, C, h, w)
-            total.index_add_(0, of, image)
-            squares.index_add_(0, of, image * image)
-        count = torch.bincount(levels, minlength=len(self.mean)).view(-1, 1, 1, 1)
+        count = torch.zeros(len(self.mean), dtype=torch.int64)
+        for codes, levels in maps():
+            for some, of in zip(codes.split(256), levels.split(256), strict=True):
+                image = embedding.embed(some)  # (256, C, h, w)
+                total.index_add_(0, of, image)
+                squares.index_add_(0, of, image * image)
+            count += torch.bincount(levels, minlength=len(count))
+        N, count = int(count.sum()), count.view(-1, 1, 1, 1)
         missing = count == 0
         total, squares = (torch.where(missing, sums.sum(0), sums) for sums in (total, squares))
-        count = torch.where(missing, count.sum(), count)
+        count = torch.where(missing, N, count)
         self.mean.copy_(total / count)
         self.spread.copy_((squares / count - self.mean**2).clamp(min=0).sqrt())
 
-        rank = min(len(self.components), len(codes))
+        rank = min(len(self.components), N)
         if rank == 0:
             return
-        every = -(-codes.numel() // MOST_ANALYSED)
-        codes, levels = codes[::every], levels[::every]
-        deviations = torch.cat([d.flatten(1) for d in self._deviations(codes, levels, embedding)])  # (N, C*h*w)
+        every = math.ceil(N * self.mean[0, 0].numel() / MOST_ANALYSED)  # the components are those of every so many maps
+        deviations = torch.empty(math.ceil(N / every), self.mean[0].numel())  # (A, C*h*w)
+        seen = filled = 0
+        for codes, levels in maps():
+            chosen = slice(-seen % every, None, every)
+            for deviation in self._deviations(codes[chosen], levels[chosen], embedding):
+                deviations[filled : filled + len(deviation)] = deviation.flatten(1)
+                filled += len(deviation)
+            seen += len(codes)
         _, strength, directions = torch.svd_lowrank(deviations, q=rank, niter=2)  # (P,), (C*h*w, P)
         weighed = (
             directions * strength / len(deviations) ** 0.5
@@ -124,6 +137,12 @@ class PCAPrior(nn.Module):
         components = self.components.flatten(1)  # (P, C*h*w)
         squares = components.pow(2).sum(1).clamp(min=1e-6)  # (P,)
         return torch.cat([d.flatten(1) @ components.t() / squares for d in self._deviations(codes, levels, embedding)])
+
+    def all_coefficients(self, maps: CodeMaps, embedding: CodeEmbedding) -> tuple[torch.Tensor, torch.Tensor]:
+        """The coefficients (N, P) of the code maps of a split, and their levels (N,)."""
+        found = [(self.coefficients(codes, levels, embedding), levels) for codes, levels in maps()]
+        coefficients, levels = map(torch.cat, zip(*found, strict=True))
+        return coefficients, levels
 
     def _deviations(
         self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding

@@ -16,7 +16,7 @@ from torch import nn
 
 from oasisgen.config.data import Shape
 from oasisgen.config.train import MaskedConfig
-from oasisgen.models.codes import CodeMap, PCAPrior, VectorEmbedding
+from oasisgen.models.codes import CodeMap, CodeMaps, PCAPrior, VectorEmbedding
 
 
 class ZeroInitResidualBlock(nn.Module):
@@ -114,10 +114,10 @@ class MaskedPrior(nn.Module):
         return cls(config, VectorEmbedding(codebook, usage), shape)
 
     @torch.no_grad()
-    def fit(self, codes: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """Fit the PCA prior and `cholesky` to code maps (N, h, w) of levels (N,); returns their coefficients (N, P)."""
-        self.pca_prior.fit(codes, levels, self.embedding)
-        coefficients = self.pca_prior.coefficients(codes, levels, self.embedding)  # (N, P)
+    def fit(self, maps: CodeMaps) -> torch.Tensor:
+        """Fit the PCA prior and `cholesky` to the code maps of a split; returns their coefficients (N, P)."""
+        self.pca_prior.fit(maps, self.embedding)
+        coefficients, levels = self.pca_prior.all_coefficients(maps, self.embedding)  # (N, P), (N,)
         P = self.config.components
         everything = torch.cov(coefficients.t()).view(P, P)
         for level in range(self.shape.levels):

@@ -9,11 +9,14 @@ from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import FeedName
 from oasisgen.data.slices import DataSet
 from oasisgen.data.stream import most_bytes
+from oasisgen.models.codes import MOST_ANALYSED
 from oasisgen.progress import human_bytes
 
 CODE_BYTES = 2  # of a position in a stored code map
 WORKER_BYTES = 10**9  # of a worker that trains, without its data
-PRIOR_BYTES = 5 * CODE_BYTES  # of a position, in a worker that starts a prior: int64 beside what is stored
+FITTED_BYTES = 16 * MOST_ANALYSED  # of the maps that a prior's components are computed from
+SLICE_BYTES = 1000  # of a training slice, in a worker that trains a prior: its coefficients, twice for a moment
+MOST_LABELLED = {"train": 8192, "validate": 1024}  # label maps that a run with the feed `stream` holds in memory
 
 
 def begun_with(out: str) -> FeedName | None:
@@ -42,20 +45,20 @@ def require_room(config: TrainConfig, data: DataSet) -> None:
 def store_bytes(data: DataSet, feed: str) -> int:
     """The most that a run needs in the object store.
 
-    That is all slices, or their label maps and the held-out slices; with `stream`, code maps and label maps.
+    That is all slices, or their label maps and the held-out slices; with `stream`, some label maps and their code maps.
     """
     labelled = bool(data.label_classes)
     if feed == "memory":
         return data.pixels("train", "validate") + (data.pixels("validate") if labelled else 0)
-    maps = data.count("train") + data.count("validate")
-    return maps * data.shape.codes * CODE_BYTES + (data.pixels("train", "validate") if labelled else 0)
+    maps = sum(min(data.count(split), most) for split, most in MOST_LABELLED.items()) if labelled else 0
+    return maps * (math.prod(data.image_size) + data.shape.codes * CODE_BYTES)
 
 
 def worker_bytes(data: DataSet) -> int:
-    """The most memory that a worker of a run with the feed `stream` needs: while it streams, or at a prior's start."""
+    """The most memory that a worker of a run with the feed `stream` needs: while it streams slices, or a prior's."""
     rows = [part.slices for split in ("train", "validate") for part in data.split(split).parts]
-    prior = data.count("train") * data.shape.codes * PRIOR_BYTES
-    return WORKER_BYTES + max(most_bytes(rows, math.prod(data.image_size)), prior)
+    streaming = most_bytes(rows, math.prod(data.image_size))
+    return WORKER_BYTES + max(streaming, FITTED_BYTES) + data.count("train") * SLICE_BYTES
 
 
 def planned(feed: str, data: DataSet, has: float) -> Iterator[str]:

@@ -9,17 +9,18 @@ import torch
 from oasisgen import cluster, storage
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Source, Stored, evenly_spaced, store
-from oasisgen.data.pairs import few_of, labelled, read_pairs
+from oasisgen.data.pairs import drawn, few_of, labelled
 from oasisgen.data.slices import DataSet, read_labels
 from oasisgen.errors import UserError
 from oasisgen.lock import Lock
 from oasisgen.models.labels import LabelDecoder
 from oasisgen.models.vqvae import VQVAE
+from oasisgen.pipelines.feeds import MOST_LABELLED
 from oasisgen.progress import say
 from oasisgen.reports.run import SHOWN, LabelResults
 from oasisgen.training import history
 from oasisgen.training.encode import encode_split, read_codes, require_same_codes
-from oasisgen.training.labels import LabelledCodes, LabelledFeed, dice_key, train_labels, vectors_of
+from oasisgen.training.labels import LabelledCodes, LabelledFeed, dice_key, keys_of, train_labels, vectors_of
 from oasisgen.training.launch import Stage, complete
 
 
@@ -35,19 +36,18 @@ def train_label_decoder(
     config: TrainConfig,
     data: DataSet,
     load_vqvae: Callable[[], VQVAE],
-    codes: Stored,
     held_out: Source,
     actors: cluster.Actors,
     held: Lock,
 ) -> TrainedLabels | None:
-    """Train the label decoder on the code maps `codes` of the training split; returns at once if that is done.
+    """Train the label decoder on the code maps of the training split; returns at once if that is done.
 
     `held_out` are the slices of the validate split, whose codes this encodes. Returns None if the data set has no label
     maps, or too few for a batch.
     """
     if not data.label_classes:
         return None
-    train, validate = learned_from(config, data), store(read_labels(data, "validate"))
+    train, validate = (label_maps(config, data, split) for split in ("train", "validate"))
     least, there, there_too = config.labels.batch_size, len(train.load()), len(validate.load())
     if there < least or not there_too:
         counts = f"{there} slices of train, of which a batch needs {least}, and {there_too} of validate"
@@ -56,13 +56,16 @@ def train_label_decoder(
     codes_uri = storage.join(config.out, "codes")
     digest = encode_split(data, "validate", load_vqvae, codes_uri, actors, held.write)
     require_same_codes(storage.join(config.out, "labels"), digest, held.write)
-    validate_codes = store(read_codes(codes_uri, "validate", data.shape.code_size))
+
+    def beside(labels: Stored, split: str) -> LabelledCodes:
+        codes = read_codes(codes_uri, split, data.shape.code_size, frozenset(keys_of(labels.load())))
+        return LabelledCodes(store(codes), labels)
 
     codebook = load_vqvae().quantizer.codebook.detach()
-    held_out_codes = LabelledCodes(validate_codes, validate)
+    held_out_codes = beside(validate, "validate")
     classes = tuple(of.name for of in data.label_classes)
     inputs = {
-        "train": LabelledCodes(codes, train),
+        "train": beside(train, "train"),
         "held_out": held_out_codes,
         "codebook": codebook,
         "classes": classes,
@@ -96,13 +99,14 @@ def few_label_maps(config: TrainConfig, data: DataSet) -> frozenset[tuple[str, i
     return few
 
 
-def learned_from(config: TrainConfig, data: DataSet) -> Stored:
-    """The label maps of the training split that the label decoder learns from. Raises as `few_label_maps`."""
-    few = few_label_maps(config, data)
-    if few is None:
-        return store(read_labels(data, "train"))
-    say("labels", f"learned from {len(few)} label maps of {config.labels.subjects} subjects alone")
-    return store(read_pairs(data, "train", few).select_columns(["case", "level", "labels"]))
+def label_maps(config: TrainConfig, data: DataSet, split: str) -> Stored:
+    """The label maps of a split that the label decoder learns from or is scored on. Raises as `few_label_maps`."""
+    wanted = few_label_maps(config, data) if split == "train" else None
+    if wanted is not None:
+        say("labels", f"learned from {len(wanted)} label maps of {config.labels.subjects} subjects alone")
+    elif config.feed == "stream" and (wanted := drawn(data, split, MOST_LABELLED[split])):
+        say("labels", f"{split}: {len(wanted)} label maps, drawn at random, are used: more are not held in memory")
+    return store(read_labels(data, split, wanted))
 
 
 def examples_of(

@@ -12,7 +12,7 @@ import torch
 from oasisgen import cluster, storage
 from oasisgen.config.folder import require_same_settings, write_settings
 from oasisgen.config.train import TrainConfig
-from oasisgen.data.feed import Feed, evenly_spaced, store
+from oasisgen.data.feed import Feed, evenly_spaced
 from oasisgen.data.pixels import to_uint8, to_unit
 from oasisgen.data.slices import DataSet, open_data_set, source_of
 from oasisgen.errors import UserError
@@ -29,8 +29,8 @@ from oasisgen.quality.reconstruction import evaluate
 from oasisgen.reports.run import GENERATED, SHOWN, Histories, write_run_report
 from oasisgen.sampling.ids import groups, ids_of_levels, level_of
 from oasisgen.sampling.sample import Sampler
-from oasisgen.training import checkpoint, history
-from oasisgen.training.encode import encode_split, read_codes, require_same_codes
+from oasisgen.training import checkpoint, encode, history
+from oasisgen.training.encode import encode_split, require_same_codes
 from oasisgen.training.launch import Stage, complete
 from oasisgen.training.shared_features import features_of, find
 from oasisgen.training.vqvae import train_vqvae
@@ -98,13 +98,13 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     require_same_codes(storage.join(config.out, config.prior), digest, held.write)
 
     codebook = vqvae.quantizer.codebook.detach()
-    codes = store(read_codes(codes_uri, "train", data.shape.code_size))
-    labels = train_label_decoder(config, data, load_vqvae, codes, held_out, actors_of(config), held)
+    labels = train_label_decoder(config, data, load_vqvae, held_out, actors_of(config), held)
     decoder, learned = (labels.decoder, labels.results) if labels else (None, None)
-    of_prior: dict[str, Any] = {"codes": codes, "codebook": codebook, "shape": data.shape}
+    codes_of = partial(encode.source_of, config.feed, codes_uri, code_size=data.shape.code_size)
+    of_prior: dict[str, Any] = {"codes": codes_of("train"), "codebook": codebook, "shape": data.shape}
     if PRIORS[config.prior].held_out:
         encode_split(data, "validate", load_vqvae, codes_uri, actors_of(config), held.write)
-        of_prior["held_out"] = store(read_codes(codes_uri, "validate", data.shape.code_size))
+        of_prior["held_out"] = codes_of("validate")
     stage = Stage(config.prior, pkgutil.resolve_name(PRIORS[config.prior].loop), of_prior)
     state = complete(stage, config, held.proof)
     histories[config.prior] = history.of(state)

@@ -1,11 +1,13 @@
 """Whether a prior has collapsed: codes in use and variety of the maps it generates, compared with real maps."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from oasisgen.data.feed import Feed, evenly_spaced
+from oasisgen.models.codes import CodeMaps
 from oasisgen.models.priors import Prior
 from oasisgen.models.quantizer import perplexity
 from oasisgen.training.worker import Worker
@@ -13,10 +15,20 @@ from oasisgen.training.worker import Worker
 WATCHED = 32  # levels, at most, whose maps are compared
 
 
-def all_maps(maps: Feed) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every code map (N, h, w) int64, and its level (N,) int64."""
-    codes, levels = (torch.from_numpy(maps.column(name).astype("int64")) for name in ("codes", "level"))
-    return codes, levels
+def all_maps(maps: Feed) -> CodeMaps:
+    """The code maps of a split, as they are fitted to."""
+
+    def pieces() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for piece in maps.pieces():
+            codes, levels = (torch.from_numpy(piece[name].astype(np.int64)) for name in ("codes", "level"))
+            yield codes, levels
+
+    return pieces
+
+
+def usage_of(maps: CodeMaps, codebook_size: int) -> torch.Tensor:
+    """How often each code occurs: (K,) int64."""
+    return torch.stack([torch.bincount(codes.flatten(), minlength=codebook_size) for codes, _ in maps()]).sum(0)
 
 
 def labelled(maps: Feed, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -24,9 +36,9 @@ def labelled(maps: Feed, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     return maps.rows(numbers, "codes").astype(np.int64), maps.rows(numbers, "level").astype(np.int64), numbers
 
 
-def watched_levels(maps: Feed) -> np.ndarray:
-    """The levels in the training split whose maps are compared: all, or WATCHED evenly spaced ones; (L,) int64."""
-    there = np.unique(maps.column("level"))
+def watched_levels(levels: np.ndarray) -> np.ndarray:
+    """Those of the training split's levels (N,) whose maps are compared: all, or WATCHED evenly spaced; (L,) int64."""
+    there = np.unique(levels)
     return there[evenly_spaced(len(there), WATCHED)].astype(np.int64)
 
 
@@ -40,9 +52,8 @@ def generated_maps(prior: Prior, watched: np.ndarray, seed: int, worker: Worker)
     return prior(noise.to(worker.device), levels.to(worker.device)).codes.unflatten(0, (2, len(watched)))
 
 
-def real_maps(maps: Feed, watched: np.ndarray) -> torch.Tensor:
-    """Two real maps of each watched level (L,) in the training split, its first and its last: (2, L, h, w)."""
-    levels = maps.column("level")
+def real_maps(maps: Feed, levels: np.ndarray, watched: np.ndarray) -> torch.Tensor:
+    """Of maps of `levels` (N,), the first and the last of each watched level (L,): (2, L, h, w)."""
     ends = [np.flatnonzero(levels == level)[[0, -1]] for level in watched]
     return torch.from_numpy(np.stack([maps.rows(rows, "codes") for rows in ends], 1).astype("int64"))
 

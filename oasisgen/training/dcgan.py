@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from oasisgen.config.data import Shape
 from oasisgen.config.train import DCGANConfig, TrainConfig
-from oasisgen.data.feed import Feed, Stored
+from oasisgen.data.feed import Feed, Source
 from oasisgen.models.codes import make_embedding
 from oasisgen.models.dcgan import DCGAN, Discriminator, discriminator_input
 from oasisgen.training.averaging import average
@@ -21,6 +21,7 @@ from oasisgen.training.collapse import (
     labelled,
     map_statistics,
     real_maps,
+    usage_of,
     watched_levels,
 )
 from oasisgen.training.stage import StageState, non_finite
@@ -31,7 +32,7 @@ Networks = tuple[torch.nn.Module, torch.nn.Module]  # the generator of a DCGAN, 
 PENALTY_EVERY = 4  # steps; the penalty then weighs as much more (Karras et al. 2020, arXiv:1912.04958)
 
 
-def train_dcgan(config: TrainConfig, worker: Worker, codes: Stored, codebook: torch.Tensor, shape: Shape) -> None:
+def train_dcgan(config: TrainConfig, worker: Worker, codes: Source, codebook: torch.Tensor, shape: Shape) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks.
 
     `codebook` is (K, D). The averaged generator, not the last one, is what a bundle samples with.
@@ -55,8 +56,9 @@ def train_dcgan(config: TrainConfig, worker: Worker, codes: Stored, codebook: to
         "discriminator_optimizer": optimizers[1],
     }
     state = StageState(worker, config, "dcgan", maps, parts, LOSSES)
-    watched = watched_levels(maps)
-    real_use = map_statistics(real_maps(maps, watched), len(codebook))
+    all_levels = maps.column("level")
+    watched = watched_levels(all_levels)
+    real_use = map_statistics(real_maps(maps, all_levels, watched), len(codebook))
 
     while state.epoch < c.epochs:
         for optimizer in optimizers:
@@ -151,9 +153,9 @@ def r1_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 def initial_dcgan(config: TrainConfig, maps: Feed, codebook: torch.Tensor, shape: Shape) -> DCGAN:
     """A DCGAN with the embedding and PCA prior of the training split, its generator untrained."""
-    codes, levels = all_maps(maps)
-    usage = torch.bincount(codes.flatten(), minlength=len(codebook))
+    codes = all_maps(maps)
+    usage = usage_of(codes, len(codebook))
     gan = DCGAN(config.dcgan, make_embedding(config.dcgan, codebook, usage), shape)
     if gan.pca_prior:
-        gan.pca_prior.fit(codes, levels, gan.embedding)
+        gan.pca_prior.fit(codes, gan.embedding)
     return gan

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ import ray.data
 import torch
 
 from oasisgen import actor, cluster, documents, storage, tables
+from oasisgen.data.feed import Stored, store
 from oasisgen.data.pixels import to_unit
-from oasisgen.data.shards import Columns, Shard, read_shards
+from oasisgen.data.shards import Columns, Shard, SliceKey, read_shards
 from oasisgen.data.slices import PIECES, DataSet, read_slices
+from oasisgen.data.stream import Streamed
 from oasisgen.documents import Count, Name
 from oasisgen.errors import UserError
 from oasisgen.lock import Commit
@@ -124,9 +126,24 @@ def shards_of(uri: str, split: str) -> list[Shard]:
     ]
 
 
-def read_codes(uri: str, split: str, code_size: tuple[int, int]) -> ray.data.Dataset:
-    """A split's code maps as a Ray data set of `case` str, `level` int64 and `codes` uint16 of `code_size`.
+def read_codes(
+    uri: str, split: str, code_size: tuple[int, int], wanted: Collection[SliceKey] | None = None
+) -> ray.data.Dataset:
+    """A split's code maps, or those of the slices in `wanted`, as a Ray data set of `case` str, `level` int64 and
+    `codes` uint16 of `code_size`.
 
     Reading a file raises InvalidFile if its bytes are not those that `encode_split` wrote.
     """
-    return read_shards(shards_of(uri, split), SCHEMA, Columns("codes", np.uint16, code_size, ("case", "level")))
+    return read_shards(shards_of(uri, split), SCHEMA, columns_of(code_size, wanted))
+
+
+def source_of(feed: str, uri: str, split: str, code_size: tuple[int, int]) -> Stored | Streamed:
+    """The same rows, as the workers will get them by this feed, `memory` or `stream`. Raises as `read_codes`."""
+    if feed == "memory":
+        return store(read_codes(uri, split, code_size))
+    return Streamed(tuple(shards_of(uri, split)), SCHEMA, columns_of(code_size))
+
+
+def columns_of(code_size: tuple[int, int], wanted: Collection[SliceKey] | None = None) -> Columns:
+    """What is read of a code map."""
+    return Columns("codes", np.uint16, code_size, ("case", "level"), wanted)

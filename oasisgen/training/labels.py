@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Feed, Stored, chunks, evenly_spaced
+from oasisgen.data.shards import SliceKey
 from oasisgen.models.labels import LabelDecoder
 from oasisgen.training.schedule import cosine
 from oasisgen.training.stage import StageState, non_finite
@@ -24,7 +25,7 @@ SCORED = 16  # held-out slices at a time
 class LabelledCodes:
     """The code maps of a split, and the label maps of those slices that have one."""
 
-    codes: Stored  # `case`, `level`, `codes`
+    codes: Stored  # `case`, `level`, `codes`: of these slices at least
     labels: Stored  # `case`, `level`, `labels`
 
     def load(self) -> "LabelledFeed":
@@ -37,9 +38,9 @@ class LabelledFeed:
 
     def __init__(self, slices: Feed, labels: Feed) -> None:
         """`slices` are those of the whole split: their code maps or images."""
-        rows = {name: row for row, name in enumerate(_names(slices))}
+        rows = {key: row for row, key in enumerate(keys_of(slices))}
         self.slices, self.labels = slices, labels
-        self.places = np.array([rows[name] for name in _names(labels)], np.int64)  # (N,): rows of `slices`
+        self.places = np.array([rows[key] for key in keys_of(labels)], np.int64)  # (N,): rows of `slices`
 
     def __len__(self) -> int:
         return len(self.places)
@@ -59,7 +60,7 @@ class LabelledFeed:
         return self.rows_of("codes", numbers).astype(np.int64), self.labels.rows(numbers, "labels")
 
 
-def _names(feed: Feed) -> Iterator[tuple[str, int]]:
+def keys_of(feed: Feed) -> Iterator[SliceKey]:
     """Case and level of each row."""
     if len(feed):
         yield from zip(feed.column("case").tolist(), feed.column("level").tolist(), strict=True)

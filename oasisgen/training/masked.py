@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from oasisgen.config.data import Shape
 from oasisgen.config.train import TrainConfig
-from oasisgen.data.feed import Feed, Stored, chunks, evenly_spaced
+from oasisgen.data.feed import Feed, Source, chunks
 from oasisgen.models.codes import VectorEmbedding
 from oasisgen.models.masked import MaskedPrior, decoding_ends
 from oasisgen.precision import autocast
@@ -22,6 +22,7 @@ from oasisgen.training.collapse import (
     labelled,
     map_statistics,
     real_maps,
+    usage_of,
     watched_levels,
 )
 from oasisgen.training.schedule import cosine
@@ -33,7 +34,7 @@ SCORED_AT_ONCE = 16
 
 
 def train_masked(
-    config: TrainConfig, worker: Worker, codes: Stored, held_out: Stored, codebook: torch.Tensor, shape: Shape
+    config: TrainConfig, worker: Worker, codes: Source, held_out: Source, codebook: torch.Tensor, shape: Shape
 ) -> None:
     """Train one rank; resumes from the latest checkpoint. Raises Diverged after too many rollbacks.
 
@@ -51,8 +52,9 @@ def train_masked(
     optimizer = torch.optim.Adam(predictor.parameters(), lr=c.learning_rate, betas=(0.9, 0.98), fused=True)
     parts = {"averaged": averaged, "prior": prior, "optimizer": optimizer}
     state = StageState(worker, config, "masked", maps, parts, ("loss",))
-    watched = watched_levels(maps)
-    real_use = map_statistics(real_maps(maps, watched), len(codebook))
+    all_levels = maps.column("level")
+    watched = watched_levels(all_levels)
+    real_use = map_statistics(real_maps(maps, all_levels, watched), len(codebook))
 
     while state.epoch < c.epochs:
         for real, levels, rows in worker.ahead(labelled(maps, numbers) for numbers, _ in state.batches()):
@@ -106,7 +108,7 @@ def held_out_loss(prior: MaskedPrior, maps: Feed, seed: int, worker: Worker) -> 
     collective); the random numbers are the same at every call.
     """
     total = torch.zeros((), device=worker.device)
-    batches = list(chunks(evenly_spaced(len(maps), SCORED), SCORED_AT_ONCE))
+    batches = list(chunks(maps.sample(SCORED), SCORED_AT_ONCE))
     ends = decoding_ends(prior.shape.codes, prior.config.decoding_steps)
     for number in range(worker.rank, len(batches), worker.world):
         codes, levels, _ = (torch.from_numpy(array).to(worker.device) for array in labelled(maps, batches[number]))
@@ -144,10 +146,10 @@ def initial_masked_prior(
     config: TrainConfig, maps: Feed, codebook: torch.Tensor, shape: Shape
 ) -> tuple[MaskedPrior, torch.Tensor]:
     """A prior with the PCA of the training split, its predictor untrained, and the coefficients (N, P) of the maps."""
-    codes, levels = all_maps(maps)
-    usage = torch.bincount(codes.flatten(), minlength=len(codebook))
+    codes = all_maps(maps)
+    usage = usage_of(codes, len(codebook))
     prior = MaskedPrior(config.masked, VectorEmbedding(codebook, usage), shape)
     with torch.no_grad():  # the predictor starts from how frequent each code is
         prior.predictor.head.bias.copy_(((usage + 1) / usage.sum()).log())
         prior.predictor.head.weight.mul_(0.1)
-    return prior, prior.fit(codes, levels)
+    return prior, prior.fit(codes)

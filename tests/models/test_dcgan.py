@@ -95,7 +95,7 @@ def test_the_pca_prior_holds_the_mean_and_spread_of_each_levels_maps() -> None:
     codes = torch.randint(0, 32, (600, 64, 64), generator=generator)
     codes[:, 0, 0] = 7  # a corner where no map differs from another
     pca_prior = PCAPrior(4, 3, OASIS)
-    pca_prior.fit(codes, levels, embedding)
+    pca_prior.fit(lambda: [(codes, levels)], embedding)
     mine = embedding.embed(codes[levels == 5])
     assert torch.allclose(pca_prior.mean[5], mine.mean(0), atol=1e-5)
     assert torch.allclose(pca_prior.spread[5, :, 1:], mine.std(0, correction=0)[:, 1:], atol=1e-3)
@@ -114,7 +114,7 @@ def test_components_alone_make_maps_that_vary_as_the_training_maps_do() -> None:
     codes[:, 32:] += 3 * causes[:, 1:, None]
     levels = torch.zeros(400, dtype=torch.int64)
     pca_prior = PCAPrior(4, 2, OASIS)
-    pca_prior.fit(codes, levels, embedding)
+    pca_prior.fit(lambda: [(codes, levels)], embedding)
     z = torch.randn(3000, 2, generator=torch.Generator().manual_seed(6))
     maps = pca_prior(torch.zeros(1, 4, 64, 64), z, torch.zeros(3000, dtype=torch.int64))
     assert torch.allclose(maps.std(0), embedding.embed(codes).std(0), rtol=0.1, atol=0.05)

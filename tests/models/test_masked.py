@@ -136,7 +136,7 @@ def test_low_rank_samples_are_as_varied_as_the_maps_they_come_from() -> None:
     two = torch.randint(0, K, (2, 64, 64), generator=random)
     rows = torch.randint(0, 2, (256,), generator=random)
     prior = MaskedPrior(replace(SMALL, components=1), embedding, OASIS)
-    weights = prior.fit(two[rows], torch.zeros(256, dtype=torch.int64))  # (N, 1)
+    weights = prior.fit(lambda: [(two[rows], torch.zeros(256, dtype=torch.int64))])  # (N, 1)
     assert torch.allclose(
         prior.low_rank_sample(weights, torch.zeros(256, dtype=torch.int64)), embedding.embed(two[rows]), atol=0.03
     )

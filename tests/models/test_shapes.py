@@ -61,7 +61,7 @@ def test_the_dcgan_generates_maps_of_the_size(shape: Shape, config: DCGANConfig)
     codes, levels = maps_of(shape)
     gan = DCGAN(config, make_embedding(config, CODEBOOK, torch.ones(16)), shape)
     if gan.pca_prior:
-        gan.pca_prior.fit(codes, levels, gan.embedding)
+        gan.pca_prior.fit(lambda: [(codes, levels)], gan.embedding)
     made = gan(torch.randn(4, 4), levels)
     assert made.codes.shape == codes.shape
     discriminator = Discriminator(config, gan.embedding.channels, shape)
@@ -87,7 +87,7 @@ def test_the_ladder_of_the_dcgan_reaches_every_size() -> None:
 def test_the_masked_prior_learns_and_generates_maps_of_the_size(shape: Shape) -> None:
     codes, levels = maps_of(shape)
     prior = MaskedPrior(MASKED, VectorEmbedding(CODEBOOK, torch.ones(16)), shape)
-    low_rank = prior.low_rank_sample(prior.fit(codes, levels), levels)
+    low_rank = prior.low_rank_sample(prior.fit(lambda: [(codes, levels)]), levels)
     loss_of(prior.predictor, prior, codes, low_rank, levels, torch.Generator()).backward()
     assert all(p.grad is not None for p in prior.parameters())
     made = prior.eval()(torch.randn(2, prior.noise_size), levels[:2])

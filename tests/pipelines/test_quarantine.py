@@ -75,7 +75,7 @@ def good(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     usage = torch.bincount(codes.flatten(), minlength=len(codebook))
     prior = DCGAN(PRIOR, make_embedding(PRIOR, codebook, usage), OASIS)
     assert prior.pca_prior
-    prior.pca_prior.fit(codes, levels, prior.embedding)
+    prior.pca_prior.fit(lambda: [(codes, levels)], prior.embedding)
     for parameter in prior.generator.ladder[-1].parameters():
         torch.nn.init.zeros_(parameter)
     out = tmp_path_factory.mktemp("good") / "model"

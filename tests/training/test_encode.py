@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from oasisgen import storage
@@ -10,7 +11,7 @@ from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.training.encode import encode_split, read_codes
+from oasisgen.training.encode import encode_split, read_codes, source_of
 from tests.conftest import lost_lock
 
 
@@ -27,6 +28,9 @@ def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_an
     assert (entry["name"], entry["maps"]) == (part.name, 64)
     whole = part.read_bytes()
     assert len(read_codes(uri, "validate", (64, 64)).take_all()) == 64
+    streamed, stored = (source_of(feed, uri, "validate", (64, 64)).load() for feed in ("stream", "memory"))
+    for name in ("case", "level", "codes"):
+        assert np.array_equal(streamed.column(name), stored.column(name))
     encode_split(data, "validate", lambda: vqvae, uri, Actors(), storage.write_bytes)  # is finished: left as it is
     assert part.read_bytes() == whole
 

@@ -14,11 +14,11 @@ from oasisgen.data.feed import Feed, store
 from oasisgen.data.shards import Columns
 from oasisgen.data.slices import DataSet, read_labels
 from oasisgen.errors import UserError
-from oasisgen.pipelines.labels import few_label_maps, learned_from
+from oasisgen.pipelines.labels import few_label_maps, label_maps
 from oasisgen.pipelines.train import settings_of
 from oasisgen.training import checkpoint, history
 from oasisgen.training.encode import read_codes
-from oasisgen.training.labels import LabelledCodes, LabelledFeed, dice_of, label_losses, train_labels
+from oasisgen.training.labels import LabelledCodes, LabelledFeed, dice_of, keys_of, label_losses, train_labels
 from oasisgen.training.launch import Stage, complete
 from tests.conftest import tiny
 
@@ -81,12 +81,12 @@ def test_the_stage_learns_resumes_and_is_what_an_undisturbed_one_is(
 def test_a_label_decoder_may_learn_from_the_label_maps_of_a_few_subjects_alone(data: DataSet, trained: Path) -> None:
     config = tiny(data, trained)
     few = replace(config, labels=replace(config.labels, subjects=2))
-    learned = learned_from(few, data).load()
+    learned = label_maps(few, data, "train").load()
     names = few_label_maps(few, data)
     assert names is not None
     assert set(zip(learned.column("case").tolist(), learned.column("level").tolist(), strict=True)) == names
     assert len(learned) == 2 * data.levels
-    assert set(learned.column("case")) < set(learned_from(config, data).load().column("case"))
+    assert set(learned.column("case")) < set(label_maps(config, data, "train").load().column("case"))
     assert few_label_maps(config, data) is None
     settings, older = settings_of(config, data), settings_of(config, data)
     del older["labels"]["subjects"]
@@ -96,6 +96,20 @@ def test_a_label_decoder_may_learn_from_the_label_maps_of_a_few_subjects_alone(d
         few_label_maps(replace(config, labels=replace(config.labels, subjects=3)), data)
     with pytest.raises(UserError, match=r"they have 32 label maps, and a batch needs 48"):
         few_label_maps(replace(config, labels=replace(config.labels, subjects=1, batch_size=48)), data)
+
+
+def test_a_streamed_run_holds_some_label_maps_of_each_split_in_memory(
+    data: DataSet, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("oasisgen.pipelines.labels.MOST_LABELLED", {"train": 40, "validate": 64})
+    config = replace(tiny(data, trained), feed="stream")
+    some, again, held_out = (label_maps(config, data, split).load() for split in ("train", "train", "validate"))
+    assert (len(some), len(held_out)) == (40, 64)  # all there are of validate
+    assert list(keys_of(some)) == list(keys_of(again))
+    assert set(some.column("case")) == set(label_maps(tiny(data, trained), data, "train").load().column("case"))
+    assert "train: 40 label maps, drawn at random, are used" in capsys.readouterr().out
+    codes = store(read_codes(str(trained / "codes"), "train", (64, 64), frozenset(keys_of(some))))
+    assert list(keys_of(codes.load())) == list(keys_of(some))
 
 
 def test_slices_without_a_label_map_are_left_out() -> None:

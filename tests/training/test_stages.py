@@ -31,12 +31,16 @@ from oasisgen.pipelines.train import train
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint, history
 from oasisgen.training.dcgan import train_dcgan
+from oasisgen.training.encode import source_of as source_of_codes
 from oasisgen.training.history import Epoch
 from oasisgen.training.launch import Stage, complete, fit
+from oasisgen.training.masked import train_masked
 from oasisgen.training.stage import StageState, non_finite
 from oasisgen.training.vqvae import train_vqvae
 from oasisgen.training.worker import Worker, unwrap
 from tests.conftest import tiny
+
+MAPS = {"codes": "train", "held_out": "validate"}
 
 
 def in_float32(**inputs: Any) -> None:
@@ -267,15 +271,30 @@ def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) ->
         fit(Stage("dcgan", train_dcgan, inputs), replace(config, dcgan=blind))
 
 
+def killed_once(mark: str, **inputs: Any) -> None:
+    """The loop of the masked prior, killed in the middle of its first epoch, after it has saved."""
+    end_step = StageState.end_step
+
+    def end_and_die(state: StageState, *losses: torch.Tensor, **rest: Any) -> None:
+        end_step(state, *losses, **rest)
+        if state.step == 10 and not os.path.exists(mark):
+            state.save()
+            Path(mark).touch()
+            os._exit(1)
+
+    StageState.end_step = end_and_die  # type: ignore[method-assign, assignment]
+    train_masked(**inputs)
+
+
 def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     data: DataSet, trained: Path, tmp_path: Path
 ) -> None:
     """In the place of the DCGAN of a finished run, whose other stages are done, and whose feature network is that of
-    the data set."""
+    the data set. Its code maps are streamed; interrupted in an epoch, it ends the same."""
     shape = {"components": 8, "channels": 8, "decoding_steps": 3, "positions": 256}
     state: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
     config = tiny(data, tmp_path / "run")
-    config = replace(config, prior="masked", feed="memory", masked=replace(config.masked, **shape, **state))
+    config = replace(config, prior="masked", feed="stream", masked=replace(config.masked, **shape, **state))
     write_settings(config.out, asdict(config) | {"data_fingerprint": data.fingerprint})
     for name in ("vqvae", "labels", "metrics", "codes"):
         shutil.copytree(trained / name, tmp_path / "run" / name)
@@ -291,6 +310,14 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
     one, two = (Sampler(str(tmp_path / "run"), 0).sample(np.arange(16, 32)) for _ in range(2))
     assert np.array_equal(one["image"], two["image"])
     assert one["level"].tolist() == list(range(16, 32))
+
+    maps = {name: source_of_codes("stream", str(trained / "codes"), split, (64, 64)) for name, split in MAPS.items()}
+    codebook = bundle.read_bundle(str(trained)).vqvae.quantizer.codebook
+    inputs = {"mark": str(tmp_path / "killed"), "codebook": codebook, "shape": OASIS, **maps}
+    state = complete(Stage("masked", killed_once, inputs), replace(config, out=str(tmp_path / "other")))
+    assert (tmp_path / "killed").exists()
+    for undisturbed, resumed in zip((first, second), history.of(state), strict=True):
+        assert resumed.metrics == pytest.approx(undisturbed.metrics, abs=1e-6)
 
 
 def test_workers_that_do_not_fit_are_refused_before_anything_starts(data: DataSet, tmp_path: Path) -> None:
