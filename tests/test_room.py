@@ -55,6 +55,7 @@ input()
 """
 
 
+@pytest.mark.slow
 def test_a_busy_gpu_is_named_and_cpus_can_be_asked_for(trained: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BUSY, str(trained), str(tmp_path / "night")],
