@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,6 +75,7 @@ def memory_of(process: int | str, kind: str) -> float:
 class Memory(NamedTuple):
     """What this process and its Ray held at one moment, in MB."""
 
+    time: float  # of the clock that all processes of the machine share, seconds
     private: list[float]  # of each process
     store: float  # of the object store
 
@@ -89,7 +91,8 @@ def watched_memory() -> Iterator[list[Memory]]:
     def watch() -> None:
         while not over.wait(1.0):
             ids = [os.getpid(), *(process.pid for process in processes.started())]
-            samples.append(Memory([private_memory(pid) for pid in ids], max(memory_of(pid, "RssShmem") for pid in ids)))
+            store = max(memory_of(pid, "RssShmem") for pid in ids)
+            samples.append(Memory(time.monotonic(), [private_memory(pid) for pid in ids], store))
 
     watcher = threading.Thread(target=watch)
     watcher.start()

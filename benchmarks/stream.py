@@ -48,7 +48,7 @@ class Measured:
 
 
 def timed(file: str, seconds: float, **inputs: Any) -> None:
-    """The loop of stage 1 for so long; writes the seconds at which steps ended, and those spent waiting for slices."""
+    """The loop of stage 1 for so long; writes when it started, when each step ended, and how long slices took."""
     from oasisgen.data.feed import Feed
     from oasisgen.training.stage import StageState
     from oasisgen.training.vqvae import train_vqvae
@@ -58,8 +58,8 @@ def timed(file: str, seconds: float, **inputs: Any) -> None:
 
     def end(state: "StageState", *losses: torch.Tensor, **rest: Any) -> None:
         end_step(state, *losses, **rest)
-        ended.append(time.monotonic() - started)
-        if ended[-1] > seconds:
+        ended.append(time.monotonic())
+        if ended[-1] > started + seconds:
             raise Enough
 
     def wait(feed: Feed, *arguments: Any) -> Any:
@@ -71,7 +71,7 @@ def timed(file: str, seconds: float, **inputs: Any) -> None:
     StageState.end_step, Feed.crops = end, wait  # type: ignore[method-assign, assignment]
     with suppress(Enough):
         train_vqvae(**inputs)
-    Path(file).write_text(json.dumps({"ended": ended, "waited": waited[0]}))
+    Path(file).write_text(json.dumps({"started": started, "ended": ended, "waited": waited[0]}))
 
 
 def measure(feed: str, data: "DataSet", seconds: float) -> Measured:
@@ -85,12 +85,18 @@ def measure(feed: str, data: "DataSet", seconds: float) -> Measured:
         with watched_memory() as samples:
             fit(Stage("vqvae", timed, {"file": f"{out}/steps.json", "seconds": seconds, **inputs}), config)
         found = json.loads(Path(out, "steps.json").read_text())
-    ended = found["ended"]
-    steps = [end for end in ended if end > WARM_UP]
+    started, ended = found["started"], found["ended"]
+    steps = [end for end in ended if end > started + WARM_UP]
     rate = (len(steps) - 1) / (steps[-1] - steps[0]) * config.vqvae.batch_size
-    trained = samples[-int(seconds) :]
-    private = [sum(trained[max(0, int(len(trained) * share) - 1)].private) for share in (0.25, 0.5, 0.75, 1.0)]
-    return Measured(ended[0], rate, found["waited"] / ended[-1], private, max(sample.store for sample in samples))
+    trained = [sample for sample in samples if ended[0] <= sample.time <= ended[-1]]
+    quarters = [trained[round(share * (len(trained) - 1))] for share in (0.25, 0.5, 0.75, 1.0)]
+    return Measured(
+        first_step=ended[0] - started,
+        slices_per_s=rate,
+        waited=found["waited"] / (ended[-1] - started),
+        private=[sum(sample.private) for sample in quarters],
+        store=max(sample.store for sample in samples),
+    )
 
 
 def run_alone(feed: str, arguments: argparse.Namespace) -> Measured:
