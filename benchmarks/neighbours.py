@@ -1,15 +1,16 @@
 """What it costs to find the nearest training slice among many: `python -m benchmarks.neighbours`.
 
-For several sizes of the training split, prints the CPU time to compare a slice, and the private memory of the process
-that compares it. Splits that are larger than the data set's own are filled up with its slices, turned, stretched and
-moved a little. They lie in a temporary folder: 100,000 slices take 10 GB there, and 1.1 GB of the object store.
+For several sizes of the training split, prints the CPU time to compare a slice, also as a ratio to that with the size
+before, and the private memory of the process that compares it. Splits that are larger than the data set's own are
+filled up with its slices, turned, stretched and moved a little. They lie in a temporary folder: 100,000 slices take
+10 GB there, and 1.1 GB of the object store.
 """
 
 import argparse
 import hashlib
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from oasisgen.data.feed import Feed, store
 from oasisgen.data.shards import Shard
 from oasisgen.data.slices import DataSet, image_columns, open_data_set, read_slices, schema_of
 from oasisgen.data.stream import Streamed
-from oasisgen.quality.nearest import RealSlices, SearchIndex
+from oasisgen.quality.nearest import RealSlices, load_index
 from oasisgen.quality.searchable import Searchable, searchable
 
 SIZES = 1_000, 9_664, 100_000  # training slices
-COMPARED = 64  # slices of each round
-ROUNDS = 3  # if slices are in memory; else one
+COMPARED = 64  # slices of each round, after as many that warm the process up
+ROUNDS = 5  # in each, all sizes
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,21 @@ def measured(train: Searchable, held_out: Searchable, levels: int) -> tuple[floa
     actor.set_up()
     cv2.setNumThreads(1)
     before = private_memory()
-    real = RealSlices(*(SearchIndex(split.load(), split.load_blocks()) for split in (train, held_out)))
-    images = real.held_out.slices.rows(np.arange(COMPARED), "image")
-    started, most = time.process_time(), before
+    real = RealSlices(load_index(train), load_index(held_out))
+    images = real.held_out.slices.rows(np.arange(2 * COMPARED), "image")
+    most = before
     for number, image in enumerate(images):
+        if number == COMPARED:
+            started = time.process_time()
         real.compare(image, number % levels, [0, number])
         most = max(most, private_memory())
     return 1000 * (time.process_time() - started) / COMPARED, most - before
+
+
+def spread(values: np.ndarray, digits: int = 1) -> str:
+    """The median, the least and the greatest."""
+    middle, least, most = (f"{value:.{digits}f}" for value in (np.median(values), min(values), max(values)))
+    return f"{middle} ({least} to {most})"
 
 
 def main() -> None:
@@ -83,22 +92,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, cluster.connection():
         data = open_data_set(flags.data) if flags.data else packed(folder, validate=6)[1]
         slices, held_out = store(read_slices(data, "train")), searchable(store(read_slices(data, "validate")))
-        measure: Any = ray.remote(num_cpus=cluster.ACTOR_CPUS, max_calls=1)(measured)  # a process of its own each time
-        print("| training slices | these lie | ms per slice | private memory, MB | preparation, s |")
-        print("| --- | --- | --- | --- | --- |", flush=True)
+        kinds: dict[tuple[int, str], Searchable] = {}
         for size in flags.sizes:
             home = Path(folder, str(size))
             home.mkdir()
             streamed, mapped = write(home, data, slices.load(), size)
             started = time.monotonic()
             split = searchable(streamed)
-            took = time.monotonic() - started
-            kinds = {"in memory": (Searchable(mapped, split.blocks), ROUNDS), "in row groups": (split, 1)}
-            for where, (its, rounds) in kinds.items():
-                found = [ray.get(measure.remote(its, held_out, data.levels)) for _ in range(rounds)]
-                milliseconds, memory = np.median(found, axis=0)
-                spread = ", ".join(f"{one:.1f}" for one, _ in sorted(found))
-                print(f"| {size} | {where} | {milliseconds:.1f} ({spread}) | {memory:.0f} | {took:.0f} |", flush=True)
+            print(f"{size} slices were prepared in {time.monotonic() - started:.0f} s", flush=True)
+            kinds[size, "in memory"] = replace(split, slices=mapped)
+            kinds[size, "in row groups"] = split
+        measure: Any = ray.remote(num_cpus=cluster.ACTOR_CPUS, max_calls=1)(measured)  # a process of its own each time
+        found: dict[tuple[int, str], list[tuple[float, float]]] = {kind: [] for kind in kinds}
+        for _ in range(ROUNDS):  # the sizes alternate: what else the machine does slows all of them
+            for kind, split in kinds.items():
+                found[kind].append(ray.get(measure.remote(split, held_out, data.levels)))
+        print("| training slices | these lie | ms per slice | ratio to the size before | private memory, MB |")
+        print("| --- | --- | --- | --- | --- |")
+        for where in ("in memory", "in row groups"):
+            before = None
+            for size in flags.sizes:
+                times, memory = np.transpose(found[size, where])  # (ROUNDS,) each
+                ratio = spread(times / before, 2) if before is not None else ""
+                print(f"| {size} | {where} | {spread(times)} | {ratio} | {np.median(memory):.0f} |")
+                before = times
 
 
 if __name__ == "__main__":

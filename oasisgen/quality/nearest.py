@@ -11,8 +11,8 @@ import torch
 from oasisgen import actor
 from oasisgen.data.feed import Feed
 from oasisgen.metrics.ssim import ssim_to
-from oasisgen.quality.searchable import Searchable, SearchBlock, search_block
-from oasisgen.quality.thumbnails import NONE, Thumbnails, Window, centre, centred, shifted, thumbnail
+from oasisgen.quality.searchable import Rotations, Searchable, SearchBlock, rotations, search_block
+from oasisgen.quality.thumbnails import NONE, Thumbnails, Window, centre, centred, shifted, thumbnail, thumbnails
 
 HELD_OUT = 16  # R: `ssim_real` is the mean over so many real slices
 CANDIDATES = 6  # the real slices with the nearest thumbnails, among which SSIM finds the nearest slice
@@ -57,8 +57,8 @@ class Probe:
 class SearchIndex:
     """Real slices, searched by their thumbnails: only those of some levels, wherever they lie in the split."""
 
-    def __init__(self, slices: Feed, blocks: Sequence[SearchBlock]) -> None:
-        self.slices, self.blocks = slices, [block for block in blocks if len(block.rows)]
+    def __init__(self, slices: Feed, blocks: Sequence[SearchBlock], rotated: Rotations) -> None:
+        self.slices, self.blocks, self.rotations = slices, [block for block in blocks if len(block.rows)], rotated
         self.highest = max(int(block.levels[-1]) for block in self.blocks)
 
     def row(self, number: int) -> tuple[SearchBlock, int]:
@@ -84,10 +84,10 @@ class SearchIndex:
 
     def nearest(self, kind: str, probes: np.ndarray, windows: list[Window], count: int) -> list[tuple[int, int, int]]:
         """Level, row and probe of the slices whose thumbnails of a kind are nearest to one of `probes` (P, T)."""
-        found = NONE
+        found, rotated = NONE, thumbnails(probes, getattr(self.rotations, kind))
         for block, window in zip(self.blocks, windows, strict=True):
-            thumbnails: Thumbnails = getattr(block, kind)
-            found = thumbnails.nearest(probes, window, count, found)
+            of_block: Thumbnails = getattr(block, kind)
+            found = of_block.nearest(rotated, window, count, found)
         return [(level, row, probe) for level, row, probe in found.keys.tolist()]
 
     def poses(self, probe: Probe, windows: list[Window]) -> list[Pose]:
@@ -113,7 +113,13 @@ class SearchIndex:
 
 def index_in_memory(slices: Feed) -> SearchIndex:
     """The search index of slices in this process, prepared here."""
-    return SearchIndex(slices, [search_block(0, slices.pieces())])
+    rotated = rotations(slices)
+    return SearchIndex(slices, [search_block(0, slices.pieces(), rotated)], rotated)
+
+
+def load_index(split: Searchable) -> SearchIndex:
+    """The search index of a prepared split, mapped into this process."""
+    return SearchIndex(split.load(), split.load_blocks(), split.load_rotations())
 
 
 class RealSlices:
@@ -157,7 +163,7 @@ class RealSlices:
 @cache
 def _references(train: Searchable, held_out: Searchable) -> RealSlices:
     """Shared by all tasks of a process."""
-    return RealSlices(*(SearchIndex(split.load(), split.load_blocks()) for split in (train, held_out)))
+    return RealSlices(load_index(train), load_index(held_out))
 
 
 @dataclass(frozen=True)

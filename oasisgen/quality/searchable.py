@@ -24,15 +24,24 @@ from oasisgen.quality.thumbnails import (
     Window,
     centre,
     centred,
+    rotation,
     thumbnail,
     thumbnail_size,
     thumbnails,
 )
 
 SHARDS = 32  # in a block: with more, a search is faster, and the task that prepares a block takes more memory (0.6 GB)
+SAMPLED = 512  # slices that say how to rotate the thumbnails of a split
 NAMED = "case", "subject", "level"
 COMPUTED = "as_they_lie", "centred", "centre"
 NAMES_BYTES = 512  # of a slice, at most: its case, subject and level, places, centre and checksum
+
+
+class Rotations(NamedTuple):
+    """How the thumbnails of a split are rotated, in all blocks alike: see `thumbnails.rotation`."""
+
+    as_they_lie: np.ndarray  # (D, T) float32
+    centred: np.ndarray  # (D, T) float32
 
 
 class SearchBlock(NamedTuple):
@@ -54,7 +63,18 @@ class SearchBlock(NamedTuple):
         return Window(int(first), wanted, self.levels[first:last], self.start + rows)
 
 
-def search_block(start: int, pieces: Iterable[dict[str, np.ndarray]], check: bool = False) -> SearchBlock:
+def rotations(slices: Feed) -> Rotations:
+    """Those that suit a sample of some slices."""
+    images = slices.rows(slices.sample(SAMPLED), "image")
+    return Rotations(
+        rotation(np.stack([thumbnail(image) for image in images])),
+        rotation(np.stack([thumbnail(centred(image)) for image in images])),
+    )
+
+
+def search_block(
+    start: int, pieces: Iterable[dict[str, np.ndarray]], rotated: Rotations, check: bool = False
+) -> SearchBlock:
     """Prepare consecutive rows of a split, from `start` on, for searches. `check`: with a checksum of each image."""
     columns: dict[str, list[np.ndarray]] = {}
     for piece in pieces:
@@ -69,7 +89,9 @@ def search_block(start: int, pieces: Iterable[dict[str, np.ndarray]], check: boo
             columns.setdefault(name, []).append(column)
     named = {name: np.concatenate(columns[name]) for name in columns if name not in COMPUTED}
     rows = np.argsort(named["level"], kind="stable")
-    as_they_lie, in_the_middle = (thumbnails(np.concatenate(columns.pop(name))[rows]) for name in COMPUTED[:2])
+    as_they_lie, in_the_middle = (
+        thumbnails(np.concatenate(columns.pop(name))[rows], getattr(rotated, name)) for name in Rotations._fields
+    )
     return SearchBlock(
         start, rows, named["level"][rows], np.concatenate(columns["centre"]), named, as_they_lie, in_the_middle
     )
@@ -81,6 +103,7 @@ class Searchable:
 
     slices: Source
     blocks: tuple[Any, ...]  # references to `SearchBlock`
+    rotations: Any  # reference to `Rotations`
 
     def load(self) -> Feed:
         """Access to its rows from this process."""
@@ -90,13 +113,16 @@ class Searchable:
         """Map what a search knows into this process."""
         return list(ray.get(list(self.blocks)))
 
+    def load_rotations(self) -> Rotations:
+        """Map how its thumbnails are rotated."""
+        return ray.get(self.rotations)
+
 
 def search_bytes(data: DataSet, split: str) -> int:
     """The most object store that searching a split takes, beside its slices: about 11 kB per slice."""
     thumbnail_pixels = math.prod(thumbnail_size(data.image_size))
-    numbers = thumbnail_pixels + 1 + sum(size + 1 for size in SHORT)  # of a slice, float32, for each kind of thumbnail
-    bases = math.ceil(len(data.parts(split)) / SHARDS) * SHORT[-1] * thumbnail_pixels
-    return data.count(split) * (2 * 4 * numbers + NAMES_BYTES) + 2 * 4 * bases
+    numbers = thumbnail_pixels + sum(SHORT)  # of a slice, float32, for each kind of thumbnail
+    return data.count(split) * (2 * 4 * numbers + NAMES_BYTES) + 2 * 4 * SHORT[-1] * thumbnail_pixels
 
 
 def searchable(split: Stored | Streamed) -> Searchable:
@@ -108,9 +134,10 @@ def searchable(split: Stored | Streamed) -> Searchable:
         pieces = [replace(split, shards=some) for some in chunks(split.shards, SHARDS)]
     starts = np.cumsum([0, *(len(piece.load()) for piece in pieces)])
     if isinstance(split, Streamed):
-        say("reference", f"reads {starts[-1]} training slices once, for what they are searched by")
+        say("reference", f"reads {starts[-1]} training slices, for what they are searched by")
+    rotated = ray.put(ray.get(ray.remote(_rotations).options(num_cpus=cluster.ACTOR_CPUS).remote(split)))
     tasks: list[Any] = [
-        prepare.remote(int(start), piece)
+        prepare.remote(int(start), piece, rotated)
         for start, piece, rows in zip(starts, pieces, np.diff(starts), strict=False)
         if rows
     ]
@@ -119,10 +146,15 @@ def searchable(split: Stored | Streamed) -> Searchable:
         block, names = tasks.pop(0)
         blocks.append(ray.put(ray.get(block)))
         named.append(ray.put(ray.get(names)))
-    return Searchable(split if isinstance(split, Stored) else RowGroups(split, tuple(named)), tuple(blocks))
+    return Searchable(split if isinstance(split, Stored) else RowGroups(split, tuple(named)), tuple(blocks), rotated)
 
 
-def _prepare(start: int, split: Stored | Streamed) -> tuple[SearchBlock, Named]:
+def _rotations(split: Stored | Streamed) -> Rotations:
     actor.set_up()
-    block = search_block(start, split.load().pieces(), check=isinstance(split, Streamed))
+    return rotations(split.load())
+
+
+def _prepare(start: int, split: Stored | Streamed, rotated: Rotations) -> tuple[SearchBlock, Named]:
+    actor.set_up()
+    block = search_block(start, split.load().pieces(), rotated, check=isinstance(split, Streamed))
     return block, block.named

@@ -11,13 +11,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from oasisgen.data.feed import chunks, evenly_spaced
+from oasisgen.data.feed import chunks
 
 THUMBNAIL = 32  # pixels of the longer side
 FOREGROUND = 16  # the least grey value that counts for a slice's centre: decoders write black as 0 to 3
 
-SHORT = 64, 256  # coordinates of the short vectors
-SAMPLED = 512  # thumbnails that say how to rotate those of a block
+SHORT = 48, 256  # numbers of a short vector: two more than coordinates
 FIRST = 16  # the nearest short vectors: their thumbnails say how far the search has to go
 AT_ONCE = 1024  # thumbnails that are compared at once
 ROUNDING = 3e-5  # the most that a squared distance in float32 is off, as a share of the squared lengths
@@ -87,59 +86,38 @@ class Nearest(NamedTuple):
 NONE = Nearest(np.empty(0), np.empty((0, 3), np.int64))
 
 
-class Short(NamedTuple):
-    """Short vectors of N thumbnails."""
-
-    coordinates: np.ndarray  # (N, S) float32
-    norms: np.ndarray  # (N,) float32, squared
-
-    def distances(self, others: "Short") -> np.ndarray:
-        """Squared distances of all pairs: (N, P) for P others."""
-        products = self.coordinates @ others.coordinates.T  # (N, P)
-        return self.norms[:, None] + others.norms - 2 * products
-
-    def pairwise(self, others: "Short") -> np.ndarray:
-        """Squared distances of each to the other one in the same place: (N,)."""
-        return self.norms + others.norms - 2 * np.einsum("ns,ns->n", self.coordinates, others.coordinates)
-
-    def rows(self, rows: np.ndarray | slice) -> "Short":
-        """Some of them."""
-        return Short(self.coordinates[rows], self.norms[rows])
-
-
 class Thumbnails(NamedTuple):
-    """Those of the slices of a block, by place."""
+    """Those of N slices, as `thumbnails` prepares them; in a block, by place."""
 
     pixels: np.ndarray  # (N, T) float32
     longest: float  # squared length, at most
-    basis: np.ndarray  # (D, T) float32, orthonormal: the first coordinates of a rotated thumbnail
-    short: tuple[Short, ...]  # one for each number of coordinates in SHORT
+    short: tuple[np.ndarray, ...]  # short vectors, (N, S) float32, for each S in SHORT
 
-    def nearest(self, probes: np.ndarray, window: Window, count: int, found: Nearest = NONE) -> Nearest:
-        """The `count` nearest pairs of a slice of the window and one of `probes`, (P, T) float32, and of those `found`.
+    def nearest(self, probes: "Thumbnails", window: Window, count: int, found: Nearest = NONE) -> Nearest:
+        """The `count` nearest pairs of a slice of the window and one of P `probes`, and of those `found`.
 
-        The result is the same as if all thumbnails were compared.
+        The result is the same as if all thumbnails were compared. The probes are rotated as these thumbnails are.
         """
         if not window.wanted.any():
             return found
-        P, of_probes = len(probes), shorten(probes, self.basis)
-        slack = ROUNDING * (self.longest + float(np.square(probes).sum(1).max()))
+        P, slack = len(probes.pixels), ROUNDING * (self.longest + probes.longest)
         here = slice(window.first, window.first + len(window.wanted))
-        bounds = self.short[0].rows(here).distances(of_probes[0])  # (M, P)
+        bounds = squared_distances(self.short[0][here], probes.short[0])  # (M, P)
         bounds[~window.wanted] = np.inf
         bounds, pairs = bounds.ravel(), np.arange(bounds.size)  # a pair: P x its place in the window + its probe
-        for short, of_probe in zip((*self.short[1:], None), (*of_probes[1:], None), strict=True):
-            if short is None or len(found.distances) < count:  # how near must a pair be?
+        for step in range(len(SHORT)):
+            if step:
+                place, probe = np.divmod(pairs, P)
+                bounds = squared_distances(self.short[step][window.first + place], probes.short[step])  # (pairs, P)
+                bounds = bounds[np.arange(len(pairs)), probe]
+            if len(found.distances) < count:  # how near must a pair be?
                 first = _lowest(bounds, max(FIRST, count))
-                found = found.merge(self._compare(probes, window, pairs[first]), count)
+                found = found.merge(self._compare(probes.pixels, window, pairs[first]), count)
                 bounds[first] = np.inf
             limit = found.distances[-1] + slack if len(found.distances) == count else np.finfo(np.float32).max
-            near = np.flatnonzero(bounds <= limit)
-            pairs = pairs[near]
-            if short and of_probe:
-                bounds = short.rows(window.first + pairs // P).pairwise(of_probe.rows(pairs % P))
+            pairs = pairs[bounds <= float(limit)]
         for some in chunks(pairs, AT_ONCE):
-            found = found.merge(self._compare(probes, window, some), count)
+            found = found.merge(self._compare(probes.pixels, window, some), count)
         return found
 
     def _compare(self, probes: np.ndarray, window: Window, pairs: np.ndarray) -> Nearest:
@@ -150,18 +128,24 @@ class Thumbnails(NamedTuple):
         return Nearest(np.square(differences, out=differences).sum(1), keys)
 
 
-def thumbnails(pixels: np.ndarray) -> Thumbnails:
-    """Prepare (N, T) float32 for searches."""
-    sample = pixels[evenly_spaced(len(pixels), SAMPLED)].astype(np.float64)
-    basis = np.linalg.svd(sample, full_matrices=False)[2][: SHORT[-1]].astype(np.float32)  # (D, T)
-    return Thumbnails(pixels, float(np.square(pixels).sum(1).max()), basis, shorten(pixels, basis))
+def rotation(sample: np.ndarray) -> np.ndarray:
+    """(N, T) float32 -> (D, T) float32, orthonormal: the principal directions of a sample of thumbnails (uncentred)."""
+    rows: np.ndarray = np.linalg.svd(sample.astype(np.float64), full_matrices=False)[2]
+    return rows[: SHORT[-1] - 2].astype(np.float32)
 
 
-def shorten(pixels: np.ndarray, basis: np.ndarray) -> tuple[Short, ...]:
-    """The short vectors of thumbnails (N, T), rotated by a basis (D, T)."""
-    coordinates = pixels @ basis.T  # (N, D)
-    parts = (np.ascontiguousarray(coordinates[:, :size]) for size in SHORT)
-    return tuple(Short(part, np.square(part).sum(1)) for part in parts)
+def thumbnails(pixels: np.ndarray, rotation: np.ndarray) -> Thumbnails:
+    """Prepare (N, T) float32 for searches. A short vector: the first coordinates x after a `rotation`, |x|², and 1."""
+    coordinates = pixels @ rotation.T  # (N, D)
+    parts = (coordinates[:, : size - 2] for size in SHORT)
+    short = tuple(np.column_stack([part, np.square(part).sum(1), np.ones(len(part), np.float32)]) for part in parts)
+    return Thumbnails(pixels, float(np.square(pixels).sum(1).max()), short)
+
+
+def squared_distances(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of all pairs of short vectors (N, S) and (P, S), as products (x, |x|², 1) · (-2y, 1, |y|²): (N, P)."""
+    weights = np.column_stack([-2 * others[:, :-2], others[:, -1], others[:, -2]])  # (P, S)
+    return np.asarray(vectors @ weights.T)
 
 
 def _lowest(bounds: np.ndarray, count: int) -> np.ndarray:

@@ -86,7 +86,8 @@ def test_the_preflight_counts_what_is_searched_and_where_slices_lie(
         return value.nbytes if isinstance(value, np.ndarray) else sum(map(size, parts))
 
     for split, of in (("train", references.train), ("validate", references.held_out)):
-        assert 0.5 < sum(map(size, of.load_blocks())) / search_bytes(data, split) < 1
+        held = sum(map(size, [*of.load_blocks(), of.load_rotations()]))
+        assert 0.5 < held / search_bytes(data, split) < 1
     all_of_it = store_bytes(data, "memory")
     assert all_of_it - store_bytes(data, "stream") == data.pixels("train")
     for store, feed in [(all_of_it, "memory"), (all_of_it - 1, "stream")]:

@@ -17,7 +17,7 @@ from oasisgen.quality.nearest import (
     SearchIndex,
     index_in_memory,
 )
-from oasisgen.quality.searchable import search_block
+from oasisgen.quality.searchable import rotations, search_block
 from oasisgen.quality.sets import rows_of_levels
 from oasisgen.quality.thumbnails import centre, centred, thumbnail
 
@@ -152,9 +152,9 @@ def test_candidates_are_those_of_comparing_all_thumbnails(references: RealSlices
     twins = [{**of, "case": of["case"] + " again"} for of in block[3:8]]  # equal pixels: the lower row comes first
     black = {**block[0], "case": block[0]["case"] + " black", "image": np.zeros_like(block[0]["image"])}
     slices = Feed([*block, *twins, black])
-    search = SearchIndex(
-        slices, [search_block(0, slices.blocks[:7]), search_block(28, slices.blocks[7:])]
-    )  # two blocks
+    rotated = rotations(slices)
+    blocks = [search_block(0, slices.blocks[:7], rotated), search_block(28, slices.blocks[7:], rotated)]
+    search = SearchIndex(slices, blocks, rotated)
     images = [*slices.rows(np.array([2, 26]), "image"), subject(0, 50)[10], np.zeros((256, 256), np.uint8)]
     for image in [*images, *(np.ascontiguousarray(change(images[1])) for change, _ in DAMAGES.values())]:
         probe = Probe(image)

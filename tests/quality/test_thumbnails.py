@@ -3,7 +3,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from oasisgen.quality.thumbnails import NONE, ROUNDING, Nearest, Thumbnails, Window, shorten, thumbnails
+from oasisgen.quality.thumbnails import (
+    NONE,
+    ROUNDING,
+    SHORT,
+    Nearest,
+    Thumbnails,
+    Window,
+    rotation,
+    squared_distances,
+    thumbnails,
+)
 
 T = 300  # pixels of a thumbnail here: more than the longest short vector has
 
@@ -33,9 +43,16 @@ def window_of(first: int, last: int, wanted: np.ndarray) -> Window:
     return Window(first, wanted[first:last], places // 80, 5000 + places)
 
 
+ROTATION = rotation(some_thumbnails(500, 1))
+
+
+def prepared(pixels: np.ndarray) -> Thumbnails:
+    return thumbnails(pixels, ROTATION)
+
+
 @pytest.fixture(scope="module")
 def block() -> Thumbnails:
-    return thumbnails(some_thumbnails(800, 0))
+    return prepared(some_thumbnails(800, 0))
 
 
 PROBES = {
@@ -54,7 +71,7 @@ def test_the_search_finds_what_comparing_all_thumbnails_finds(name: str, count: 
     some = np.random.default_rng(3).random(800) < 0.7
     for first, last, wanted in [(0, 800, some | True), (0, 500, some), (720, 723, some | True), (40, 95, some)]:
         window = window_of(first, last, wanted)
-        expected, found = every(block.pixels, probes, window, count), block.nearest(probes, window, count)
+        expected, found = every(block.pixels, probes, window, count), block.nearest(prepared(probes), window, count)
         assert np.array_equal(found.keys, expected.keys)
         assert np.array_equal(found.distances, expected.distances)
 
@@ -67,9 +84,9 @@ def test_blocks_are_searched_one_after_the_other(block: Thumbnails) -> None:
     for order in (1, -1):
         found = NONE
         for first, last in list(pairwise(cuts))[::order]:
-            piece = thumbnails(block.pixels[first:last])
+            piece = prepared(block.pixels[first:last])
             whole = window_of(first, last, wanted)
-            found = piece.nearest(probes, whole._replace(first=0), 6, found)
+            found = piece.nearest(prepared(probes), whole._replace(first=0), 6, found)
         assert np.array_equal(found.keys, expected.keys)
         assert np.array_equal(found.distances, expected.distances)
 
@@ -83,17 +100,28 @@ def test_few_thumbnails_are_compared_whole(block: Thumbnails, monkeypatch: pytes
         return compare(self, probes, window, pairs)
 
     monkeypatch.setattr(Thumbnails, "_compare", counted)
-    block.nearest(block.pixels[[500]] + np.float32(1), window_of(0, 800, np.ones(800, bool)), 6)
+    block.nearest(prepared(block.pixels[[500]] + np.float32(1)), window_of(0, 800, np.ones(800, bool)), 6)
     assert sum(compared) < 100
 
 
 def test_short_vectors_are_no_farther_apart_than_thumbnails(block: Thumbnails) -> None:
-    pixels = block.pixels
-    true = np.sqrt(np.square(pixels[:1].astype(np.float64) - pixels).sum(1))
-    for short in shorten(pixels, block.basis):
-        bounds = short.rows(slice(0, 1)).distances(short)[0]
-        assert (bounds <= np.square(true) + ROUNDING * 2 * block.longest).all()
+    true = np.square(block.pixels[:1].astype(np.float64) - block.pixels).sum(1)
+    for short in block.short:
+        bounds = squared_distances(short, short[:1])[:, 0]
+        assert (bounds <= true + ROUNDING * 2 * block.longest).all()
+
+
+def test_of_slices_that_are_equally_near_none_is_lost(block: Thumbnails) -> None:
+    """They differ from the probe in the coordinates of short vectors only, so that bounds equal distances."""
+    probe = block.pixels[[500]]
+    for size in SHORT:
+        ways = np.random.default_rng(size).normal(0, 1, (800, size - 2))
+        pixels = (probe + 100 * ways / np.linalg.norm(ways, axis=1, keepdims=True) @ ROTATION[: size - 2]).astype("f4")
+        window = window_of(0, 800, np.ones(800, bool))
+        expected = every(pixels, probe, window, 6)
+        assert expected.distances[0] > 9_999
+        assert np.array_equal(prepared(pixels).nearest(prepared(probe), window, 6).keys, expected.keys)
 
 
 def test_nothing_is_found_where_nothing_is_wanted(block: Thumbnails) -> None:
-    assert block.nearest(block.pixels[:1], window_of(0, 50, np.zeros(800, bool)), 3) is NONE
+    assert block.nearest(prepared(block.pixels[:1]), window_of(0, 50, np.zeros(800, bool)), 3) is NONE
