@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from oasisgen.data.feed import Feed, store
 from oasisgen.data.shards import Shard
 from oasisgen.data.slices import DataSet, image_columns, open_data_set, read_slices, schema_of
 from oasisgen.data.stream import Streamed
-from oasisgen.quality.nearest import RealSlices, load_index
+from oasisgen.quality.nearest import RealSlices, SearchIndex, load_index
 from oasisgen.quality.searchable import Searchable, searchable
 
 SIZES = 1_000, 9_664, 100_000  # training slices
-COMPARED = 64  # slices of each round, after as many that warm the process up
-ROUNDS = 5  # in each, all sizes
+ROUNDS = 24  # in each, all sizes have their turn: what else the machine does slows all of them
+WARM_UP = 8  # rounds before
+COMPARED = 8  # slices of each round
+MEMORY_OF = 64  # slices
 
 
 @dataclass(frozen=True)
@@ -62,26 +65,48 @@ def write(folder: Path, data: DataSet, train: Feed, count: int) -> tuple[Streame
     return streamed, Mapped(str(folder / "pixels"), data.image_size, tuple(shard.rows for shard in shards))
 
 
-def measured(train: Searchable, held_out: Searchable, levels: int) -> tuple[float, float]:
-    """Milliseconds of CPU time to compare a slice, and MB of private memory that this takes, at most."""
+def touched(index: SearchIndex) -> SearchIndex:
+    """The same, after all its memory was read once: a process that compares many slices maps it only once."""
+    for block in index.blocks:
+        for thumbnails in (block.as_they_lie, block.centred):
+            sum(part.sum() for part in (thumbnails.pixels, thumbnails.coarse, thumbnails.fine))
+    for piece in index.slices.blocks:
+        if "image" in piece:
+            piece["image"][:, ::16].sum()  # 4 kB are a page
+    return index
+
+
+def timed(sizes: list[Searchable], held_out: Searchable, levels: int) -> np.ndarray:
+    """Milliseconds of CPU time to compare a slice: (len(sizes), ROUNDS)."""
     actor.set_up()
     cv2.setNumThreads(1)
-    before = private_memory()
+    real = [RealSlices(touched(load_index(train)), load_index(held_out)) for train in sizes]
+    images = held_out.load().rows(np.arange((WARM_UP + ROUNDS) * COMPARED), "image")
+    took = np.empty((len(sizes), WARM_UP + ROUNDS))
+    for turn, size in product(range(WARM_UP + ROUNDS), range(len(sizes))):
+        started = time.process_time()
+        for number in range(turn * COMPARED, (turn + 1) * COMPARED):
+            real[size].compare(images[number], number % levels, [0, number])
+        took[size, turn] = 1000 * (time.process_time() - started) / COMPARED
+    return took[:, WARM_UP:]
+
+
+def memory(train: Searchable, held_out: Searchable, levels: int) -> tuple[float, float]:
+    """MB of private memory that comparing slices takes, at most, and what the process takes with it."""
+    actor.set_up()
+    cv2.setNumThreads(1)
+    before = most = private_memory()
     real = RealSlices(load_index(train), load_index(held_out))
-    images = real.held_out.slices.rows(np.arange(2 * COMPARED), "image")
-    most = before
-    for number, image in enumerate(images):
-        if number == COMPARED:
-            started = time.process_time()
+    for number, image in enumerate(real.held_out.slices.rows(np.arange(MEMORY_OF), "image")):
         real.compare(image, number % levels, [0, number])
         most = max(most, private_memory())
-    return 1000 * (time.process_time() - started) / COMPARED, most - before
+    return most - before, most
 
 
-def spread(values: np.ndarray, digits: int = 1) -> str:
-    """The median, the least and the greatest."""
-    middle, least, most = (f"{value:.{digits}f}" for value in (np.median(values), min(values), max(values)))
-    return f"{middle} ({least} to {most})"
+def spread(values: np.ndarray) -> str:
+    """The median and the quartiles."""
+    least, middle, most = np.percentile(values, [25, 50, 75])
+    return f"{middle:.2f} ({least:.2f} to {most:.2f})"
 
 
 def main() -> None:
@@ -102,20 +127,20 @@ def main() -> None:
             print(f"{size} slices were prepared in {time.monotonic() - started:.0f} s", flush=True)
             kinds[size, "in memory"] = replace(split, slices=mapped)
             kinds[size, "in row groups"] = split
-        measure: Any = ray.remote(num_cpus=cluster.ACTOR_CPUS, max_calls=1)(measured)  # a process of its own each time
-        found: dict[tuple[int, str], list[tuple[float, float]]] = {kind: [] for kind in kinds}
-        for _ in range(ROUNDS):  # the sizes alternate: what else the machine does slows all of them
-            for kind, split in kinds.items():
-                found[kind].append(ray.get(measure.remote(split, held_out, data.levels)))
-        print("| training slices | these lie | ms per slice | ratio to the size before | private memory, MB |")
-        print("| --- | --- | --- | --- | --- |")
+        # Each call has a process of its own: one that has prepared slices is of another environment.
+        alone: Any = ray.remote(
+            num_cpus=cluster.ACTOR_CPUS, max_calls=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+        )
+        times, takes = alone(timed), alone(memory)
+        print("| training slices | these lie | ms per slice | ratio to the size before | private memory, MB | in all |")
+        print("| --- | --- | --- | --- | --- | --- |")
         for where in ("in memory", "in row groups"):
-            before = None
-            for size in flags.sizes:
-                times, memory = np.transpose(found[size, where])  # (ROUNDS,) each
-                ratio = spread(times / before, 2) if before is not None else ""
-                print(f"| {size} | {where} | {spread(times)} | {ratio} | {np.median(memory):.0f} |")
-                before = times
+            splits = [kinds[size, where] for size in flags.sizes]
+            took = ray.get(times.remote(splits, held_out, data.levels))
+            ratios = ["", *(spread(more / less) for less, more in pairwise(took))]
+            for size, split, its, ratio in zip(flags.sizes, splits, took, ratios, strict=True):
+                own, whole = ray.get(takes.remote(split, held_out, data.levels))
+                print(f"| {size} | {where} | {spread(its)} | {ratio} | {own:.0f} | {whole:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from oasisgen.data.slices import DataSet
 from oasisgen.data.stream import Streamed
 from oasisgen.progress import say
 from oasisgen.quality.thumbnails import (
-    SHORT,
+    COARSE,
+    FINE,
     Thumbnails,
     Window,
     centre,
@@ -121,8 +122,8 @@ class Searchable:
 def search_bytes(data: DataSet, split: str) -> int:
     """The most object store that searching a split takes, beside its slices: about 11 kB per slice."""
     thumbnail_pixels = math.prod(thumbnail_size(data.image_size))
-    numbers = thumbnail_pixels + sum(SHORT)  # of a slice, float32, for each kind of thumbnail
-    return data.count(split) * (2 * 4 * numbers + NAMES_BYTES) + 2 * 4 * SHORT[-1] * thumbnail_pixels
+    numbers = thumbnail_pixels + COARSE + FINE  # of a slice, float32, for each kind of thumbnail
+    return data.count(split) * (2 * 4 * numbers + NAMES_BYTES) + 2 * 4 * FINE * thumbnail_pixels
 
 
 def searchable(split: Stored | Streamed) -> Searchable:

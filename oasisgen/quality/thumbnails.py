@@ -16,7 +16,7 @@ from oasisgen.data.feed import chunks
 THUMBNAIL = 32  # pixels of the longer side
 FOREGROUND = 16  # the least grey value that counts for a slice's centre: decoders write black as 0 to 3
 
-SHORT = 48, 256  # numbers of a short vector: two more than coordinates
+COARSE, FINE = 48, 256  # numbers of a short vector: two more than coordinates
 FIRST = 16  # the nearest short vectors: their thumbnails say how far the search has to go
 AT_ONCE = 1024  # thumbnails that are compared at once
 ROUNDING = 3e-5  # the most that a squared distance in float32 is off, as a share of the squared lengths
@@ -91,7 +91,8 @@ class Thumbnails(NamedTuple):
 
     pixels: np.ndarray  # (N, T) float32
     longest: float  # squared length, at most
-    short: tuple[np.ndarray, ...]  # short vectors, (N, S) float32, for each S in SHORT
+    coarse: np.ndarray  # (COARSE, N) float32: short vectors, as columns, for fast products with all of them
+    fine: np.ndarray  # (N, FINE) float32: longer ones, as rows, of which some are looked up
 
     def nearest(self, probes: "Thumbnails", window: Window, count: int, found: Nearest = NONE) -> Nearest:
         """The `count` nearest pairs of a slice of the window and one of P `probes`, and of those `found`.
@@ -100,29 +101,27 @@ class Thumbnails(NamedTuple):
         """
         if not window.wanted.any():
             return found
-        P, slack = len(probes.pixels), ROUNDING * (self.longest + probes.longest)
-        here = slice(window.first, window.first + len(window.wanted))
-        bounds = squared_distances(self.short[0][here], probes.short[0])  # (M, P)
-        bounds[~window.wanted] = np.inf
-        bounds, pairs = bounds.ravel(), np.arange(bounds.size)  # a pair: P x its place in the window + its probe
-        for step in range(len(SHORT)):
-            if step:
-                place, probe = np.divmod(pairs, P)
-                bounds = squared_distances(self.short[step][window.first + place], probes.short[step])  # (pairs, P)
-                bounds = bounds[np.arange(len(pairs)), probe]
-            if len(found.distances) < count:  # how near must a pair be?
-                first = _lowest(bounds, max(FIRST, count))
-                found = found.merge(self._compare(probes.pixels, window, pairs[first]), count)
-                bounds[first] = np.inf
-            limit = found.distances[-1] + slack if len(found.distances) == count else np.finfo(np.float32).max
-            pairs = pairs[bounds <= float(limit)]
+        M, slack = len(window.wanted), ROUNDING * (self.longest + probes.longest)
+        coarse = self.coarse[:, window.first : window.first + M]
+        bounds = np.stack([probe @ coarse for probe in weights(probes.coarse.T)])  # (P, M)
+        bounds[:, ~window.wanted] = np.inf
+        bounds = bounds.ravel()  # of pairs; the number of a pair: M x its probe + its place in the window
+        if len(found.distances) < count:  # how near must a pair be?
+            first = _lowest(bounds, max(FIRST, count))
+            found = found.merge(self._compare(probes.pixels, window, first), count)
+            bounds[first] = np.inf
+        limit = found.distances[-1] + slack if len(found.distances) == count else np.finfo(np.float32).max
+        pairs = np.flatnonzero(bounds <= float(limit))
+        probe, place = np.divmod(pairs, M)
+        bounds = self.fine[window.first + place] @ weights(probes.fine).T  # (pairs, P)
+        pairs = pairs[bounds[np.arange(len(pairs)), probe] <= float(limit)]
         for some in chunks(pairs, AT_ONCE):
             found = found.merge(self._compare(probes.pixels, window, some), count)
         return found
 
     def _compare(self, probes: np.ndarray, window: Window, pairs: np.ndarray) -> Nearest:
         """The distances of some pairs, in no order."""
-        place, probe = np.divmod(pairs, len(probes))
+        probe, place = np.divmod(pairs, len(window.wanted))
         differences = self.pixels[window.first + place].astype(np.float64) - probes[probe]  # (pairs, T)
         keys = np.stack([window.levels[place], window.rows[place], probe], 1)
         return Nearest(np.square(differences, out=differences).sum(1), keys)
@@ -131,21 +130,25 @@ class Thumbnails(NamedTuple):
 def rotation(sample: np.ndarray) -> np.ndarray:
     """(N, T) float32 -> (D, T) float32, orthonormal: the principal directions of a sample of thumbnails (uncentred)."""
     rows: np.ndarray = np.linalg.svd(sample.astype(np.float64), full_matrices=False)[2]
-    return rows[: SHORT[-1] - 2].astype(np.float32)
+    return rows[: FINE - 2].astype(np.float32)
 
 
 def thumbnails(pixels: np.ndarray, rotation: np.ndarray) -> Thumbnails:
     """Prepare (N, T) float32 for searches. A short vector: the first coordinates x after a `rotation`, |x|², and 1."""
     coordinates = pixels @ rotation.T  # (N, D)
-    parts = (coordinates[:, : size - 2] for size in SHORT)
-    short = tuple(np.column_stack([part, np.square(part).sum(1), np.ones(len(part), np.float32)]) for part in parts)
-    return Thumbnails(pixels, float(np.square(pixels).sum(1).max()), short)
+    coarse, fine = (_short(coordinates[:, : size - 2]) for size in (COARSE, FINE))
+    return Thumbnails(pixels, float(np.square(pixels).sum(1).max()), np.ascontiguousarray(coarse.T), fine)
 
 
-def squared_distances(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Of all pairs of short vectors (N, S) and (P, S), as products (x, |x|², 1) · (-2y, 1, |y|²): (N, P)."""
-    weights = np.column_stack([-2 * others[:, :-2], others[:, -1], others[:, -2]])  # (P, S)
-    return np.asarray(vectors @ weights.T)
+def weights(vectors: np.ndarray) -> np.ndarray:
+    """Of short vectors, (P, S). Products with others are squared distances: (-2y, 1, |y|²) · (x, |x|², 1)."""
+    return np.column_stack([-2 * vectors[:, :-2], vectors[:, -1], vectors[:, -2]])
+
+
+def _short(coordinates: np.ndarray) -> np.ndarray:
+    """(N, D) -> short vectors, (N, D + 2): x, |x|², 1."""
+    ones = np.ones(len(coordinates), np.float32)
+    return np.column_stack([coordinates, np.square(coordinates).sum(1), ones])
 
 
 def _lowest(bounds: np.ndarray, count: int) -> np.ndarray:

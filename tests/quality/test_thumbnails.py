@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from oasisgen.quality.thumbnails import (
+    COARSE,
+    FINE,
     NONE,
     ROUNDING,
-    SHORT,
     Nearest,
     Thumbnails,
     Window,
     rotation,
-    squared_distances,
     thumbnails,
+    weights,
 )
 
 T = 300  # pixels of a thumbnail here: more than the longest short vector has
@@ -106,15 +107,15 @@ def test_few_thumbnails_are_compared_whole(block: Thumbnails, monkeypatch: pytes
 
 def test_short_vectors_are_no_farther_apart_than_thumbnails(block: Thumbnails) -> None:
     true = np.square(block.pixels[:1].astype(np.float64) - block.pixels).sum(1)
-    for short in block.short:
-        bounds = squared_distances(short, short[:1])[:, 0]
+    for short in (block.coarse.T, block.fine):
+        bounds = short @ weights(short[:1])[0]
         assert (bounds <= true + ROUNDING * 2 * block.longest).all()
 
 
 def test_of_slices_that_are_equally_near_none_is_lost(block: Thumbnails) -> None:
     """They differ from the probe in the coordinates of short vectors only, so that bounds equal distances."""
     probe = block.pixels[[500]]
-    for size in SHORT:
+    for size in (COARSE, FINE):
         ways = np.random.default_rng(size).normal(0, 1, (800, size - 2))
         pixels = (probe + 100 * ways / np.linalg.norm(ways, axis=1, keepdims=True) @ ROTATION[: size - 2]).astype("f4")
         window = window_of(0, 800, np.ones(800, bool))
