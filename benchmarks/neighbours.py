@@ -92,7 +92,7 @@ def timed(sizes: list[Searchable], held_out: Searchable, levels: int) -> np.ndar
 
 
 def memory(train: Searchable, held_out: Searchable, levels: int) -> tuple[float, float]:
-    """MB of private memory that comparing slices takes, at most, and what the process takes with it."""
+    """MB of private memory, at most, that comparing slices takes, and that the process takes with it."""
     actor.set_up()
     cv2.setNumThreads(1)
     before = most = private_memory()
@@ -132,7 +132,7 @@ def main() -> None:
             num_cpus=cluster.ACTOR_CPUS, max_calls=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
         )
         times, takes = alone(timed), alone(memory)
-        print("| training slices | these lie | ms per slice | ratio to the size before | private memory, MB | in all |")
+        print("| training slices | these lie | ms per slice | ratio to the size before | private MB | to compare |")
         print("| --- | --- | --- | --- | --- | --- |")
         for where in ("in memory", "in row groups"):
             splits = [kinds[size, where] for size in flags.sizes]
@@ -140,7 +140,7 @@ def main() -> None:
             ratios = ["", *(spread(more / less) for less, more in pairwise(took))]
             for size, split, its, ratio in zip(flags.sizes, splits, took, ratios, strict=True):
                 own, whole = ray.get(takes.remote(split, held_out, data.levels))
-                print(f"| {size} | {where} | {spread(its)} | {ratio} | {own:.0f} | {whole:.0f} |", flush=True)
+                print(f"| {size} | {where} | {spread(its)} | {ratio} | {whole:.0f} | {own:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
