@@ -128,9 +128,22 @@ def train_step(
     steps: int,
 ) -> None:
     """Step number `step` of a schedule of `steps`, on x (B, 1, h, w), as in stage 1."""
+    loss, _ = losses(model, x, c, scale, step)
+    descend(loss, model, averaged, optimizer, c, step, steps)
+
+
+def descend(
+    loss: torch.Tensor,
+    model: VQVAE,
+    averaged: VQVAE,
+    optimizer: torch.optim.Optimizer,
+    c: VQVAEConfig,
+    step: int,
+    steps: int,
+) -> None:
+    """What follows the loss in step number `step` of a schedule of `steps`, as in stage 1."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(c, step, steps)
-    loss, _ = losses(model, x, c, scale, step)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if c.max_grad_norm:
