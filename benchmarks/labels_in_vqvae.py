@@ -142,19 +142,19 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"| labels | seed | SSIM | {' | '.join(classes[1:])} | codes | CPU s |\n|{' --- |' * (len(classes) + 4)}")
     for seed in range(arguments.seeds):
-        times = [time.process_time()]
+        started = time.process_time()
         vqvae = vqvae_of(partial(VQVAE, FULL.vqvae), train, arguments.steps, seed)
-        times.append(time.process_time())
+        first = time.process_time() - started
         decoder = label_decoder_of(vqvae, train, len(classes), arguments.label_steps, seed)
-        times.append(time.process_time())
+        spent = f"{first:.0f} + {time.process_time() - started - first:.0f}"
+        row = cells(vqvae, decoder, False, held_out, classes)
+        print(f"| label decoder (`full`), predicts | {seed} | {row} | {spent} |", flush=True)
+        started = time.process_time()
         joint = vqvae_of(partial(Joint, FULL.vqvae, len(classes)), train, arguments.steps, seed)
-        times.append(time.process_time())
-        of_vqvae, of_decoder, of_joint = (f"{seconds:.0f}" for seconds in np.diff(times))
-        apart = cells(vqvae, decoder, False, held_out, classes)
-        print(f"| label decoder (`full`), predicts | {seed} | {apart} | {of_vqvae} + {of_decoder} |", flush=True)
+        spent = f"{time.process_time() - started:.0f}"
         for blank, name in ((False, "VQ-VAE, reconstructs"), (True, "the same without labels, predicts")):
-            together = cells(joint, None, blank, held_out, classes)
-            print(f"| {name} | {seed} | {together} | {of_joint} |", flush=True)
+            row = cells(joint, None, blank, held_out, classes)
+            print(f"| {name} | {seed} | {row} | {spent} |", flush=True)
 
 
 if __name__ == "__main__":
