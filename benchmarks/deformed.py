@@ -45,7 +45,7 @@ def shards_of(slices: Feed, count: int) -> Iterator[Columns]:
         yield {"case": names, "subject": names, "level": levels[some], "image": images}
 
 
-def parquet(shard: Columns, schema: pa.Schema) -> bytes:
+def _parquet(shard: Columns, schema: pa.Schema) -> bytes:
     """A shard as packing writes it; columns that it lacks are null."""
     height, width = shard["image"].shape[1:]
     rows = len(shard["level"])
@@ -79,7 +79,7 @@ def _write(shards: Iterator[Columns], description: DataSetDescription, uri: str,
     """Write a split of a data set as packing does; what `dataset.json` says of it."""
     parts, cases, levels, schema = [], Counter[str](), set(), schema_of(description)
     for number, shard in enumerate(shards):
-        name, data = f"part-{number:05d}.parquet", parquet(shard, schema)
+        name, data = f"part-{number:05d}.parquet", _parquet(shard, schema)
         storage.write_bytes(storage.join(uri, split, name), data)
         parts.append(PackedPart(name, len(shard["level"]), len(data), hashlib.sha256(data).hexdigest()))
         cases.update(shard["case"].tolist())

@@ -7,7 +7,6 @@ filled up with its slices, turned, stretched and moved a little. They lie in a t
 """
 
 import argparse
-import hashlib
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -20,11 +19,10 @@ import numpy as np
 import ray
 
 from benchmarks.common import packed, private_memory
-from benchmarks.deformed import parquet, shards_of
-from oasisgen import actor, cluster, storage
+from benchmarks.deformed import enlarged
+from oasisgen import actor, cluster
 from oasisgen.data.feed import Feed, store
-from oasisgen.data.shards import Shard
-from oasisgen.data.slices import DataSet, image_columns, open_data_set, read_slices, schema_of
+from oasisgen.data.slices import DataSet, open_data_set, read_slices, stream_slices
 from oasisgen.data.stream import Streamed
 from oasisgen.quality.nearest import RealSlices, SearchIndex, load_index
 from oasisgen.quality.searchable import Searchable, searchable
@@ -52,17 +50,11 @@ class Mapped:
 
 def write(folder: Path, data: DataSet, train: Feed, count: int) -> tuple[Streamed, Mapped]:
     """The training split of that size: as Parquet, and as a file to map."""
-    shards: list[Shard] = []
-    schema = schema_of(data.description)
+    streamed = stream_slices(enlarged(data, {"train": train}, str(folder), count), "train")
     with open(folder / "pixels", "wb") as pixels:
-        for piece in shards_of(train, count):
+        for piece in streamed.load().pieces():
             pixels.write(piece["image"].tobytes())
-            written, rows = parquet(piece, schema), len(piece["level"])
-            uri = str(folder / f"part-{len(shards):05d}.parquet")
-            storage.write_bytes(uri, written)
-            shards.append(Shard(uri, hashlib.sha256(written).hexdigest(), rows, "changed"))
-    streamed = Streamed(tuple(shards), schema, image_columns(data))
-    return streamed, Mapped(str(folder / "pixels"), data.image_size, tuple(shard.rows for shard in shards))
+    return streamed, Mapped(str(folder / "pixels"), data.image_size, tuple(shard.rows for shard in streamed.shards))
 
 
 def touched(index: SearchIndex) -> SearchIndex:

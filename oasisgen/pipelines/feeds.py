@@ -55,7 +55,7 @@ def store_bytes(data: DataSet, feed: str) -> int:
 
 
 def worker_bytes(data: DataSet) -> int:
-    """The most memory that a worker of a run with the feed `stream` needs: while it streams slices, or a prior's."""
+    """The most memory that a worker needs with the feed `stream`, for slices or for code maps."""
     rows = [part.slices for split in ("train", "validate") for part in data.split(split).parts]
     streaming = most_bytes(rows, math.prod(data.image_size))
     return WORKER_BYTES + max(streaming, FITTED_BYTES) + data.count("train") * SLICE_BYTES

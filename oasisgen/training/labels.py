@@ -37,7 +37,7 @@ class LabelledFeed:
     """Random access to the label maps of a split by number, each with what another feed has of its slice."""
 
     def __init__(self, slices: Feed, labels: Feed) -> None:
-        """`slices` are those of the whole split: their code maps or images."""
+        """`slices` has the slices of these label maps, and may have others: their code maps or images."""
         rows = {key: row for row, key in enumerate(keys_of(slices))}
         self.slices, self.labels = slices, labels
         self.places = np.array([rows[key] for key in keys_of(labels)], np.int64)  # (N,): rows of `slices`
