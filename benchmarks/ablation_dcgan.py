@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.ablation_sampling import print_head, print_row, slices
-from oasisgen import cluster, storage
+from oasisgen import cli, cluster, storage
 from oasisgen.config.data import Shape
 from oasisgen.config.presets import FULL
 from oasisgen.data.feed import Feed, epoch_batches, store
@@ -100,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.ablation_dcgan")

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from oasisgen import cluster, storage
+from oasisgen import cli, cluster, storage
 from oasisgen.config.presets import FULL
 from oasisgen.config.train import LabelsConfig
 from oasisgen.data.feed import store
@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.ablation_labels")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.ablation_sampling import SHOWN, slices
-from oasisgen import cluster, storage
+from oasisgen import cli, cluster, storage
 from oasisgen.data.feed import Feed, store
 from oasisgen.data.slices import read_slices
 from oasisgen.models.bundle import read_bundle, read_features
@@ -88,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.ablation_low_rank")

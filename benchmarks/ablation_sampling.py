@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from oasisgen import cluster
+from oasisgen import cli, cluster
 from oasisgen.data.feed import chunks, store
 from oasisgen.data.pixels import to_uint8
 from oasisgen.data.slices import read_slices
@@ -87,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.ablation_sampling")

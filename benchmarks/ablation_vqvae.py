@@ -17,6 +17,7 @@ from torch import nn
 
 from benchmarks.common import real_slices
 from benchmarks.models import training
+from oasisgen import cli
 from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import FULL
 from oasisgen.data.feed import Feed
@@ -141,4 +142,4 @@ def training_and_held_out(source: str) -> tuple[Feed, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.ablation_vqvae")

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from oasisgen import storage, tables
+from oasisgen import cli, storage, tables
 from oasisgen.config.folder import SOFTWARE
 from oasisgen.config.generate import GateConfig
 from oasisgen.data.feed import chunks
@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.batches")

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from benchmarks.ablation_sampling import slices
-from oasisgen import cluster
+from oasisgen import cli, cluster
 from oasisgen.data.feed import store
 from oasisgen.data.slices import read_slices
 from oasisgen.metrics.detectability import STEPS, Labelled
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.detectability")

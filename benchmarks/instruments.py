@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.common import real_slices
 from benchmarks.label_damages import damages, intact, measured, scores_of_cuts
-from oasisgen import cluster
+from oasisgen import cli, cluster
 from oasisgen.config.data import OASIS
 from oasisgen.config.pack import PackConfig
 from oasisgen.config.presets import PRESETS
@@ -150,19 +150,20 @@ def read_scores(
 ) -> dict[str, float]:
     """Every measure of a batch, as jobs/generate.py takes them."""
     held_out = as_feed(reference)
+    sets = equal_sets(batch, list(range(OASIS.levels)), train.load(), held_out)
+    telling_apart = tell_apart(sets)  # beside the rest
     some = evenly_spaced(len(batch.levels), COMPARED)
     stored = searchable(Stored(tuple(ray.put(block) for block in held_out.blocks)))
     compared = compare_slices(Slices(batch.images[some], batch.levels[some]), train, stored, 0)
     real = compare_slices(select_levels(held_out, levels_of(COMPARED)), train, stored, 0)
-    sets = equal_sets(batch, list(range(OASIS.levels)), train.load(), held_out)
     scores = mean_scores(compared, real) | score_sets(load, sets)
-    return {key: score.value for key, score in scores.items()} | {"detectability": told_apart(sets)}
+    return {key: score.value for key, score in scores.items()} | {"detectability": ray.get(telling_apart)}
 
 
-def told_apart(sets: Sets) -> float:
+def tell_apart(sets: Sets) -> ray.ObjectRef:
     """Detectability of these slices, which no VQ-VAE has decoded: nor has it those that they are compared with."""
     pair = [labelled(take(its, evenly_spaced(len(its.levels), MOST))) for its in (sets.real, sets.synthetic)]
-    return ray.get(ray.remote(auc).options(num_cpus=cluster.ACTOR_CPUS).remote(*pair))
+    return ray.remote(auc).options(num_cpus=cluster.ACTOR_CPUS).remote(*pair)
 
 
 def own_features(data: DataSet, out: str, train: Stored) -> Callable[[], FeatureNetwork]:
@@ -253,4 +254,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.instruments")

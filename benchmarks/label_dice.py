@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.label_damages import Damage, damages, enlarged, intact, swapped
-from oasisgen import cluster
+from oasisgen import cli, cluster
 from oasisgen.config.segmenter import SegmenterTraining
 from oasisgen.data.feed import Stored, chunks, store
 from oasisgen.data.slices import open_data_set
@@ -142,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.label_dice")

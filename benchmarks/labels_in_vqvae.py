@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks.ablation_labels import decoder_of
 from benchmarks.models import descend
-from oasisgen import cluster
+from oasisgen import cli, cluster
 from oasisgen.config.presets import FULL
 from oasisgen.config.train import VQVAEConfig
 from oasisgen.data.feed import Feed, chunks, evenly_spaced, store
@@ -158,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.labels_in_vqvae")

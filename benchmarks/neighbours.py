@@ -20,7 +20,7 @@ import ray
 
 from benchmarks.common import packed, private_memory
 from benchmarks.deformed import enlarged
-from oasisgen import actor, cluster
+from oasisgen import actor, cli, cluster
 from oasisgen.data.feed import Feed, store
 from oasisgen.data.slices import DataSet, open_data_set, read_slices, stream_slices
 from oasisgen.data.stream import Streamed
@@ -136,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.neighbours")

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 
 from benchmarks.peer_models import Diffusion, Ours, Peer, Transformer, WithDCGAN, WithMasked
+from oasisgen import cli
 from oasisgen.cluster import MALLOC
 from oasisgen.config.data import Shape
 from oasisgen.config.presets import BASELINE, FULL
@@ -206,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.peers")

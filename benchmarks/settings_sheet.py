@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from oasisgen import cli
 from oasisgen.config.generate import MOST_IDS, Precision
 from oasisgen.config.ranges import number_ranges
 from oasisgen.config.train import MaskedConfig
@@ -109,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.settings_sheet")

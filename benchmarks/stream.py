@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.common import ROUNDS, packed, watched_memory
-from oasisgen import cluster
+from oasisgen import cli, cluster
 from oasisgen.config.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -154,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "benchmarks.stream")

@@ -18,7 +18,7 @@ from oasisgen.data.shards import Columns, Shard, plain
 from oasisgen.data.windows import WINDOW, windowed_steps
 
 Block = dict[str, np.ndarray]
-SAMPLED = 8  # shards that a sample of rows comes from, unless it needs more
+SAMPLED = 4  # shards that a sample of rows comes from, unless it needs more: a run's first step waits for them
 # Shards in the memory of a process that trains: of two windows; for the training and the held-out split one that is
 # read out of turn, and three more while a shard is decoded (its table, and two copies of its images).
 MOST_SHARDS = 2 * WINDOW + 2 * (1 + 3)
