@@ -159,8 +159,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def data_on_s3(nodes: Nodes, raw: Path, s3: str, data: DataSet) -> str:
-    """The virtual subjects, packed from S3 to S3 by a submitted job."""
+def data_on_s3(nodes: Nodes, raw: Path, s3: str, data: DataSet, trained: Path) -> str:
+    """The virtual subjects, packed from S3 to S3 by a submitted job, with the feature network that a run trained."""
     system, path = storage.resolve(s3)
     pyarrow.fs.copy_files(str(raw), f"{path}/raw", destination_filesystem=system)
     said = finish(nodes.submit("pack", "--source", f"{s3}/raw", "--out", f"{s3}/datasets/phantom"))
@@ -172,6 +172,8 @@ def data_on_s3(nodes: Nodes, raw: Path, s3: str, data: DataSet) -> str:
     assert sum(file.stat().st_size for file in carried) < 1_000_000  # docs/cluster.md says so
     packed = storage.read_json(f"{s3}/datasets/phantom/dataset.json")
     assert packed["fingerprint"] == data.fingerprint  # byte for byte what local storage got
+    features, there = f"{data.uri}/features", f"{path}/datasets/phantom/features"
+    pyarrow.fs.copy_files(features, there, destination_filesystem=system)
     return f"{s3}/datasets/phantom"
 
 
