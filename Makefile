@@ -18,6 +18,8 @@ demo: $(READY)  ## the main job on the embedded data set
 	$(BIN)/python jobs/generate.py --model $(DEMO)/runs/demo --out $(DEMO)/batches/demo --count 64 || \
 	  { [ $$? = 3 ] && echo "so little training is not fit for use; look at the reports"; }
 
+test test-slow: export OMP_WAIT_POLICY := PASSIVE  # threads that wait take no CPU from the tests beside them
+
 test: $(READY)  ## with its coverage, but for what runs in Ray's workers and in processes of jobs
 	$(BIN)/pytest -q -n 2 --cov=oasisgen --durations 15
 

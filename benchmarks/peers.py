@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.peer_models import Diffusion, Ours, Peer, Transformer, WithDCGAN, WithMasked
 from oasisgen import cli
-from oasisgen.cluster import MALLOC
+from oasisgen.cluster import TORCH_VARIABLES
 from oasisgen.config.data import Shape
 from oasisgen.config.presets import BASELINE, FULL
 from oasisgen.data.feed import Feed, chunks
@@ -194,9 +194,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", default="peers", help="folder of the rows")
     arguments = parser.parse_args()
-    if not MALLOC.items() <= os.environ.items():  # as our workers have it; it is read when a process starts
+    if not TORCH_VARIABLES.items() <= os.environ.items():  # as our workers have it; it is read when a process starts
         command = [sys.executable, "-m", "benchmarks.peers", *sys.argv[1:]]
-        os.execve(sys.executable, command, os.environ | MALLOC)
+        os.execve(sys.executable, command, os.environ | TORCH_VARIABLES)
     torch.set_num_threads(arguments.threads)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -222,8 +222,8 @@ def main() -> None:
         compare(
             {
                 "training, slices through Ray": lambda: epoch_rate(stored, data),
-                "a plain loop over a tensor in memory": lambda: without_ray("tensor", images, cluster.MALLOC),
-                "a plain loop over ImageFolder": lambda: without_ray("folder", pngs, cluster.MALLOC),
+                "a plain loop over a tensor in memory": lambda: without_ray("tensor", images, cluster.TORCH_VARIABLES),
+                "a plain loop over ImageFolder": lambda: without_ray("folder", pngs, cluster.TORCH_VARIABLES),
                 "the same with the usual allocator": lambda: without_ray("folder", pngs, {}),
             }
         )

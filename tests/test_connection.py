@@ -37,6 +37,12 @@ def test_an_actor_that_cannot_start_says_why() -> None:
     assert cluster._cause(died.value) == "OSError: When creating key 'team/': ACCESS_DENIED"
 
 
+def test_a_pool_has_no_more_actors_than_its_slices_are_worth(connected: str) -> None:
+    few, many = (cluster.pool(cluster.Actors(), slices)["compute"].max_size for slices in (96, 10_000))
+    assert few == 1
+    assert many == max(1, int((cluster.cpus() - 0.5) / 0.75))
+
+
 @pytest.fixture
 def silent() -> Iterator[int]:
     """The port of something that takes connections and says nothing."""

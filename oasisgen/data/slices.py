@@ -19,7 +19,7 @@ from oasisgen.errors import UserError
 
 SPLITS = ("train", "validate", "test")
 FEATURES = "features"  # folder of a data set's feature network (see training/shared_features.py)
-PIECES = 16  # blocks per shard when model actors share its slices: 64 slices each
+BLOCK = 64  # slices per block where model actors share them
 SIZES = [("level", pa.int16()), ("height", pa.int16()), ("width", pa.int16())]
 PHYSICAL = {"number": pa.float64(), "text": pa.string()}  # kind of a covariate -> type of its column
 
@@ -148,16 +148,18 @@ def shards_of(data: DataSet, split: str) -> list[Shard]:
     ]
 
 
-def read_slices(data: DataSet, split: str, pieces: int = 1) -> ray.data.Dataset:
+def read_slices(data: DataSet, split: str, shared: bool = False) -> ray.data.Dataset:
     """A split as a Ray data set of `case` and `subject` str, `level` int64 and `image` (H, W) uint8, ordered by case
     and level.
 
-    Each shard becomes `pieces` blocks: one is fastest to read, several can be shared among actors. Raises UserError if
-    a shard is missing or has another size. Reading a shard raises InvalidFile if its digest differs: the file is
-    damaged, or the data set was packed again after `data` was opened.
+    Each shard becomes one block, which is fastest to read, or several that actors can share. Raises UserError if a
+    shard is missing or has another size. Reading a shard raises InvalidFile if its digest differs: the file is damaged,
+    or the data set was packed again after `data` was opened.
     """
     data.require_whole(split)
-    return read_shards(shards_of(data, split), schema_of(data.description), image_columns(data), pieces)
+    shards = shards_of(data, split)
+    pieces = -(-max(shard.rows for shard in shards) // BLOCK) if shared else 1
+    return read_shards(shards, schema_of(data.description), image_columns(data), pieces)
 
 
 def stream_slices(data: DataSet, split: str) -> Streamed:

@@ -85,7 +85,7 @@ def make_parts(
         Sampler,
         fn_constructor_args=(bundle.uri, request.base_seed, request.precision, bundle.digest, labels),
         batch_size=1,
-        **cluster.pool(job.actors),
+        **cluster.pool(job.actors, sum(map(len, ids.values()))),
     )
     compare: list[Any] = [ReferenceComparer(real.train, real.held_out, request.base_seed)] if real else []
     for step in (

@@ -9,7 +9,7 @@ import torch
 
 from oasisgen import actor, cluster
 from oasisgen.data.pixels import to_uint8, to_unit
-from oasisgen.data.slices import PIECES, DataSet, read_slices
+from oasisgen.data.slices import DataSet, read_slices
 from oasisgen.metrics.bootstrap import mean_with_interval
 from oasisgen.metrics.ssim import psnr, ssim
 from oasisgen.models.quantizer import count_codes, perplexity
@@ -65,11 +65,11 @@ class Reconstructor:
 def evaluate(load: Callable[[], VQVAE], data: DataSet, split: str, actors: cluster.Actors) -> Evaluation:
     """Reconstruct a whole split with the model that `load` reads, in evaluation mode. Needs a connected Ray."""
     counts = np.zeros(1, np.int64)
-    scored = read_slices(data, split, PIECES).map_batches(
+    scored = read_slices(data, split, shared=True).map_batches(
         Reconstructor,
         fn_constructor_args=(load,),
         batch_size=BATCH,
-        **cluster.pool(actors),
+        **cluster.pool(actors, data.count(split)),
     )
     tables = []
     with Progress("evaluate", data.count(split), f"{split} slices") as progress:

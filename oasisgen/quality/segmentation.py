@@ -55,7 +55,7 @@ def score_segmenter(
         SegmenterScorer,
         fn_constructor_args=(config, weights, held_out, len(classes)),
         batch_size=SCORED_AT_ONCE,
-        **cluster.pool(actors),
+        **cluster.pool(actors, len(feed)),
     )
     pieces = []
     with Progress("score", len(feed), "held-out slices") as progress:

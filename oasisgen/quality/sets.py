@@ -88,6 +88,6 @@ def map_images(
     Needs a connected Ray.
     """
     mapped = ray.data.from_numpy(list(chunks(images, batch_size))).map_batches(
-        actor, fn_constructor_args=arguments, batch_size=batch_size, **cluster.pool(actors)
+        actor, fn_constructor_args=arguments, batch_size=batch_size, **cluster.pool(actors, len(images))
     )
     return np.concatenate([batch["data"].copy() for batch in mapped.iter_batches(batch_size=None)])

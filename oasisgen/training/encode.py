@@ -15,7 +15,7 @@ from oasisgen import actor, cluster, documents, storage, tables
 from oasisgen.data.feed import Stored, store
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.shards import Columns, Shard, SliceKey, read_shards
-from oasisgen.data.slices import PIECES, DataSet, read_slices
+from oasisgen.data.slices import DataSet, read_slices
 from oasisgen.data.stream import Streamed
 from oasisgen.documents import Count, Name
 from oasisgen.errors import UserError
@@ -78,11 +78,11 @@ def encode_split(
     if isinstance(found, dict) and mark.items() <= found.items():
         return source.hexdigest()
     parts = []
-    encoded = read_slices(data, split, PIECES).map_batches(
+    encoded = read_slices(data, split, shared=True).map_batches(
         Encoder,
         fn_constructor_args=(load,),
         batch_size=ENCODE_BATCH,
-        **cluster.pool(actors),
+        **cluster.pool(actors, data.count(split)),
     )
     with Progress("codes", data.count(split), f"{split} slices") as progress:
         for number, batch in enumerate(encoded.iter_batches(batch_size=MAPS_PER_PART)):

@@ -135,7 +135,7 @@ def storing(stage: Stage, config: Training) -> RunConfig:
         storage_filesystem=system,
         failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
         checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS, checkpoint_score_attribute=stage.best),
-        worker_runtime_env={"env_vars": cluster.MALLOC},
+        worker_runtime_env={"env_vars": cluster.TORCH_VARIABLES},
     )
 
 
