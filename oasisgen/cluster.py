@@ -23,7 +23,7 @@ from oasisgen.progress import duration, human_bytes, say
 
 # The environment of processes that run PyTorch on CPUs. glibc gives large blocks back to the kernel at every step,
 # which costs a trainer 30-40 %: keep them. OpenMP's threads wait for each other in busy loops: let them sleep, and
-# leave the CPUs to other processes (two trainers of two threads each are 1.7 times faster on two CPUs).
+# leave the CPUs to other processes.
 TORCH_VARIABLES = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",

@@ -90,7 +90,12 @@ _PLACEMENT = (
 )
 
 # Settings that runs and bundles of older versions lack, with the values that those had
-ADDED: dict[str, Any] = {"feed": "memory", "labels.subjects": 0, "masked.redrawn": 0.0}
+ADDED: dict[str, Any] = {
+    "feed": "memory",
+    "labels.subjects": 0,
+    "masked.redrawn": 0.0,
+    "masked.low_rank_logits": False,
+}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -156,16 +156,16 @@ class MaskedConfig:
     """Principal components of the PCA prior, whose low-rank sample the network is conditioned on."""
     channels: int = 32
     """Channels at the size of a code map; they double with each of the first two halvings."""
+    low_rank_logits: bool = False
+    """Begin with how likely each code is around the low-rank sample; the network learns what to add."""
     decoding_steps: int = 8
     """Sampling steps per code map; more are slower."""
     temperature: float = 1.1
     """Sampling temperature, above 0: trades fidelity (low) for diversity (high)."""
     redrawn: float = 0.3
-    """Share of a map's codes, the least likely ones, that are drawn again after the decoding steps, from 0 to 1.
-    Above 0, two more passes of the network are needed."""
+    """Share of a map's codes, the least likely ones, drawn again at the end, from 0 to 1. Above 0: two more passes."""
     positions: int = 384
-    """Masked positions that a training step predicts per map of 64 x 64 codes, from 1 to 4096; the same share of other
-    sizes."""
+    """Positions that a step predicts per map of 64 x 64 codes, from 1 to 4096; of other sizes, the same share."""
     weight_ema_decay: float = 0.998
     """Decay per step of the averaged network, from 0 to below 1. The averaged one samples. 0 disables averaging."""
     epochs: int = 10

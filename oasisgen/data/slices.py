@@ -158,7 +158,7 @@ def read_slices(data: DataSet, split: str, shared: bool = False) -> ray.data.Dat
     """
     data.require_whole(split)
     shards = shards_of(data, split)
-    pieces = -(-max(shard.rows for shard in shards) // BLOCK) if shared else 1
+    pieces = -(-max((shard.rows for shard in shards), default=1) // BLOCK) if shared else 1
     return read_shards(shards, schema_of(data.description), image_columns(data), pieces)
 
 

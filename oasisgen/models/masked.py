@@ -1,8 +1,9 @@
 """A masked prior over code maps (MaskGIT, Chang et al. 2022, arXiv:2202.04200), conditioned on a low-rank sample.
 
 The components of the PCA prior, weighted by noise, give a low-rank sample of a map; the DCGAN uses the same PCA prior.
-A network has learned to predict masked codes from this sample and the unmasked codes. It fills in the map, some
-positions at every decoding step. Then it may draw the least likely codes again, given all others. (Token-Critic, Lezama
+How likely each code is around this sample, if errors are Gaussian, is known before any training; a network has learned
+what to add to these logits, given the sample and the unmasked codes. It fills in the map, some positions at every
+decoding step. Then it may draw the least likely codes again, given all others. (Token-Critic, Lezama
 et al. 2022, arXiv:2209.04439, does so too, but finds them with a second network.)
 """
 
@@ -17,6 +18,8 @@ from torch import nn
 from oasisgen.config.data import Shape
 from oasisgen.config.train import MaskedConfig
 from oasisgen.models.codes import CodeMap, CodeMaps, PCAPrior, VectorEmbedding
+
+LEAST_VARIANCE = 0.05  # of codes around a low-rank sample; embedded codes have variance 1
 
 
 class ZeroInitResidualBlock(nn.Module):
@@ -92,6 +95,7 @@ class MaskedPrior(nn.Module):
     """Predictor, code embedding and PCA prior: everything that sampling needs."""
 
     cholesky: torch.Tensor  # (L, P, P): maps unit noise to coefficients with a level's covariance
+    certainty: torch.Tensor  # (L, D, h, w): 1 / variance of embedded codes around their low-rank samples
 
     def __init__(self, config: MaskedConfig, embedding: VectorEmbedding, shape: Shape) -> None:
         super().__init__()
@@ -99,6 +103,8 @@ class MaskedPrior(nn.Module):
         self.embedding = embedding
         self.pca_prior = PCAPrior(embedding.channels, config.components, shape)
         self.register_buffer("cholesky", torch.eye(config.components).repeat(shape.levels, 1, 1))
+        if config.low_rank_logits:
+            self.register_buffer("certainty", torch.ones_like(self.pca_prior.mean))
         self.predictor = MaskedCodePredictor(config.channels, embedding.channels, len(embedding.weight), shape)
         self.conditional = True
 
@@ -115,7 +121,7 @@ class MaskedPrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, maps: CodeMaps) -> torch.Tensor:
-        """Fit the PCA prior and `cholesky` to the code maps of a split; returns their coefficients (N, P)."""
+        """Fit the PCA prior and the buffers to the code maps of a split; returns their coefficients (N, P)."""
         self.pca_prior.fit(maps, self.embedding)
         coefficients, levels = self.pca_prior.all_coefficients(maps, self.embedding)  # (N, P), (N,)
         P = self.config.components
@@ -126,7 +132,22 @@ class MaskedPrior(nn.Module):
             # A level has few cases for so many parameters: its covariance is shrunk towards that of all levels.
             mixed = 0.8 * own + 0.2 * everything + 1e-4 * torch.eye(P)
             self.cholesky[level] = torch.linalg.cholesky(mixed)
+        if self.config.low_rank_logits:
+            self._fit_certainty(maps, coefficients)
         return coefficients
+
+    def _fit_certainty(self, maps: CodeMaps, coefficients: torch.Tensor) -> None:
+        """Fit `certainty` to the code maps of a split, given their coefficients (N, P)."""
+        squares, count = torch.zeros_like(self.certainty), torch.zeros(len(self.certainty), dtype=torch.int64)
+        left = coefficients
+        for codes, levels in maps():
+            for some, of in zip(codes.split(256), levels.split(256), strict=True):
+                its, left = left.tensor_split([len(some)])
+                squares.index_add_(0, of, (self.embedding.embed(some) - self.low_rank_sample(its, of)) ** 2)
+            count += torch.bincount(levels, minlength=len(count))
+        missing = (count == 0).view(-1, 1, 1, 1)  # a level without maps gets the variance over all levels
+        variance = torch.where(missing, squares.sum(0) / count.sum(), squares / count.clamp(min=1).view(-1, 1, 1, 1))
+        self.certainty.copy_(1 / variance.clamp(min=LEAST_VARIANCE))
 
     def coefficients(self, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Standard normal noise (B, P), levels (B,) -> coefficients (B, P) with the covariance of their level."""
@@ -148,7 +169,7 @@ class MaskedPrior(nn.Module):
 
         def draw(positions: torch.Tensor, chance: torch.Tensor) -> None:
             """Draw the codes at `positions` (B, N), which are masked, by `chance` (B, h*w)."""
-            logits = self.logits(codes, masked, low_rank, levels, positions)  # (B, N, K)
+            logits = self.logits(self.predictor, codes, masked, low_rank, levels, positions)  # (B, N, K)
             reached = (logits / self.config.temperature).softmax(2).cumsum(2)  # (B, N, K)
             drawn = torch.searchsorted(reached, chance.gather(1, positions)[:, :, None]).squeeze(2)  # (B, N)
             codes.scatter_(1, positions, drawn.clamp(max=logits.shape[2] - 1))
@@ -165,16 +186,34 @@ class MaskedPrior(nn.Module):
 
     def logits(
         self,
+        predictor: nn.Module,
         codes: torch.Tensor,
         masked: torch.Tensor,
         low_rank: torch.Tensor,
         levels: torch.Tensor,
         positions: torch.Tensor,
     ) -> torch.Tensor:
-        """The predictor's logits (B, N, K), float32, at `positions` (B, N) of flat maps `codes`, `masked` (B, h*w)."""
+        """Logits (B, N, K), float32, at `positions` (B, N) of flat maps `codes`, `masked` (B, h*w).
+
+        `predictor` is the prior's own, inside DDP or not; the other arguments are as in its forward pass.
+        """
         size = self.shape.code_size
         image = self.embedding.embed(codes.view(-1, *size))  # (B, D, h, w)
-        return self.predictor(image, masked.view(-1, 1, *size), low_rank, levels, positions).float()
+        logits: torch.Tensor = predictor(image, masked.view(-1, 1, *size), low_rank, levels, positions).float()
+        return logits + self.low_rank_logits(low_rank, levels, positions) if self.config.low_rank_logits else logits
+
+    def low_rank_logits(self, low_rank: torch.Tensor, levels: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Log-likelihood (B, N, K) of a low-rank sample (B, D, h, w) given each code at `positions` (B, N), up to a
+        constant: that of a Gaussian around the embedded code. Float32 also under autocast.
+        """
+
+        def at_positions(x: torch.Tensor) -> torch.Tensor:
+            """(B, D, h, w) -> (B, N, D)."""
+            return x.flatten(2).transpose(1, 2).gather(1, positions[:, :, None].expand(-1, -1, x.shape[1]))
+
+        certainty, codes = at_positions(self.certainty[levels]), self.embedding.weight  # (B, N, D), (K, D)
+        with torch.autocast(low_rank.device.type, enabled=False):
+            return (certainty * at_positions(low_rank)) @ codes.t() - 0.5 * certainty @ (codes * codes).t()
 
     def unlikely(self, codes: torch.Tensor, low_rank: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Positions (B, N) of the codes that the predictor finds least likely in complete flat maps `codes` (B, h*w).
@@ -182,7 +221,8 @@ class MaskedPrior(nn.Module):
         It sees the code that it judges, too: one pass judges all codes.
         """
         everywhere = torch.arange(self.shape.codes, device=codes.device).expand_as(codes)  # (B, h*w)
-        logits = self.logits(codes, torch.zeros_like(codes, dtype=torch.bool), low_rank, levels, everywhere)
+        nowhere = torch.zeros_like(codes, dtype=torch.bool)
+        logits = self.logits(self.predictor, codes, nowhere, low_rank, levels, everywhere)  # (B, h*w, K)
         # Map by map: that fits into the caches of a CPU.
         surprise = [F.cross_entropy(its, own, reduction="none") for its, own in zip(logits, codes, strict=True)]
         order = torch.stack(surprise).argsort(dim=1, stable=True, descending=True)  # (B, h*w)

@@ -94,10 +94,10 @@ def loss_of(
     `predictor` is the prior's, inside DDP or not; `low_rank` is (B, D, h, w).
     """
     masked, positions = mask(real, prior.config.positions_of(prior.shape), random)
+    codes = real.flatten(1)  # (B, h*w)
     with autocast(real.device):
-        logits = predictor(prior.embedding.embed(real), masked, low_rank, levels, positions)  # (B, N, K)
-    wanted = real.flatten(1).gather(1, positions)  # (B, N)
-    return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
+        logits = prior.logits(predictor, codes, masked, low_rank, levels, positions)  # (B, N, K)
+    return F.cross_entropy(logits.flatten(0, 1), codes.gather(1, positions).flatten())
 
 
 @torch.no_grad()
@@ -114,22 +114,20 @@ def held_out_loss(prior: MaskedPrior, maps: Feed, seed: int, worker: Worker) -> 
         codes, levels, _ = (torch.from_numpy(array).to(worker.device) for array in labelled(maps, batches[number]))
         random = worker.random(step_seed(seed, number, 0))
         order = torch.rand(len(codes), prior.shape.codes, generator=random, device=worker.device).argsort(1)  # (B, h*w)
-        image = prior.embedding.embed(codes)  # (B, D, h, w)
         low_rank = prior.low_rank_sample(prior.pca_prior.coefficients(codes, levels, prior.embedding), levels)
-        masked = torch.ones_like(order, dtype=torch.bool)  # (B, h*w)
+        flat, masked = codes.flatten(1), torch.ones_like(order, dtype=torch.bool)  # (B, h*w) each
         for first, end in pairwise(ends):
             positions = order[:, first:end]  # (B, N)
             with worker.autocast():
-                logits = prior.predictor(image, masked.view(-1, 1, *codes.shape[1:]), low_rank, levels, positions)
-            wanted = codes.flatten(1).gather(1, positions)  # (B, N)
-            total += F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum")
+                logits = prior.logits(prior.predictor, flat, masked, low_rank, levels, positions)  # (B, N, K)
+            total += F.cross_entropy(logits.flatten(0, 1), flat.gather(1, positions).flatten(), reduction="sum")
             masked.scatter_(1, positions, False)
     worker.sum(total)
     return float(total) / (sum(map(len, batches)) * prior.shape.codes)
 
 
 def mask(maps: torch.Tensor, asked: int, random: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random mask (B, 1, h, w) of maps (B, h, w), and `asked` of its positions (B, N), which are to be predicted.
+    """A random mask (B, h*w) of maps (B, h, w), and `asked` of its positions (B, N), which are to be predicted.
 
     The share that is masked follows the cosine schedule by which a map is decoded (Chang et al. 2022,
     arXiv:2202.04200).
@@ -139,7 +137,7 @@ def mask(maps: torch.Tensor, asked: int, random: torch.Generator | None) -> tupl
     shares = torch.cos(torch.rand(count, 1, generator=random, device=device) * math.pi / 2)  # (B, 1)
     chosen = torch.arange(positions, device=device) < (shares * positions).long().clamp(min=asked)  # (B, h*w)
     masked = torch.zeros_like(chosen).scatter_(1, order, chosen)
-    return masked.view(count, 1, *maps.shape[1:]), order[:, :asked]
+    return masked, order[:, :asked]
 
 
 def initial_masked_prior(

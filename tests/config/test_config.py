@@ -109,6 +109,8 @@ def test_a_run_goes_on_wherever_its_data_set_lies_now() -> None:
     assert differences(old, old | {"feed": "stream"}) == ["feed memory -> stream"]
     assert differences(old, old | {"masked": {"redrawn": 0.0}}) == []
     assert differences(old, old | {"masked": {"redrawn": 0.2}}) == ["masked.redrawn 0.0 -> 0.2"]
+    changed = differences(old, old | {"masked": {"low_rank_logits": True}})
+    assert changed == ["masked.low_rank_logits False -> True"]
 
 
 @pytest.mark.parametrize("text", ["0-31", "8-15", "3", "3,5", "0-2,7,9-10"])

@@ -291,7 +291,7 @@ def test_the_masked_prior_is_trained_on_the_same_codes_and_sampled_alike(
 ) -> None:
     """In the place of the DCGAN of a finished run, whose other stages are done, and whose feature network is that of
     the data set. Its code maps are streamed; interrupted in an epoch, it ends the same."""
-    shape = {"components": 8, "channels": 8, "decoding_steps": 3, "positions": 256}
+    shape: dict[str, Any] = {"components": 8, "channels": 8, "decoding_steps": 3, "positions": 256}
     state: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 0.02}
     config = tiny(data, tmp_path / "run")
     config = replace(config, prior="masked", feed="stream", masked=replace(config.masked, **shape, **state))
