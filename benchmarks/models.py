@@ -190,7 +190,7 @@ def seconds_to_goal(preset: str, folder: str, most: float) -> float:
 
 
 def own_process(*arguments: Any) -> float:
-    """What a function of this file returns in a process of its own, with the allocator of our workers for `ours`."""
+    """What a function of this file returns in a process of its own, with the variables of our workers for `ours`."""
     from oasisgen.cluster import TORCH_VARIABLES
 
     variables = {} if "plain" in arguments else TORCH_VARIABLES

@@ -224,7 +224,7 @@ def main() -> None:
                 "training, slices through Ray": lambda: epoch_rate(stored, data),
                 "a plain loop over a tensor in memory": lambda: without_ray("tensor", images, cluster.TORCH_VARIABLES),
                 "a plain loop over ImageFolder": lambda: without_ray("folder", pngs, cluster.TORCH_VARIABLES),
-                "the same with the usual allocator": lambda: without_ray("folder", pngs, {}),
+                "the same without the variables of our workers": lambda: without_ray("folder", pngs, {}),
             }
         )
         recover(stored, data)

@@ -73,6 +73,20 @@ class IndexEmbedding(nn.Module):
 CodeEmbedding = VectorEmbedding | IndexEmbedding
 
 
+def means_of_levels(
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]], size: tuple[int, ...]
+) -> tuple[torch.Tensor, int]:
+    """Means of each level, of `size` (L, C, h, w), and the number of values: of values (B, C, h, w) and their levels
+    (B,), in batches. A level without values gets the mean over all levels.
+    """
+    total, count = torch.zeros(size), torch.zeros(size[0], dtype=torch.int64)
+    for values, levels in batches:
+        total.index_add_(0, levels, values)
+        count += torch.bincount(levels, minlength=len(count))
+    N, count = int(count.sum()), count.view(-1, 1, 1, 1)
+    return torch.where(count == 0, total.sum(0) / N, total / count.clamp(min=1)), N
+
+
 class PCAPrior(nn.Module):
     """Mean and standard deviation of the embedded training maps of each level, and their principal components.
 
@@ -98,20 +112,18 @@ class PCAPrior(nn.Module):
 
         A level without maps gets the mean and spread over the maps of all levels.
         """
-        total, squares = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
-        count = torch.zeros(len(self.mean), dtype=torch.int64)
-        for codes, levels in maps():
-            for some, of in zip(codes.split(256), levels.split(256), strict=True):
-                image = embedding.embed(some)  # (256, C, h, w)
-                total.index_add_(0, of, image)
-                squares.index_add_(0, of, image * image)
-            count += torch.bincount(levels, minlength=len(count))
-        N, count = int(count.sum()), count.view(-1, 1, 1, 1)
-        missing = count == 0
-        total, squares = (torch.where(missing, sums.sum(0), sums) for sums in (total, squares))
-        count = torch.where(missing, N, count)
-        self.mean.copy_(total / count)
-        self.spread.copy_((squares / count - self.mean**2).clamp(min=0).sqrt())
+
+        def moments() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for codes, levels in maps():
+                for some, of in zip(codes.split(256), levels.split(256), strict=True):
+                    image = embedding.embed(some)  # (256, C, h, w)
+                    yield torch.cat([image, image * image], 1), of
+
+        L, C, h, w = self.mean.shape
+        means, N = means_of_levels(moments(), (L, 2 * C, h, w))
+        mean, square = means.chunk(2, 1)  # (L, C, h, w) each
+        self.mean.copy_(mean)
+        self.spread.copy_((square - mean**2).clamp(min=0).sqrt())
 
         rank = min(len(self.components), N)
         if rank == 0:

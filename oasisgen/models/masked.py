@@ -8,6 +8,7 @@ et al. 2022, arXiv:2209.04439, does so too, but finds them with a second network
 """
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Self
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from oasisgen.config.data import Shape
 from oasisgen.config.train import MaskedConfig
-from oasisgen.models.codes import CodeMap, CodeMaps, PCAPrior, VectorEmbedding
+from oasisgen.models.codes import CodeMap, CodeMaps, PCAPrior, VectorEmbedding, means_of_levels
 
 LEAST_VARIANCE = 0.05  # of codes around a low-rank sample; embedded codes have variance 1
 
@@ -87,8 +88,8 @@ class MaskedCodePredictor(nn.Module):
         h = self.back16(self.up3(F.relu(h)) + h16)  # (B, 4C, h/4, w/4)
         h = self.back32(self.up2(F.relu(h)) + h32)  # (B, 2C, h/2, w/2)
         h = self.mix(torch.cat([F.relu(self.up1(F.relu(h))), h64], 1))  # (B, 2C, h, w)
-        h = F.relu(h + self.last(F.relu(h))).flatten(2).transpose(1, 2)  # (B, h*w, 2C)
-        return self.head(h.gather(1, positions[:, :, None].expand(-1, -1, h.shape[2])))  # (B, N, K)
+        h = F.relu(h + self.last(F.relu(h)))  # (B, 2C, h, w)
+        return self.head(at_positions(h, positions))  # (B, N, K)
 
 
 class MaskedPrior(nn.Module):
@@ -138,15 +139,15 @@ class MaskedPrior(nn.Module):
 
     def _fit_certainty(self, maps: CodeMaps, coefficients: torch.Tensor) -> None:
         """Fit `certainty` to the code maps of a split, given their coefficients (N, P)."""
-        squares, count = torch.zeros_like(self.certainty), torch.zeros(len(self.certainty), dtype=torch.int64)
-        left = coefficients
-        for codes, levels in maps():
-            for some, of in zip(codes.split(256), levels.split(256), strict=True):
-                its, left = left.tensor_split([len(some)])
-                squares.index_add_(0, of, (self.embedding.embed(some) - self.low_rank_sample(its, of)) ** 2)
-            count += torch.bincount(levels, minlength=len(count))
-        missing = (count == 0).view(-1, 1, 1, 1)  # a level without maps gets the variance over all levels
-        variance = torch.where(missing, squares.sum(0) / count.sum(), squares / count.clamp(min=1).view(-1, 1, 1, 1))
+
+        def squares() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            left = coefficients
+            for codes, levels in maps():
+                for some, of in zip(codes.split(256), levels.split(256), strict=True):
+                    its, left = left.tensor_split([len(some)])
+                    yield (self.embedding.embed(some) - self.low_rank_sample(its, of)) ** 2, of
+
+        variance, _ = means_of_levels(squares(), tuple(self.certainty.shape))  # (L, D, h, w)
         self.certainty.copy_(1 / variance.clamp(min=LEAST_VARIANCE))
 
     def coefficients(self, noise: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -206,14 +207,10 @@ class MaskedPrior(nn.Module):
         """Log-likelihood (B, N, K) of a low-rank sample (B, D, h, w) given each code at `positions` (B, N), up to a
         constant: that of a Gaussian around the embedded code. Float32 also under autocast.
         """
-
-        def at_positions(x: torch.Tensor) -> torch.Tensor:
-            """(B, D, h, w) -> (B, N, D)."""
-            return x.flatten(2).transpose(1, 2).gather(1, positions[:, :, None].expand(-1, -1, x.shape[1]))
-
-        certainty, codes = at_positions(self.certainty[levels]), self.embedding.weight  # (B, N, D), (K, D)
+        sample, certainty = (at_positions(x, positions) for x in (low_rank, self.certainty[levels]))  # (B, N, D) each
+        codes = self.embedding.weight  # (K, D)
         with torch.autocast(low_rank.device.type, enabled=False):
-            return (certainty * at_positions(low_rank)) @ codes.t() - 0.5 * certainty @ (codes * codes).t()
+            return (certainty * sample) @ codes.t() - 0.5 * certainty @ (codes * codes).t()
 
     def unlikely(self, codes: torch.Tensor, low_rank: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         """Positions (B, N) of the codes that the predictor finds least likely in complete flat maps `codes` (B, h*w).
@@ -227,6 +224,11 @@ class MaskedPrior(nn.Module):
         surprise = [F.cross_entropy(its, own, reduction="none") for its, own in zip(logits, codes, strict=True)]
         order = torch.stack(surprise).argsort(dim=1, stable=True, descending=True)  # (B, h*w)
         return order[:, : round(self.config.redrawn * self.shape.codes)]
+
+
+def at_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """What maps (B, C, h, w) hold at `positions` (B, N) of the flattened map: (B, N, C)."""
+    return x.flatten(2).transpose(1, 2).gather(1, positions[:, :, None].expand(-1, -1, x.shape[1]))
 
 
 def decoding_ends(positions: int, steps: int) -> list[int]:

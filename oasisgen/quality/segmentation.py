@@ -11,6 +11,7 @@ import torch
 from oasisgen import actor, cluster
 from oasisgen.config.segmenter import SegmenterConfig
 from oasisgen.data.feed import Stored
+from oasisgen.data.slices import BLOCK
 from oasisgen.metrics.segmentation import compare_label_maps
 from oasisgen.models.segmenter import Segmenter
 from oasisgen.progress import Progress
@@ -50,7 +51,7 @@ def score_segmenter(
     `labels`.
     """
     feed = held_out.load()
-    rows = ray.data.from_items([{"row": row} for row in range(len(feed))], override_num_blocks=-(-len(feed) // 64))
+    rows = ray.data.from_items([{"row": row} for row in range(len(feed))], override_num_blocks=-(-len(feed) // BLOCK))
     scored = rows.map_batches(
         SegmenterScorer,
         fn_constructor_args=(config, weights, held_out, len(classes)),

@@ -56,12 +56,7 @@ def as_format_2(bundle: Path, prior: str) -> None:
     ("kind", "settings", "old_setting", "old_name"),
     [
         ("dcgan", DCGANConfig(channels=8, components=4), "palette", "template.mean"),
-        (
-            "masked",
-            MaskedConfig(channels=8, components=4, redrawn=0.2, low_rank_logits=False),
-            "rounds",
-            "guesser.head.weight",
-        ),
+        ("masked", MaskedConfig(channels=8, components=4, redrawn=0.2), "rounds", "guesser.head.weight"),
     ],
 )
 def test_a_bundle_of_format_2_is_read_to_the_same_networks(

@@ -13,7 +13,7 @@ from oasisgen.models.masked import LEAST_VARIANCE, MaskedPrior, decoding_ends
 from oasisgen.training.masked import held_out_loss, mask
 from oasisgen.training.worker import Worker
 
-SMALL = replace(FULL.masked, channels=4, components=3, decoding_steps=3, redrawn=0.2, low_rank_logits=False)
+SMALL = replace(FULL.masked, channels=4, components=3, decoding_steps=3, redrawn=0.2)
 K = 32
 
 
