@@ -21,7 +21,7 @@ demo: $(READY)  ## the main job on the embedded data set
 test test-slow: export OMP_WAIT_POLICY := PASSIVE  # threads that wait take no CPU from the tests beside them
 
 test: $(READY)  ## with its coverage, but for what runs in Ray's workers and in processes of jobs
-	$(BIN)/pytest -q -n 2 --cov=oasisgen --durations 15
+	$(BIN)/pytest -q -n 2 --dist worksteal --cov=oasisgen --durations 15
 
 test-slow: $(READY)  ## real faults
 	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --timeout 1200 --durations 0

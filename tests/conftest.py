@@ -184,7 +184,7 @@ def start_job(name: str, *flags: str, **environment: str) -> subprocess.Popen[st
 def run_job(name: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python jobs/<name>.py …` to its end."""
     process = start_job(name, *flags, **environment)
-    stdout, stderr = process.communicate(timeout=500)
+    stdout, stderr = process.communicate(timeout=1100)  # only a job that hangs takes so long
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 

@@ -48,7 +48,7 @@ with cluster.connection():
     input()
     group = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 1.25}] * 2))
     trainers = [Trainer.options(scheduling_strategy=group).remote() for _ in range(2)]
-    print(ray.get([trainer.load.remote(stored) for trainer in trainers], timeout=90))
+    print(ray.get([trainer.load.remote(stored) for trainer in trainers], timeout=240))
 """
 
 
@@ -227,7 +227,7 @@ def test_what_a_job_has_read_outlives_the_node_that_read_it(nodes: Nodes, data_o
     for node in nodes.workers:  # whichever read it
         nodes.cluster.remove_node(node, allow_graceful=False)
     nodes.workers = [nodes.add(), nodes.add()]
-    said, _ = driver.communicate("go on\n", timeout=120)
+    said, _ = driver.communicate("go on\n", timeout=300)
     assert "[96, 96]\n" in said, said  # Ray puts in a word about the nodes
 
 

@@ -52,6 +52,7 @@ def test_a_label_map_is_paired_with_the_code_map_of_its_slice() -> None:
     assert len(Feed([])) == 0
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_stage_learns_resumes_and_is_what_an_undisturbed_one_is(
     data: DataSet, trained: Path, tmp_path: Path
 ) -> None:

@@ -236,6 +236,7 @@ def ends_early(config: Any, worker: Worker) -> None:
     state.end_epoch(state.mean_losses(), "")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_stage_that_is_not_over_is_not_used(data: DataSet, tmp_path: Path) -> None:
     config = tiny(data, tmp_path)
     config = replace(config, features=replace(config.features, epochs=2))
@@ -243,24 +244,20 @@ def test_a_stage_that_is_not_over_is_not_used(data: DataSet, tmp_path: Path) -> 
         complete(Stage("features", ends_early, {}), config)
 
 
-def scored(ssims: list[float], **inputs: Any) -> None:
-    """The loop of stage 1, its epochs scored like this."""
-    import oasisgen.training.vqvae
-
-    found = iter(ssims)
-    oasisgen.training.vqvae.score = lambda *_: {"ssim": next(found), "codes_in_use": 1}
-    train_vqvae(**inputs)
-
-
-def test_an_epoch_in_which_ssim_falls_is_trained_again_at_half_the_rate(data: DataSet, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_an_epoch_in_which_ssim_falls_is_trained_again_at_half_the_rate(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.9, 0.84, 0.86])
+    monkeypatch.setattr("oasisgen.training.vqvae.score", lambda *_: {"ssim": next(found), "codes_in_use": 1})
     config, inputs = tiny(data, tmp_path), {split: store(read_slices(data, split)) for split in ("train", "validate")}
     config = replace(config, vqvae=replace(config.vqvae, schedule="constant"))
-    state = complete(Stage("vqvae", scored, {"ssims": [0.9, 0.84, 0.86], **inputs}, best="ssim"), config)
-    epochs = history.of(state)
+    epochs = history.of(complete(Stage("vqvae", train_vqvae, inputs, best="ssim"), config))
     assert [(epoch.step, epoch.metrics["ssim"], epoch.undone) for epoch in epochs] == [(6, 0.9, 0), (12, 0.86, 1)]
     assert [epoch.metrics["learning_rate"] for epoch in epochs] == [0.004, 0.002]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     maps = {"codes": random.integers(0, 512, (96, 64, 64)).astype("uint16"), "level": np.arange(96) % 32}
@@ -268,7 +265,7 @@ def test_a_generator_that_collapses_is_stopped(data: DataSet, tmp_path: Path) ->
     blind = replace(config.dcgan, pca_prior=False, components=0, learning_rate=1e4)
     inputs = {"codes": Stored((ray.put(maps),)), "codebook": torch.randn(512, 4), "shape": OASIS}
     with pytest.raises(UserError, match=r"stage dcgan, epoch 1: \w+ of generated maps is .*, after 3 rollbacks"):
-        fit(Stage("dcgan", train_dcgan, inputs), replace(config, dcgan=blind))
+        complete(Stage("dcgan", train_dcgan, inputs), replace(config, dcgan=blind))
 
 
 def killed_once(mark: str, **inputs: Any) -> None:
