@@ -73,6 +73,12 @@ def lower_levels(half: Slices, train: Slices) -> Slices:
     return take(half, half.levels < OASIS.levels // 2)
 
 
+def lower_levels_doubled(half: Slices, train: Slices) -> Slices:
+    """The same, and as many training slices of these levels: in all, as many slices as of all levels."""
+    its, others = (lower_levels(slices, train) for slices in (half, train))
+    return Slices(np.concatenate([its.images, others.images]), np.concatenate([its.levels, others.levels]))
+
+
 def ten_repeated(half: Slices, train: Slices) -> Slices:
     """Ten training slices over and over."""
     rows = np.tile(evenly_spaced(len(train.levels), 10), -(-len(half.levels) // 10))[: len(half.levels)]
@@ -113,6 +119,7 @@ DAMAGES: list[tuple[str, Damage, dict[str, int]]] = [
     ("noisy", noisy, NOISY),
     ("faded", faded, {"fid": 1, "kid": 1, "precision": -1, "coverage": -1}),
     ("half the levels missing", lower_levels, {"fid": 1, "kid": 1, "recall": -1, "coverage": -1}),
+    ("half the levels missing, as many slices", lower_levels_doubled, {"fid": 1, "kid": 1}),
     (
         "ten training slices repeated",
         ten_repeated,
