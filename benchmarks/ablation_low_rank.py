@@ -47,6 +47,16 @@ def of_maps(prior: MaskedPrior, maps: Feed, how_many: int, noise: float) -> Weig
     return weights
 
 
+def of_own_level(prior: MaskedPrior, maps: Feed, share: float) -> Weights:
+    """Gaussian weights, whose covariance is by so much that of their own level and else that of all levels."""
+    known, levels = prior.pca_prior.all_coefficients(all_maps(maps), prior.embedding)  # (N, P), (N,)
+    covariances = torch.stack([torch.cov(known[levels == level].t()) for level in range(prior.shape.levels)])
+    ridge = 1e-4 * torch.eye(known.shape[1])
+    mixed = share * covariances + (1 - share) * torch.cov(known.t()) + ridge  # (L, P, P)
+    cholesky = torch.linalg.cholesky(mixed)
+    return lambda z, wanted: torch.einsum("bpq,bq->bp", cholesky[wanted], z)
+
+
 def suspected(made: Slices, count: int, train: Searchable, held_out: Searchable, real: Slices) -> float:
     """The share of the first `count` slices that the copy audit suspects."""
     some = Slices(made.images[:count], made.levels[:count])
@@ -70,6 +80,8 @@ def main() -> None:
         maps, unseen = (store(read_codes(codes, split, data.shape.code_size)).load() for split in ("train", "validate"))
         ways: dict[str, Weights] = {
             "Gaussian per level: as shipped": prior.coefficients,
+            "Gaussian, 0.8 of it of the level itself": of_own_level(prior, maps, 0.8),
+            "Gaussian, 0.4 of it": of_own_level(prior, maps, 0.4),
             "those of held-out maps": of_maps(prior, unseen, 1, 0.0),
             "kernel density, h = 0.3": of_maps(prior, maps, 1, 0.3),
             "kernel density, h = 0.7": of_maps(prior, maps, 1, 0.7),

@@ -129,9 +129,11 @@ class MaskedPrior(nn.Module):
         everything = torch.cov(coefficients.t()).view(P, P)
         for level in range(self.shape.levels):
             its = coefficients[levels == level]
-            own = torch.cov(its.t()).view(P, P) if len(its) > 1 else everything
-            # A level has few cases for so many parameters: its covariance is shrunk towards that of all levels.
-            mixed = 0.8 * own + 0.2 * everything + 1e-4 * torch.eye(P)
+            # Few cases do not determine a level's covariance: it shrinks towards that of all levels, which replaces it
+            # below P cases. Else a sample would be a mixture of the level's few training maps, and near to them.
+            share = max(0.0, 1 - P / max(1, len(its)))
+            own = torch.cov(its.t()).view(P, P) if share else everything
+            mixed = share * own + (1 - share) * everything + 1e-4 * torch.eye(P)
             self.cholesky[level] = torch.linalg.cholesky(mixed)
         if self.config.low_rank_logits:
             self._fit_certainty(maps, coefficients)

@@ -143,6 +143,20 @@ def test_low_rank_samples_are_as_varied_as_the_maps_they_come_from() -> None:
     assert float(prior.cholesky[0]) == pytest.approx(float(weights.std()), rel=0.01)
 
 
+def test_a_level_of_few_maps_spreads_as_all_levels_do_and_one_of_many_as_its_own() -> None:
+    """Few maps: their own covariance would have as many directions, and samples would be mixtures of these maps."""
+    random = torch.Generator().manual_seed(0)
+    embedding = VectorEmbedding(torch.randn(K, 4, generator=random), torch.ones(K))
+    levels = torch.cat([torch.zeros(4, dtype=torch.int64), torch.ones(160, dtype=torch.int64)])
+    maps = torch.randint(0, K, (len(levels), 64, 64), generator=random)
+    prior = MaskedPrior(replace(SMALL, components=8), embedding, OASIS)
+    weights = prior.fit(lambda: [(maps, levels)])  # (N, 8)
+    few, many = (cholesky @ cholesky.t() for cholesky in prior.cholesky[:2])
+    everything = torch.cov(weights.t())
+    assert torch.allclose(few, everything, atol=1e-3)
+    assert torch.allclose(many, 0.95 * torch.cov(weights[4:].t()) + 0.05 * everything, atol=1e-3)
+
+
 def informed(random: torch.Generator, maps: torch.Tensor) -> MaskedPrior:
     """An untrained prior that was fitted to maps (N, 64, 64) of level 0, and that uses the low-rank logits."""
     embedding = VectorEmbedding(torch.randn(K, 4, generator=random), torch.ones(K))

@@ -25,20 +25,18 @@ from oasisgen.data.phantom import subject
 from oasisgen.data.pixels import to_unit
 from oasisgen.data.slices import DataSet, file_name, open_data_set
 from oasisgen.lock import acquire
-from oasisgen.metrics.detectability import Labelled
 from oasisgen.models.bundle import Bundle, BundleSettings, TrainedOn, read_bundle, weights_of, write_bundle
 from oasisgen.models.codes import make_embedding
 from oasisgen.models.dcgan import DCGAN
 from oasisgen.models.vqvae import VQVAE
 from oasisgen.pipelines.generate import generate
 from oasisgen.pipelines.slices import BatchJob, make_slices
-from oasisgen.quality import detectability
 from oasisgen.quality.reference import read_reference_data
 from oasisgen.sampling.ids import groups, ids_of_levels
 from oasisgen.sampling.sample import Sampler
 from tests.conftest import METRICS, digests, png, requested, start_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("hardly_told_apart")]
 
 LEVELS = [8, 16, 24]
 COUNT = 96
@@ -46,17 +44,6 @@ CONFIG = VQVAEConfig(channels=16, residual_channels=16, residual_blocks=1, weigh
 GATE = GateConfig(copies=0.1)  # the shares of these few slices, 96 beside 60, are that uncertain
 PRIOR = DCGANConfig(channels=8, components=16)
 CASES = {"train": (100, 40), "validate": (200, 20)}  # split: base seed, cases; a case is a turn of 32 ids
-
-
-@pytest.fixture(autouse=True)
-def hardly_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classifiers of two steps: most of a small batch's time goes into detectability, which no gate looks at here."""
-    auc = detectability.auc
-
-    def brief(real: Labelled, others: Labelled) -> float:
-        return auc(real, others, steps=2)
-
-    monkeypatch.setattr(detectability, "auc", brief)
 
 
 def train_a_little(images: torch.Tensor) -> VQVAE:
