@@ -3,6 +3,7 @@
 """
 
 import argparse
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -11,10 +12,10 @@ import torch
 
 from benchmarks.ablation_sampling import SHOWN, slices
 from oasisgen import cli, cluster, storage
-from oasisgen.data.feed import Feed, store
+from oasisgen.data.feed import store
 from oasisgen.data.slices import read_slices
 from oasisgen.models.bundle import read_bundle, read_features
-from oasisgen.models.masked import MaskedPrior
+from oasisgen.models.masked import MaskedPrior, covariance, shrunk_cholesky
 from oasisgen.quality import batch
 from oasisgen.quality.measures import Scores
 from oasisgen.quality.reference import open_reference_data_set
@@ -26,13 +27,16 @@ from oasisgen.training.encode import read_codes
 Weights = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Standard normal noise (B, P) and levels (B,) -> weights of the components (B, P)."""
 
+Known = tuple[torch.Tensor, torch.Tensor]
+"""The coefficients (N, P) of the code maps of a split, and their levels (N,)."""
 
-def of_maps(prior: MaskedPrior, maps: Feed, how_many: int, noise: float) -> Weights:
+
+def of_maps(prior: MaskedPrior, known: Known, how_many: int, noise: float) -> Weights:
     """The weights of so many maps of the level, chosen at random and added up, with a share of Gaussian noise.
 
     Their variance is that of the weights of one map.
     """
-    known, levels = prior.pca_prior.all_coefficients(all_maps(maps), prior.embedding)  # (N, P), (N,)
+    coefficients, levels = known
     gaussian = prior.coefficients
     random = torch.Generator().manual_seed(0)
 
@@ -41,20 +45,19 @@ def of_maps(prior: MaskedPrior, maps: Feed, how_many: int, noise: float) -> Weig
         for _ in range(how_many):
             rows = [np.flatnonzero(levels.numpy() == level) for level in wanted.tolist()]
             chosen = [int(its[int(torch.randint(len(its), (), generator=random))]) for its in rows]
-            total += known[chosen] / how_many**0.5
+            total += coefficients[chosen] / how_many**0.5
         return (1 - noise**2) ** 0.5 * total + noise * gaussian(z, wanted)
 
     return weights
 
 
-def of_own_level(prior: MaskedPrior, maps: Feed, share: float) -> Weights:
-    """Gaussian weights, whose covariance is by so much that of their own level and else that of all levels."""
-    known, levels = prior.pca_prior.all_coefficients(all_maps(maps), prior.embedding)  # (N, P), (N,)
-    covariances = torch.stack([torch.cov(known[levels == level].t()) for level in range(prior.shape.levels)])
-    ridge = 1e-4 * torch.eye(known.shape[1])
-    mixed = share * covariances + (1 - share) * torch.cov(known.t()) + ridge  # (L, P, P)
-    cholesky = torch.linalg.cholesky(mixed)
-    return lambda z, wanted: torch.einsum("bpq,bq->bp", cholesky[wanted], z)
+def of_own_level(prior: MaskedPrior, known: Known, own: float) -> Weights:
+    """Gaussian weights, whose covariance is by the share `own` that of their level, and else that of all levels."""
+    coefficients, levels = known
+    other, everything = copy.deepcopy(prior), covariance(coefficients)
+    for level in range(prior.shape.levels):
+        other.cholesky[level] = shrunk_cholesky(coefficients[levels == level], everything, own)
+    return other.coefficients
 
 
 def suspected(made: Slices, count: int, train: Searchable, held_out: Searchable, real: Slices) -> float:
@@ -77,7 +80,8 @@ def main() -> None:
         data = open_reference_data_set(bundle, None)
         train, held_out = (searchable(store(read_slices(data, split))) for split in ("train", "validate"))
         codes = storage.join(arguments.run, "codes")
-        maps, unseen = (store(read_codes(codes, split, data.shape.code_size)).load() for split in ("train", "validate"))
+        feeds = (store(read_codes(codes, split, data.shape.code_size)).load() for split in ("train", "validate"))
+        maps, unseen = (prior.pca_prior.all_coefficients(all_maps(feed), prior.embedding) for feed in feeds)
         ways: dict[str, Weights] = {
             "Gaussian per level: as shipped": prior.coefficients,
             "Gaussian, 0.8 of it of the level itself": of_own_level(prior, maps, 0.8),

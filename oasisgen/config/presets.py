@@ -67,7 +67,7 @@ DEMO = TrainConfig(
 
 
 PRESETS = {
-    "demo": ("`full` made small enough for two CPU cores and minutes.", DEMO),
+    "demo": ("`full` made small enough for two CPU cores.", DEMO),
     "baseline": ("The model and training of the student report that this project started from.", BASELINE),
     "full": ("The best configuration we know, for a GPU.", FULL),
 }

@@ -73,6 +73,11 @@ class IndexEmbedding(nn.Module):
 CodeEmbedding = VectorEmbedding | IndexEmbedding
 
 
+def some_at_a_time(codes: torch.Tensor, levels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Code maps (N, h, w) and their levels (N,), 256 at a time: embedded, all at once might not fit into memory."""
+    return zip(codes.split(256), levels.split(256), strict=True)
+
+
 def means_of_levels(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]], size: tuple[int, ...]
 ) -> tuple[torch.Tensor, int]:
@@ -115,7 +120,7 @@ class PCAPrior(nn.Module):
 
         def moments() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for codes, levels in maps():
-                for some, of in zip(codes.split(256), levels.split(256), strict=True):
+                for some, of in some_at_a_time(codes, levels):
                     image = embedding.embed(some)  # (256, C, h, w)
                     yield torch.cat([image, image * image], 1), of
 
@@ -160,7 +165,7 @@ class PCAPrior(nn.Module):
         self, codes: torch.Tensor, levels: torch.Tensor, embedding: CodeEmbedding
     ) -> Iterator[torch.Tensor]:
         """Deviations of maps from their level's mean, in units of the spread, (256, C, h, w) at a time."""
-        for maps, of in zip(codes.split(256), levels.split(256), strict=True):
+        for maps, of in some_at_a_time(codes, levels):
             yield (embedding.embed(maps) - self.mean[of]) / self.spread[of].clamp(min=SMALL_SPREAD)
 
     def forward(self, raw: torch.Tensor, z: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 
 from oasisgen.config.data import Shape
 from oasisgen.config.train import MaskedConfig
-from oasisgen.models.codes import CodeMap, CodeMaps, PCAPrior, VectorEmbedding, means_of_levels
+from oasisgen.models.codes import CodeMap, CodeMaps, PCAPrior, VectorEmbedding, means_of_levels, some_at_a_time
 
 LEAST_VARIANCE = 0.05  # of codes around a low-rank sample; embedded codes have variance 1
 
@@ -125,16 +125,13 @@ class MaskedPrior(nn.Module):
         """Fit the PCA prior and the buffers to the code maps of a split; returns their coefficients (N, P)."""
         self.pca_prior.fit(maps, self.embedding)
         coefficients, levels = self.pca_prior.all_coefficients(maps, self.embedding)  # (N, P), (N,)
-        P = self.config.components
-        everything = torch.cov(coefficients.t()).view(P, P)
+        everything = covariance(coefficients)
         for level in range(self.shape.levels):
             its = coefficients[levels == level]
             # Few cases do not determine a level's covariance: it shrinks towards that of all levels, which replaces it
             # below P cases. Else a sample would be a mixture of the level's few training maps, and near to them.
-            share = max(0.0, 1 - P / max(1, len(its)))
-            own = torch.cov(its.t()).view(P, P) if share else everything
-            mixed = share * own + (1 - share) * everything + 1e-4 * torch.eye(P)
-            self.cholesky[level] = torch.linalg.cholesky(mixed)
+            own = max(0.0, 1 - self.config.components / max(1, len(its)))
+            self.cholesky[level] = shrunk_cholesky(its, everything, own)
         if self.config.low_rank_logits:
             self._fit_certainty(maps, coefficients)
         return coefficients
@@ -145,7 +142,7 @@ class MaskedPrior(nn.Module):
         def squares() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             left = coefficients
             for codes, levels in maps():
-                for some, of in zip(codes.split(256), levels.split(256), strict=True):
+                for some, of in some_at_a_time(codes, levels):
                     its, left = left.tensor_split([len(some)])
                     yield (self.embedding.embed(some) - self.low_rank_sample(its, of)) ** 2, of
 
@@ -226,6 +223,20 @@ class MaskedPrior(nn.Module):
         surprise = [F.cross_entropy(its, own, reduction="none") for its, own in zip(logits, codes, strict=True)]
         order = torch.stack(surprise).argsort(dim=1, stable=True, descending=True)  # (B, h*w)
         return order[:, : round(self.config.redrawn * self.shape.codes)]
+
+
+def covariance(coefficients: torch.Tensor) -> torch.Tensor:
+    """Coefficients (N, P) -> (P, P)."""
+    P = coefficients.shape[1]
+    return torch.cov(coefficients.t()).view(P, P)
+
+
+def shrunk_cholesky(coefficients: torch.Tensor, everything: torch.Tensor, own: float) -> torch.Tensor:
+    """(P, P), which maps unit noise to coefficients whose covariance is, by the share `own` from 0 to 1, that of a
+    level's `coefficients` (N, P), and else that of all levels, `everything` (P, P). One case has none of its own.
+    """
+    of_level = covariance(coefficients) if len(coefficients) > 1 else everything
+    return torch.linalg.cholesky(own * of_level + (1 - own) * everything + 1e-4 * torch.eye(len(everything)))
 
 
 def at_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
