@@ -148,16 +148,17 @@ def shards_of(data: DataSet, split: str) -> list[Shard]:
     ]
 
 
-def read_slices(data: DataSet, split: str, shared: bool = False) -> ray.data.Dataset:
-    """A split as a Ray data set of `case` and `subject` str, `level` int64 and `image` (H, W) uint8, ordered by case
-    and level.
+def read_slices(data: DataSet, *splits: str, shared: bool = False) -> ray.data.Dataset:
+    """Splits, one after the other, as a Ray data set of `case` and `subject` str, `level` int64 and `image` (H, W)
+    uint8, ordered by case and level.
 
     Each shard becomes one block, which is fastest to read, or several that actors can share. Raises UserError if a
     shard is missing or has another size. Reading a shard raises InvalidFile if its digest differs: the file is damaged,
     or the data set was packed again after `data` was opened.
     """
-    data.require_whole(split)
-    shards = shards_of(data, split)
+    for split in splits:
+        data.require_whole(split)
+    shards = [shard for split in splits for shard in shards_of(data, split)]
     pieces = -(-max((shard.rows for shard in shards), default=1) // BLOCK) if shared else 1
     return read_shards(shards, schema_of(data.description), image_columns(data), pieces)
 

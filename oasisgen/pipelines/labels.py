@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from oasisgen import cluster, storage
+from oasisgen import storage
 from oasisgen.config.train import TrainConfig
 from oasisgen.data.feed import Source, Stored, evenly_spaced, store
 from oasisgen.data.pairs import drawn, few_of, labelled
@@ -19,7 +19,7 @@ from oasisgen.pipelines.feeds import MOST_LABELLED
 from oasisgen.progress import say
 from oasisgen.reports.run import SHOWN, LabelResults
 from oasisgen.training import history
-from oasisgen.training.encode import encode_split, read_codes, require_same_codes
+from oasisgen.training.encode import read_codes, require_same_codes
 from oasisgen.training.labels import LabelledCodes, LabelledFeed, dice_key, keys_of, train_labels, vectors_of
 from oasisgen.training.launch import Stage, complete
 
@@ -37,13 +37,13 @@ def train_label_decoder(
     data: DataSet,
     load_vqvae: Callable[[], VQVAE],
     held_out: Source,
-    actors: cluster.Actors,
+    codes: str,
     held: Lock,
 ) -> TrainedLabels | None:
-    """Train the label decoder on the code maps of the training split; returns at once if that is done.
+    """Train the label decoder on the run's code maps; returns at once if that is done.
 
-    `held_out` are the slices of the validate split, whose codes this encodes. Returns None if the data set has no label
-    maps, or too few for a batch.
+    `held_out` are the slices of the validate split, and `codes` is the digest of the VQ-VAE that encoded both splits.
+    Returns None if the data set has no label maps, or too few for a batch.
     """
     if not data.label_classes:
         return None
@@ -54,12 +54,11 @@ def train_label_decoder(
         say("labels", f"no label decoder is trained: {counts} have a label map")
         return None
     codes_uri = storage.join(config.out, "codes")
-    digest = encode_split(data, "validate", load_vqvae, codes_uri, actors, held.write)
-    require_same_codes(storage.join(config.out, "labels"), digest, held.write)
+    require_same_codes(storage.join(config.out, "labels"), codes, held.write)
 
     def beside(labels: Stored, split: str) -> LabelledCodes:
-        codes = read_codes(codes_uri, split, data.shape.code_size, frozenset(keys_of(labels.load())))
-        return LabelledCodes(store(codes), labels)
+        maps = read_codes(codes_uri, split, data.shape.code_size, frozenset(keys_of(labels.load())))
+        return LabelledCodes(store(maps), labels)
 
     codebook = load_vqvae().quantizer.codebook.detach()
     held_out_codes = beside(validate, "validate")

@@ -30,7 +30,7 @@ from oasisgen.reports.run import GENERATED, SHOWN, Histories, write_run_report
 from oasisgen.sampling.ids import groups, ids_of_levels, level_of
 from oasisgen.sampling.sample import Sampler
 from oasisgen.training import checkpoint, encode, history
-from oasisgen.training.encode import encode_split, require_same_codes
+from oasisgen.training.encode import encode_splits, require_same_codes
 from oasisgen.training.launch import Stage, complete
 from oasisgen.training.shared_features import features_of, find
 from oasisgen.training.vqvae import train_vqvae
@@ -94,16 +94,17 @@ def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock
     histories["features"] = features.history
     del train_slices, inputs, stage  # stage 2 reads codes only
     codes_uri = storage.join(config.out, "codes")
-    digest = encode_split(data, "train", load_vqvae, codes_uri, actors_of(config), held.write)
+    also_held_out = data.label_classes or PRIORS[config.prior].held_out
+    encoded = ("train", "validate") if also_held_out else ("train",)
+    digest = encode_splits(data, encoded, load_vqvae, codes_uri, actors_of(config), held.write)
     require_same_codes(storage.join(config.out, config.prior), digest, held.write)
 
     codebook = vqvae.quantizer.codebook.detach()
-    labels = train_label_decoder(config, data, load_vqvae, held_out, actors_of(config), held)
+    labels = train_label_decoder(config, data, load_vqvae, held_out, digest, held)
     decoder, learned = (labels.decoder, labels.results) if labels else (None, None)
     codes_of = partial(encode.source_of, config.feed, codes_uri, code_size=data.shape.code_size)
     of_prior: dict[str, Any] = {"codes": codes_of("train"), "codebook": codebook, "shape": data.shape}
     if PRIORS[config.prior].held_out:
-        encode_split(data, "validate", load_vqvae, codes_uri, actors_of(config), held.write)
         of_prior["held_out"] = codes_of("validate")
     stage = Stage(config.prior, pkgutil.resolve_name(PRIORS[config.prior].loop), of_prior)
     state = complete(stage, config, held.proof)

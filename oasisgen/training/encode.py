@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -62,44 +63,56 @@ class Encoder:
         return {"case": batch["case"], "level": batch["level"], "codes": codes.cpu().numpy().astype(np.uint16)}
 
 
-def encode_split(
-    data: DataSet, split: str, load: Callable[[], VQVAE], uri: str, actors: cluster.Actors, commit: Commit
+def encode_splits(
+    data: DataSet, splits: Sequence[str], load: Callable[[], VQVAE], uri: str, actors: cluster.Actors, commit: Commit
 ) -> str:
     """Write `<uri>/<split>/part-*.parquet` and then, with `commit`, `<uri>/<split>.json`, which holds their digests.
 
     A finished split is left unchanged. Returns the digest of the VQ-VAE.
     """
-    done = storage.join(uri, f"{split}.json")
     source = hashlib.sha256()
     for name, value in sorted(load().state_dict().items()):
         source.update(name.encode() + value.numpy().tobytes())
     mark = {"version": 2, "data": data.fingerprint, "vqvae": source.hexdigest()}  # version 1 had no digests
-    found = storage.read_json(done) if storage.exists(done) else None
-    if isinstance(found, dict) and mark.items() <= found.items():
-        return source.hexdigest()
-    parts = []
-    encoded = read_slices(data, split, shared=True).map_batches(
-        Encoder,
-        fn_constructor_args=(load,),
-        batch_size=ENCODE_BATCH,
-        **cluster.pool(actors, data.count(split)),
-    )
-    with Progress("codes", data.count(split), f"{split} slices") as progress:
-        for number, batch in enumerate(encoded.iter_batches(batch_size=MAPS_PER_PART)):
-            columns = batch | {"codes": [codes.tobytes() for codes in batch["codes"]]}
-            table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})
-            name = f"part-{number:05d}.parquet"
-            written = tables.write(storage.join(uri, split, name), table, MAPS_PER_PART)
-            parts.append({"name": name, "maps": len(table), "sha256": hashlib.sha256(written).hexdigest()})
-            progress.advance(len(table))
-    commit(done, (json.dumps(mark | {"parts": parts}) + "\n").encode())
+    left = [split for split in splits if not is_encoded(uri, split, mark)]
+    if left:
+        encoded = read_slices(data, *left, shared=True).map_batches(  # one pool of actors, which take seconds to start
+            Encoder,
+            fn_constructor_args=(load,),
+            batch_size=ENCODE_BATCH,
+            **cluster.pool(actors, sum(map(data.count, left))),
+        )
+        maps = iter(encoded.iter_rows())  # in the order of the splits
+        for split in left:
+            parts = write_codes(islice(maps, data.count(split)), uri, split, data.count(split))
+            commit(storage.join(uri, f"{split}.json"), (json.dumps(mark | {"parts": parts}) + "\n").encode())
     return source.hexdigest()
+
+
+def is_encoded(uri: str, split: str, mark: dict[str, Any]) -> bool:
+    """Whether a split was encoded before, with the VQ-VAE and from the data set of `mark`."""
+    done = storage.join(uri, f"{split}.json")
+    found = storage.read_json(done) if storage.exists(done) else None
+    return isinstance(found, dict) and mark.items() <= found.items()
+
+
+def write_codes(maps: Iterator[dict[str, Any]], uri: str, split: str, count: int) -> list[dict[str, Any]]:
+    """Write the `count` code maps of a split; returns what `CodesFile.parts` holds of each file."""
+    parts: list[dict[str, Any]] = []
+    with Progress("codes", count, f"{split} slices") as progress:
+        while rows := [row | {"codes": row["codes"].tobytes()} for row in islice(maps, MAPS_PER_PART)]:
+            name = f"part-{len(parts):05d}.parquet"
+            table = pa.Table.from_pylist(rows, SCHEMA)
+            written = tables.write(storage.join(uri, split, name), table, MAPS_PER_PART)
+            parts.append({"name": name, "maps": len(rows), "sha256": hashlib.sha256(written).hexdigest()})
+            progress.advance(len(rows))
+    return parts
 
 
 def require_same_codes(uri: str, vqvae: str, commit: Commit) -> None:
     """Raise UserError if training of the prior at `uri` started on the codes of another VQ-VAE.
 
-    `vqvae` is the digest that `encode_split` returns. It changes if the best checkpoint of stage 1 is lost.
+    `vqvae` is the digest that `encode_splits` returns. It changes if the best checkpoint of stage 1 is lost.
     """
     mark = storage.join(uri, "codes.json")
     written = (json.dumps({"vqvae": vqvae}) + "\n").encode()
@@ -132,7 +145,7 @@ def read_codes(
     """A split's code maps, or those of the slices in `wanted`, as a Ray data set of `case` str, `level` int64 and
     `codes` uint16 of `code_size`.
 
-    Reading a file raises InvalidFile if its bytes are not those that `encode_split` wrote.
+    Reading a file raises InvalidFile if its bytes are not those that `encode_splits` wrote.
     """
     return read_shards(shards_of(uri, split), SCHEMA, columns_of(code_size, wanted))
 

@@ -3,9 +3,7 @@
 import json
 import math
 import os
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +11,6 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from oasisgen import cluster, processes, storage
 from oasisgen.config.stage import Training
@@ -22,27 +18,11 @@ from oasisgen.errors import UserError
 from oasisgen.lock import LockLost, LockProof
 from oasisgen.progress import say
 from oasisgen.training import checkpoint
+from oasisgen.training.controller import InlineTrainer, controller_of_job
 from oasisgen.training.worker import Diverged, Driver, Worker
 
 CHECKPOINTS = 2  # kept per stage: if the newest cannot be read, the other one is used
 WORKER_RESTARTS = 3  # after a worker has died; each restart resumes from the newest checkpoint
-
-
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Passes lines from the workers to the driver."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def put(self, line: str) -> None:
-        """Add a line."""
-        self.lines.append(line)
-
-    def take(self) -> list[str]:
-        """Return all lines since the last call."""
-        lines, self.lines = self.lines, []
-        return lines
 
 
 @dataclass(frozen=True)
@@ -82,10 +62,8 @@ def fit(stage: Stage, config: Training, lock: LockProof | None = None) -> Any:
     The workers check `lock` before every checkpoint. Raises UserError if training diverges, if workers keep failing, or
     if the lock is lost.
     """
-    # On the driver's node, since others may be lost. With `soft`, Ray mostly places an actor without CPUs elsewhere.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox: Any = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    driver, loop = Driver(mailbox, lock, threads_of(config)), stage.loop
+    controller = controller_of_job()
+    driver, loop = Driver(controller, lock, threads_of(config)), stage.loop
 
     def run_rank(inputs: dict[str, Any]) -> str | None:
         """Return the message of errors that all ranks raise: Ray would restart the workers if they were raised."""
@@ -96,18 +74,18 @@ def fit(stage: Stage, config: Training, lock: LockProof | None = None) -> Any:
         return None
 
     drop_damaged_list(storage.join(config.out, stage.name))
-    trainer = TorchTrainer(
+    trainer = InlineTrainer(
         run_rank,  # type: ignore[arg-type]
         train_loop_config=stage.inputs,
         scaling_config=scaling(config),
         run_config=storing(stage, config),
     )
-    future = ThreadPoolExecutor(1).submit(trainer.fit)  # not in a `with`, which would wait for the thread on Ctrl-C
-    show_lines(stage.name, mailbox, future)
+    training = controller.fit.remote(trainer)
+    show_lines(stage.name, controller, training)
     try:
-        result: Any = future.result()
+        result: Any = ray.get(training)
     except ray.train.TrainingFailedError as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(getattr(error, "cause", error)).split())
         raise UserError(
             f"stage {stage.name} failed ({WORKER_RESTARTS} restarts are allowed): {reason[-600:]}"
         ) from error
@@ -139,15 +117,13 @@ def storing(stage: Stage, config: Training) -> RunConfig:
     )
 
 
-def show_lines(name: str, mailbox: Any, future: Future[Any]) -> None:
-    """Print the workers' lines until `future`, which runs in another thread, is done."""
-    finished = False
-    while not finished:
-        finished = future.done()  # checked before taking the lines, so that the last ones are printed
-        for line in ray.get(mailbox.take.remote()):
+def show_lines(name: str, controller: Any, training: Any) -> None:
+    """Print the workers' lines until the task `training` has ended."""
+    ended: list[Any] = []
+    while not ended:
+        ended, _ = ray.wait([training], timeout=0.5)  # before the lines are taken, so that the last ones are printed
+        for line in ray.get(controller.take.remote()):
             say(name, line)
-        if not finished:
-            time.sleep(0.5)
 
 
 def threads_of(config: Training) -> int:

@@ -32,7 +32,7 @@ class Diverged(UserError):
 class Driver:
     """What the ranks know about the job that started them."""
 
-    mailbox: Any  # actor handle of oasisgen.training.launch.Mailbox: lines to print
+    controller: Any  # actor handle of oasisgen.training.controller.Controller, which takes lines to print
     lock: LockProof | None = None  # of the run's folder
     threads: int = 0  # per rank; 0: its share of the machine's CPUs
 
@@ -108,7 +108,7 @@ class Worker:
         now = time.monotonic()
         if self.rank == 0 and self.driver and (always or now - self.spoken > SECONDS_BETWEEN_LINES):
             self.spoken = now
-            self.driver.mailbox.put.remote(line())
+            self.driver.controller.put.remote(line())
 
 
 def set_up_torch(seed: int, threads: int) -> None:

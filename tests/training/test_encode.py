@@ -11,7 +11,7 @@ from oasisgen.data.slices import DataSet
 from oasisgen.errors import UserError
 from oasisgen.lock import LockLost
 from oasisgen.models.vqvae import VQVAE
-from oasisgen.training.encode import encode_split, read_codes, source_of
+from oasisgen.training.encode import encode_splits, read_codes, source_of
 from tests.conftest import lost_lock
 
 
@@ -21,9 +21,9 @@ def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_an
     vqvae = VQVAE(VQVAEConfig(channels=16, residual_channels=8)).eval()
     uri, part = str(tmp_path), tmp_path / "validate" / "part-00000.parquet"
     with pytest.raises(LockLost):
-        encode_split(data, "validate", lambda: vqvae, uri, Actors(), lost_lock(uri).write)
+        encode_splits(data, ["validate"], lambda: vqvae, uri, Actors(), lost_lock(uri).write)
     assert not (tmp_path / "validate.json").exists()
-    encode_split(data, "validate", lambda: vqvae, uri, Actors(), storage.write_bytes)
+    encode_splits(data, ["validate"], lambda: vqvae, uri, Actors(), storage.write_bytes)
     (entry,) = json.loads((tmp_path / "validate.json").read_text())["parts"]
     assert (entry["name"], entry["maps"]) == (part.name, 64)
     whole = part.read_bytes()
@@ -31,7 +31,7 @@ def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_an
     streamed, stored = (source_of(feed, uri, "validate", (64, 64)).load() for feed in ("stream", "memory"))
     for name in ("case", "level", "codes"):
         assert np.array_equal(streamed.column(name), stored.column(name))
-    encode_split(data, "validate", lambda: vqvae, uri, Actors(), storage.write_bytes)  # is finished: left as it is
+    encode_splits(data, ["validate"], lambda: vqvae, uri, Actors(), storage.write_bytes)  # is finished: left as it is
     assert part.read_bytes() == whole
 
     flipped = bytearray(whole)
@@ -40,5 +40,5 @@ def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_an
     with pytest.raises(UserError, match=r"part-00000\.parquet .* remove .*/validate\.json and run the command again"):
         read_codes(uri, "validate", (64, 64)).take_all()
     (tmp_path / "validate.json").unlink()
-    encode_split(data, "validate", lambda: vqvae, uri, Actors(), storage.write_bytes)
+    encode_splits(data, ["validate"], lambda: vqvae, uri, Actors(), storage.write_bytes)
     assert part.read_bytes() == whole
