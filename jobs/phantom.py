@@ -14,7 +14,7 @@ class Flags:
 
     out: str
     """URI of the folder for the split folders."""
-    train: int = 64
+    train: int = 48
     """Subjects in the train split."""
     validate: int = 6
     """Subjects in the validate split."""

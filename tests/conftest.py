@@ -134,9 +134,10 @@ def requested(**changed: Any) -> BatchRequest:
 
 def tiny_flags(data: DataSet | str, out: Path | str) -> list[str]:
     """A training job of a few seconds, as flags: 6 steps of each stage in each of 2 epochs."""
-    flags = "--vqvae.channels 16 --vqvae.residual-channels 8 --vqvae.crop 64 --vqvae.epochs 2 --vqvae.validate-slices 8"
+    flags = "--vqvae.channels 16 --vqvae.residual-channels 8 --vqvae.crop 64 --vqvae.validate-slices 8"
+    flags += " --vqvae.batch-size 16 --vqvae.epochs 2"
     flags += " --prior dcgan --dcgan.channels 8 --dcgan.components 8 --dcgan.batch-size 16 --dcgan.epochs 2"
-    flags += " --features.epochs 1 --labels.channels 8 --labels.epochs 1"
+    flags += " --features.epochs 1 --labels.channels 8 --labels.batch-size 16 --labels.epochs 1"
     return ["demo", "--data", data if isinstance(data, str) else data.uri, "--out", str(out), *flags.split()]
 
 

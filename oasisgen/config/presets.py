@@ -52,17 +52,18 @@ FULL = TrainConfig(
 )
 
 
-# For the virtual subjects of `make demo`. An epoch is all that its prior gets: what the network does not learn in that
-# time, the components and the logits around the low-rank sample know from the beginning.
+# For the virtual subjects of `make demo`. Each network but that for features gets one epoch, in small batches, which
+# make more steps of it. What the prior does not learn in that time, the components and the logits around the low-rank
+# sample know from the beginning.
 DEMO = TrainConfig(
     data=tyro.MISSING,
     out=tyro.MISSING,
     prior="masked",
-    vqvae=VQVAEConfig(residual_blocks=2, epochs=2, validate_slices=64),
+    vqvae=VQVAEConfig(residual_blocks=2, batch_size=8, epochs=1, validate_slices=64),
     dcgan=DCGANConfig(epochs=4),
-    masked=MaskedConfig(components=160, channels=16, low_rank_logits=True, redrawn=0.0, epochs=1),
+    masked=MaskedConfig(components=160, channels=16, low_rank_logits=True, redrawn=0.0, batch_size=8, epochs=1),
     features=FeaturesConfig(epochs=2),
-    labels=LabelsConfig(channels=32, epochs=1),
+    labels=LabelsConfig(channels=32, batch_size=4, learning_rate=6e-3, epochs=1),
 )
 
 
