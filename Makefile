@@ -9,7 +9,7 @@ COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11
   --no-header --no-annotate --quiet
 export RAY_ADDRESS ?= local
 
-.PHONY: demo test test-slow test-infra soak lint bench ablation instruments lock
+.PHONY: demo test coverage test-slow test-infra soak lint bench ablation instruments lock
 
 demo: $(READY)  ## the main job on the embedded data set
 	$(BIN)/python jobs/phantom.py  --out $(DEMO)/raw
@@ -18,10 +18,13 @@ demo: $(READY)  ## the main job on the embedded data set
 	$(BIN)/python jobs/generate.py --model $(DEMO)/runs/demo --out $(DEMO)/batches/demo --count 64 || \
 	  { [ $$? = 3 ] && echo "so little training is not fit for use; look at the reports"; }
 
-test test-slow: export OMP_WAIT_POLICY := PASSIVE  # threads that wait take no CPU from the tests beside them
+test coverage test-slow: export OMP_WAIT_POLICY := PASSIVE  # threads that wait take no CPU from the tests beside them
 
-test: $(READY)  ## with its coverage, but for what runs in Ray's workers and in processes of jobs
-	$(BIN)/pytest -q -n 2 --dist worksteal --cov=oasisgen --durations 15
+test: $(READY)
+	$(BIN)/pytest -q -n 2 --dist worksteal --durations 15
+
+coverage: $(READY)  ## of the same tests, but for what runs in Ray's workers and in processes of jobs
+	$(BIN)/pytest -q -n 2 --dist worksteal --cov=oasisgen
 
 test-slow: $(READY)  ## real faults
 	$(BIN)/pytest -q -m slow -n 2 --dist loadfile --timeout 1200 --durations 0

@@ -1,6 +1,15 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
 import ray
 
+from oasisgen.data.slices import DataSet
+from oasisgen.errors import UserError
+from oasisgen.training import launch
 from oasisgen.training.controller import controller_of_job
+from oasisgen.training.launch import Stage, fit
+from tests.conftest import tiny
 
 
 class NoStage:
@@ -20,3 +29,14 @@ def test_all_stages_of_a_job_share_a_controller_and_none_shows_the_lines_of_anot
     ray.get(controller.put.remote("too late, when the driver no longer looks"))
     assert ray.get(controller.fit.remote(NoStage())) == "trained"
     assert ray.get(controller.take.remote()) == ["of this stage"]
+
+
+def test_workers_that_keep_failing_end_the_stage_with_the_reason(
+    data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loop(**inputs: Any) -> None:
+        raise ValueError("this worker never works")
+
+    monkeypatch.setattr(launch, "WORKER_RESTARTS", 0)
+    with pytest.raises(UserError, match=r"stage vqvae failed \(0 restarts are allowed\): .*this worker never works"):
+        fit(Stage("vqvae", loop, {}), tiny(data, tmp_path))
