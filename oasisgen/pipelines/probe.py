@@ -5,6 +5,7 @@ import datetime
 import io
 import json
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +27,9 @@ from oasisgen.models.segmenter import require_monai
 from oasisgen.progress import say
 from oasisgen.quality import utility as utilities
 from oasisgen.quality.history import root_of
-from oasisgen.quality.segmentation import score_segmenter
+from oasisgen.quality.segmentation import score_segmenters
 from oasisgen.quality.summary import read_summary
-from oasisgen.quality.utility import ADDED, BOTH, FEW, FEW_BOTH, REAL, SYNTHETIC, ArmScores, Utility
+from oasisgen.quality.utility import ADDED, BOTH, FEW, FEW_BOTH, REAL, SYNTHETIC, Arm, ArmScores, Utility
 from oasisgen.reports.index import write_index
 from oasisgen.reports.utility import write_utility_report
 from oasisgen.sampling import formats, manifest
@@ -212,13 +213,12 @@ def read_synthetic(batch: ProbedBatch, rows: np.ndarray, data: DataSet) -> Store
 
 def train_arms(config: ProbeConfig, batch: ProbedBatch, data: DataSet, out: str, held: Lock, started: float) -> None:
     """Train and score every arm that is not, then write the report and, last, `utility.json`."""
-    pairs, tables_of, arms = pairs_of(config, batch, data), {}, {}
-    draws = len(pairs.synthetic.load())
-    for arm in (REAL, SYNTHETIC, BOTH, *((FEW, FEW_BOTH) if pairs.few else ())):
-        real, synthetic = pairs.of(arm)
-        those = stored_together([part for part in (real, synthetic) if part])
-        tables_of[arm] = scores_of(config, arm, those, pairs.held_out, draws, data, out, held)
-        of_real, of_synthetic = (len(part.load()) if part else 0 for part in (real, synthetic))
+    pairs, arms = pairs_of(config, batch, data), {}
+    names = (REAL, SYNTHETIC, BOTH, *((FEW, FEW_BOTH) if pairs.few else ()))
+    score_arms(config, names, pairs, data, out, held)
+    tables_of = {arm: tables.read(scores_at(out, arm), utilities.SCORES) for arm in names}
+    for arm in names:
+        of_real, of_synthetic = (len(part.load()) if part else 0 for part in pairs.of(arm))
         arms[arm] = ArmScores(of_real, of_synthetic, utilities.class_scores(tables_of[arm]))
     ratios = utilities.utility_of(tables_of[REAL], tables_of[SYNTHETIC])
     reasons = utilities.judge_utility(ratios, batch.request.gate.utility)
@@ -233,7 +233,7 @@ def train_arms(config: ProbeConfig, batch: ProbedBatch, data: DataSet, out: str,
         label_subjects=batch.request.label_subjects,
         held_out_slices=len(pairs.held_out.load()),
         held_out_subjects=len(first["subject"].unique()),
-        steps=c.epochs * (draws // c.batch_size),
+        steps=c.epochs * (len(pairs.synthetic.load()) // c.batch_size),
         batch_size=c.batch_size,
         seed=config.seed,
         utility=ratios,
@@ -253,23 +253,29 @@ def train_arms(config: ProbeConfig, batch: ProbedBatch, data: DataSet, out: str,
     held.commit(storage.join(out, utilities.FILE), written.encode())
 
 
-def scores_of(
-    config: ProbeConfig, arm: str, pairs: Stored, held_out: Stored, draws: int, data: DataSet, out: str, held: Lock
-) -> pa.Table:
-    """The SCORES of an arm, `<out>/<arm>/scores.parquet`; its segmenter is trained first if it is not."""
-    uri = storage.join(out, arm, "scores.parquet")
-    if storage.exists(uri):
-        return tables.read(uri, utilities.SCORES)
-    classes = [of.name for of in data.label_classes]
-    say("probe", f"arm {arm}: {len(pairs.load())} pairs")
-    training = SegmenterTraining(
-        storage.join(out, arm),
-        **{name: getattr(config, name) for name in ("segmenter", "seed", "workers")},
-        cpus_per_worker=config.cpus_per_worker,
-        gpus_per_worker=config.gpus_per_worker,
-    )
-    segmenter = segmenter_of(training, pairs, draws, len(classes), held.proof)
-    actors = cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
-    scores = score_segmenter(config.segmenter, segmenter.state_dict(), held_out, classes, actors)
-    held.write(uri, tables.to_bytes(scores, len(scores)))
-    return scores
+def score_arms(config: ProbeConfig, arms: Sequence[Arm], pairs: Pairs, data: DataSet, out: str, held: Lock) -> None:
+    """Write the SCORES of every arm that has none; its segmenter is trained first if it is not."""
+    classes, weights = [of.name for of in data.label_classes], {}
+    for arm in arms:
+        if storage.exists(scores_at(out, arm)):
+            continue
+        those = stored_together([part for part in pairs.of(arm) if part])
+        say("probe", f"arm {arm}: {len(those.load())} pairs")
+        training = SegmenterTraining(
+            storage.join(out, arm),
+            **{name: getattr(config, name) for name in ("segmenter", "seed", "workers")},
+            cpus_per_worker=config.cpus_per_worker,
+            gpus_per_worker=config.gpus_per_worker,
+        )
+        draws = len(pairs.synthetic.load())
+        weights[arm] = segmenter_of(training, those, draws, len(classes), held.proof).state_dict()
+    if weights:
+        actors = cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
+        scored = score_segmenters(config.segmenter, weights, pairs.held_out, classes, actors)
+        for arm, scores in scored.items():
+            held.write(scores_at(out, arm), tables.to_bytes(scores, len(scores)))
+
+
+def scores_at(out: str, arm: Arm) -> str:
+    """The URI of an arm's SCORES."""
+    return storage.join(out, arm, "scores.parquet")
