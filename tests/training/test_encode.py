@@ -33,6 +33,11 @@ def test_code_maps_that_are_not_those_written_are_refused_until_they_are_made_an
         assert np.array_equal(streamed.column(name), stored.column(name))
     encode_splits(data, ["validate"], lambda: vqvae, uri, Actors(), storage.write_bytes)  # is finished: left as it is
     assert part.read_bytes() == whole
+    together = tmp_path / "together"
+    encode_splits(data, ["train", "validate"], lambda: vqvae, str(together), Actors(), storage.write_bytes)
+    assert (together / "validate" / part.name).read_bytes() == whole
+    of_train = read_codes(str(together), "train", (64, 64)).to_pandas()
+    assert of_train["case"].tolist() == [case for case in ("001", "002", "003") for _ in range(32)]
 
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
