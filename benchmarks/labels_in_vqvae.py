@@ -136,12 +136,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="URI of a packed data set with label maps")
     parser.add_argument("--steps", type=int, default=1000, help="of each VQ-VAE")
     parser.add_argument("--label-steps", type=int, default=500, help="of the label decoder")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     classes, train, held_out = pairs_of(arguments.data)
     torch.set_num_threads(1)
     print(f"| labels | seed | SSIM | {' | '.join(classes[1:])} | codes | CPU s |\n|{' --- |' * (len(classes) + 4)}")
-    for seed in arguments.seeds:
+    for seed in range(arguments.seeds):
         started = time.process_time()
         vqvae = vqvae_of(partial(VQVAE, FULL.vqvae), train, arguments.steps, seed)
         first = time.process_time() - started

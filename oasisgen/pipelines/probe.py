@@ -233,7 +233,7 @@ def train_arms(config: ProbeConfig, batch: ProbedBatch, data: DataSet, out: str,
         label_subjects=batch.request.label_subjects,
         held_out_slices=len(pairs.held_out.load()),
         held_out_subjects=len(first["subject"].unique()),
-        steps=c.epochs * (len(pairs.synthetic.load()) // c.batch_size),
+        steps=c.epochs * (arms[SYNTHETIC].synthetic // c.batch_size),
         batch_size=c.batch_size,
         seed=config.seed,
         utility=ratios,
@@ -255,7 +255,7 @@ def train_arms(config: ProbeConfig, batch: ProbedBatch, data: DataSet, out: str,
 
 def score_arms(config: ProbeConfig, arms: Sequence[Arm], pairs: Pairs, data: DataSet, out: str, held: Lock) -> None:
     """Write the SCORES of every arm that has none; its segmenter is trained first if it is not."""
-    classes, weights = [of.name for of in data.label_classes], {}
+    classes, draws, weights = [of.name for of in data.label_classes], len(pairs.synthetic.load()), {}
     for arm in arms:
         if storage.exists(scores_at(out, arm)):
             continue
@@ -267,7 +267,6 @@ def score_arms(config: ProbeConfig, arms: Sequence[Arm], pairs: Pairs, data: Dat
             cpus_per_worker=config.cpus_per_worker,
             gpus_per_worker=config.gpus_per_worker,
         )
-        draws = len(pairs.synthetic.load())
         weights[arm] = segmenter_of(training, those, draws, len(classes), held.proof).state_dict()
     if weights:
         actors = cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
