@@ -16,12 +16,20 @@ from oasisgen import storage
 from oasisgen.errors import InvalidFile
 
 EXTENSION = b"ARROW:extension:name"  # key of a column's extension type in an Arrow schema
+ROWS_PER_CHECK = 16  # after so many rows, a page that has 1 MB is closed; a reader of one row decodes few others
 
 
 def to_bytes(table: pa.Table, rows_per_group: int) -> bytes:
     """A table as the bytes of a Parquet file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=max(1, rows_per_group), compression="zstd")
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=max(1, rows_per_group),
+        compression="zstd",
+        use_dictionary=[field.name for field in table.schema if field.type != pa.binary()],  # no image is like another
+        write_batch_size=ROWS_PER_CHECK,
+    )
     return sink.getvalue().to_pybytes()
 
 

@@ -126,3 +126,13 @@ def test_other_columns_and_damage_are_one_line() -> None:
         damaged[random.integers(len(whole))] ^= 1 << int(random.integers(8))
         with suppress(InvalidFile):
             tables.parse(bytes(damaged), SCHEMA, "x")
+
+
+def test_a_reader_of_the_first_images_does_not_decode_all_others() -> None:
+    images = [os.urandom(2**16) for _ in range(128)]
+    written = pa.BufferReader(tables.to_bytes(pa.table({"image": pa.array(images, pa.binary())}), len(images)))
+    before = pa.total_allocated_bytes()
+    batches = pq.ParquetFile(written).iter_batches(tables.ROWS_PER_CHECK, use_threads=False)
+    first = next(batches)
+    assert first["image"].to_pylist() == images[: tables.ROWS_PER_CHECK]
+    assert pa.total_allocated_bytes() - before < len(images) * 2**16 / 2
