@@ -43,6 +43,11 @@ SCORES = ReconstructionScores(MeasuredData("d", "f"), "validate", 2, 1, NUMBER, 
 METRICS = BundleMetrics(SCORES, (1, 0, 5))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need Ray come first: they take the longest, and processes that share the tests should end together."""
+    items.sort(key=lambda item: "connected" not in item.fixturenames)  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """A folder of our own on an S3 server: the real one that the AWS variables and S3_TEST_BUCKET name, else moto's."""
