@@ -100,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.ablation_dcgan")
+    cli.run(main, "benchmarks.ablation_dcgan", continues=False)

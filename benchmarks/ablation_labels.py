@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.ablation_labels")
+    cli.run(main, "benchmarks.ablation_labels", continues=False)

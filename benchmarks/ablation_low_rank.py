@@ -104,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.ablation_low_rank")
+    cli.run(main, "benchmarks.ablation_low_rank", continues=False)

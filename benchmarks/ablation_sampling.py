@@ -87,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.ablation_sampling")
+    cli.run(main, "benchmarks.ablation_sampling", continues=False)

@@ -142,4 +142,4 @@ def training_and_held_out(source: str) -> tuple[Feed, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.ablation_vqvae")
+    cli.run(main, "benchmarks.ablation_vqvae", continues=False)

@@ -159,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.batches")
+    cli.run(main, "benchmarks.batches", continues=False)

@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.detectability")
+    cli.run(main, "benchmarks.detectability", continues=False)

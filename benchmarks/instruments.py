@@ -261,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.instruments")
+    cli.run(main, "benchmarks.instruments", continues=False)

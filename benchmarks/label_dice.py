@@ -142,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.label_dice")
+    cli.run(main, "benchmarks.label_dice", continues=False)

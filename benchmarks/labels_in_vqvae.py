@@ -158,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.labels_in_vqvae")
+    cli.run(main, "benchmarks.labels_in_vqvae", continues=False)

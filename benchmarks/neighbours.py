@@ -136,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.neighbours")
+    cli.run(main, "benchmarks.neighbours", continues=False)

@@ -207,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.peers")
+    cli.run(main, "benchmarks.peers", continues=False)

@@ -110,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.settings_sheet")
+    cli.run(main, "benchmarks.settings_sheet", continues=False)

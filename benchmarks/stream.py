@@ -154,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "benchmarks.stream")
+    cli.run(main, "benchmarks.stream", continues=False)

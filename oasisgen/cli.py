@@ -103,11 +103,13 @@ def line_of(error: BaseException) -> str:
     return printable(" ".join(str(error).split()))
 
 
-def run(job: Callable[[], None], name: str) -> None:
+def run(job: Callable[[], None], name: str, continues: bool = True) -> None:
     """Call `job`; a UserError prints one line and exits with status 1, Ctrl-C or SIGTERM with 130.
 
-    A closed output pipe, as in `job | head -1`, also ends the job: one line, status 1.
+    A closed output pipe, as in `job | head -1`, also ends the job: one line, status 1. `continues`: a job that was
+    interrupted continues when its command is run again.
     """
+    hint = "run the same command again to continue" if continues else "nothing of it is kept"
     try:
         with without_ray_lines(), process_state.sigterm_handler():
             process_state.interrupt_on_sigterm()
@@ -119,10 +121,10 @@ def run(job: Callable[[], None], name: str) -> None:
         if _is_heard():  # another pipe broke
             raise
         _be_silent()
-        print(f"{name}: its output pipe was closed; run the same command again to continue", file=sys.stderr)
+        print(f"{name}: its output pipe was closed; {hint}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; run the same command again to continue", file=sys.stderr)
+        print(f"{name}: interrupted; {hint}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -17,7 +17,7 @@ def job():
     sys.stdin.read()
     say("job", "a line that nobody reads")
 
-cli.run(job, "job.py")
+cli.run(job, "job.py", continues="again" in sys.argv)
 """
 
 
@@ -38,7 +38,10 @@ def test_help_whose_reader_has_read_enough_ends_quietly(flags: tuple[str, ...]) 
     assert with_closed_output(f"jobs/{job}.py", *rest, "--help") == (0, "")
 
 
-def test_a_job_whose_reader_has_gone_ends_with_one_line() -> None:
-    status, said = with_closed_output("-c", JOB)
+@pytest.mark.parametrize(
+    ("flags", "hint"), [(("again",), "run the same command again to continue"), ((), "nothing of it is kept")]
+)
+def test_a_job_whose_reader_has_gone_ends_with_one_line(flags: tuple[str, ...], hint: str) -> None:
+    status, said = with_closed_output("-c", JOB, *flags)
     assert status == 1
-    assert one_line(said) == "job.py: its output pipe was closed; run the same command again to continue"
+    assert one_line(said) == f"job.py: its output pipe was closed; {hint}"

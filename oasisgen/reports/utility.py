@@ -9,24 +9,30 @@ NAMES: dict[Arm, str] = {
     REAL: "real pairs",
     SYNTHETIC: "synthetic pairs",
     BOTH: "real and synthetic pairs",
-    FEW: "real pairs of {} subjects",
-    FEW_BOTH: "real pairs of {} subjects, and synthetic pairs",
+    FEW: "real pairs of {}",
+    FEW_BOTH: "real pairs of {}, and synthetic pairs",
 }
+
+
+def number_of_subjects(count: int) -> str:
+    """In words: `1 subject`, `10 subjects`."""
+    return f"{count} subject{'' if count == 1 else 's'}"
 
 
 def arm_name(arm: Arm, utility: Utility) -> str:
     """What an arm is trained on, in words."""
-    return NAMES[arm].format(utility.subjects)
+    return NAMES[arm].format(number_of_subjects(utility.subjects))
 
 
 def about_few(utility: Utility) -> str:
     """What the label decoder knows, in the case of few labels."""
     if not utility.leaks:
-        return f"The label decoder, too, has learned from label maps of {utility.label_subjects} subjects alone."
+        known = number_of_subjects(utility.label_subjects)
+        return f"The label decoder, too, has learned from label maps of {known} alone."
     known = f"those of {utility.label_subjects}" if utility.label_subjects else "those of all"
     return (
-        f"This is not a case of {utility.subjects} subjects' labels alone: the label decoder has learned from {known} "
-        "training subjects, so the synthetic pairs bring their labels in. Train a model with "
+        f"This is not a case of labels of {number_of_subjects(utility.subjects)} alone: the label decoder has learned "
+        f"from {known} training subjects, so the synthetic pairs bring their labels in. Train a model with "
         f"--labels.subjects {utility.subjects} to leave them out."
     )
 
