@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import ray
 
 from oasisgen import actor, cluster
@@ -152,10 +153,18 @@ def searchable(split: Stored | Streamed) -> Searchable:
 
 def _rotations(split: Stored | Streamed) -> Rotations:
     actor.set_up()
-    return rotations(split.load())
+    rotated = rotations(split.load())
+    _release()
+    return rotated
 
 
 def _prepare(start: int, split: Stored | Streamed, rotated: Rotations) -> tuple[SearchBlock, Named]:
     actor.set_up()
     block = search_block(start, split.load().pieces(), rotated, check=isinstance(split, Streamed))
+    _release()
     return block, block.named
+
+
+def _release() -> None:
+    """Give back what Arrow keeps of the shards it has read: this process will compare slices next."""
+    pa.default_memory_pool().release_unused()
