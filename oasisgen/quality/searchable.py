@@ -4,8 +4,10 @@ Thumbnails lie in Ray's object store. The slices themselves lie there too if the
 pixel by pixel are read from storage.
 """
 
+import ctypes
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -166,5 +168,7 @@ def _prepare(start: int, split: Stored | Streamed, rotated: Rotations) -> tuple[
 
 
 def _release() -> None:
-    """Give back what Arrow keeps of the shards it has read: this process will compare slices next."""
+    """Give back what Arrow and glibc keep of the shards that were read: this process will compare slices next."""
     pa.default_memory_pool().release_unused()
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
