@@ -19,7 +19,6 @@ from oasisgen.errors import InvalidFile
 
 READERS = 8  # row groups that a process reads at the same time
 FOOTERS = 256  # of files, that a process keeps
-AT_ONCE = 16  # rows that are decoded at once: what comes after the last one that is wanted need not be
 
 Named = dict[str, np.ndarray]  # other columns of all rows of some shards, and `checksum`: that of each image
 
@@ -89,7 +88,8 @@ class RowGroupFeed(Feed):
         columns, row = self.source.columns, 0
         with self._open(home) as stream:
             file = pq.ParquetFile(stream, metadata=self.footer(home))
-            for batch in file.iter_batches(AT_ONCE, [group], [columns.binary], use_threads=False):
+            # What comes after the last one that is wanted need not be decoded.
+            for batch in file.iter_batches(tables.ROWS_PER_CHECK, [group], [columns.binary], use_threads=False):
                 for value in batch.column(0):
                     yield row, np.frombuffer(value.as_buffer(), columns.dtype).reshape(columns.shape)
                     row += 1

@@ -112,7 +112,7 @@ def about_section(utility: Utility) -> Section:
             ("manifest of the batch, sha256", utility.manifest),
             ("real slices", f"{utility.data.uri}, fingerprint {utility.data.fingerprint}"),
             ("subjects whose label maps the label decoder has seen", utility.label_subjects or "all"),
-            ("held-out slices", f"{utility.held_out_slices} of {utility.held_out_subjects} subjects"),
+            ("held-out slices", f"{utility.held_out_slices} of {number_of_subjects(utility.held_out_subjects)}"),
             ("seed", utility.seed),
             ("oasisgen", utility.version),
             ("finished", utility.finished),
