@@ -109,7 +109,7 @@ def run(job: Callable[[], None], name: str, continues: bool = True) -> None:
     A closed output pipe, as in `job | head -1`, also ends the job: one line, status 1. `continues`: a job that was
     interrupted continues when its command is run again.
     """
-    hint = "run the same command again to continue" if continues else "nothing of it is kept"
+    hint = "run the same command again to continue" if continues else "the same command starts over"
     try:
         with without_ray_lines(), process_state.sigterm_handler():
             process_state.interrupt_on_sigterm()

@@ -39,7 +39,7 @@ def test_help_whose_reader_has_read_enough_ends_quietly(flags: tuple[str, ...]) 
 
 
 @pytest.mark.parametrize(
-    ("flags", "hint"), [(("again",), "run the same command again to continue"), ((), "nothing of it is kept")]
+    ("flags", "hint"), [(("again",), "run the same command again to continue"), ((), "the same command starts over")]
 )
 def test_a_job_whose_reader_has_gone_ends_with_one_line(flags: tuple[str, ...], hint: str) -> None:
     status, said = with_closed_output("-c", JOB, *flags)
