@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from oasisgen.data.shards import Columns, SliceKey, only, read_shards
+from oasisgen.data.shards import Columns, SliceKey, only, plain, read_shards
 from oasisgen.data.slices import DataSet, schema_of, shards_of
 from oasisgen.errors import UserError
 
@@ -40,12 +40,21 @@ class PairColumns(Columns):
         return Columns("image", self.dtype, self.shape, (*NAME, "subject")).decode(table) | labels
 
 
+@dataclass(frozen=True)
+class LabelledNames(Columns):
+    """Reads `others` of the slices that have a label map. Ray's select_columns would start a process to do that."""
+
+    def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """As that of Columns, without the label maps."""
+        table = table.filter(table["labels"].is_valid())
+        return {name: plain(table, name) for name in self.others}
+
+
 def labelled(data: DataSet, split: str) -> Labelled:
     """Which slices of a split have a label map. Raises as `read_slices`."""
     data.require_whole(split)
-    columns = Columns("labels", np.uint8, data.image_size, (*NAME, "subject"))
-    rows = read_shards(shards_of(data, split), schema_of(data.description), columns)
-    named = rows.select_columns([*NAME, "subject"]).iter_batches(batch_size=None)
+    columns = LabelledNames("labels", np.uint8, data.image_size, (*NAME, "subject"))
+    named = read_shards(shards_of(data, split), schema_of(data.description), columns).iter_batches(batch_size=None)
     blocks = [block for block in named if len(block["case"])]
     empty: np.ndarray = np.array([], object)
     return Labelled(*(np.concatenate([empty, *(block[name] for block in blocks)]) for name in (*NAME, "subject")))

@@ -45,11 +45,9 @@ def compare_slices(
         ReferenceComparer(train, held_out, base_seed), batch_size=COMPARED_AT_ONCE, **cluster.tasks()
     )
     tables = []
-    for batch in compared.select_columns(["level", *OF_SLICES]).iter_batches(
-        batch_size=COMPARED_AT_ONCE, batch_format="pyarrow"
-    ):
+    for batch in compared.iter_batches(batch_size=COMPARED_AT_ONCE, batch_format="pyarrow"):
         assert isinstance(batch, pa.Table)
-        tables.append(batch)
+        tables.append(batch.select(["level", *OF_SLICES]))  # Ray's select_columns would start a process for it
         if progress:
             progress.advance(len(batch))
     return pa.concat_tables(tables)
