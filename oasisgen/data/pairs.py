@@ -46,7 +46,7 @@ class LabelledNames(Columns):
 
     def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
         """As that of Columns, without the label maps."""
-        table = table.filter(table["labels"].is_valid())
+        table = self.there(table)
         return {name: plain(table, name) for name in self.others}
 
 

@@ -61,10 +61,14 @@ class Columns:
         """Their names in files of `schema`: files of schema version 1 have no column `subject`."""
         return [name for name in (*self.others, self.binary) if name in schema.names]
 
+    def there(self, table: pa.Table) -> pa.Table:
+        """The rows that are wanted and have a value of `binary`."""
+        table = only(table, self.wanted)
+        return table.filter(pc.is_valid(table[self.binary]))
+
     def decode(self, table: pa.Table) -> dict[str, np.ndarray]:
         """`binary` as an array (N, H, W), and the other columns as `plain` gives them; without rows that lack it."""
-        table = only(table, self.wanted)
-        table = table.filter(pc.is_valid(table[self.binary]))
+        table = self.there(table)
         values: np.ndarray = np.frombuffer(b"".join(table[self.binary].to_pylist()), self.dtype)
         return {name: plain(table, name) for name in self.others} | {self.binary: values.reshape(-1, *self.shape)}
 
