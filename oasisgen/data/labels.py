@@ -1,6 +1,6 @@
 """The classes of label maps: from the values in the source, as colors, and in words."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -10,6 +10,16 @@ COLORS = np.array(  # RGB of the classes from 1 on, repeated; class 0 is black, 
     [(86, 180, 233), (230, 159, 0), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66)], np.uint8
 )
 COLOR_NAMES = "blue", "orange", "green", "red", "pink", "yellow"
+
+
+def unnamed_classes(values: Collection[int]) -> tuple[LabelClass, ...]:
+    """The classes of label maps with these values, none of them named: those of a mask of 0 and 255, or one for every
+    number up to the highest, at most 255.
+    """
+    if set(values) == {0, 255}:
+        return LabelClass("background", 0), LabelClass("foreground", 255)
+    numbers = range(min(255, max(values, default=0)) + 1)
+    return tuple(LabelClass(f"class {value}" if value else "background", value) for value in numbers)
 
 
 def classes_of(values: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:

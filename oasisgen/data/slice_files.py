@@ -15,6 +15,7 @@ from oasisgen.data.cases import Case, Found, SliceFile, SourceFile, UnusedFile
 from oasisgen.data.description import LabelClass, RejectedFile
 from oasisgen.data.feed import evenly_spaced
 from oasisgen.data.images import MOST_BYTES, decode_labels, size_of
+from oasisgen.data.labels import unnamed_classes
 from oasisgen.data.names import EXPECTED, Named, is_image, parse_name, split_of_folders
 from oasisgen.data.oasis1 import CLASSES
 from oasisgen.data.slices import SPLITS
@@ -169,7 +170,7 @@ def _image_size(config: PackConfig, files: Sequence[SourceFile], read: Read) -> 
 
 
 def _classes(config: PackConfig, maps: Sequence[SourceFile], read: Read) -> tuple[LabelClass, ...]:
-    """The classes of the label maps: as `--label-classes` names them, those of OASIS, or every value a class."""
+    """The classes of the label maps: as `--label-classes` names them, those of OASIS, or those of their values."""
     if not maps:
         return ()
     if config.label_classes:
@@ -180,5 +181,4 @@ def _classes(config: PackConfig, maps: Sequence[SourceFile], read: Read) -> tupl
             values |= set(np.unique(decode_labels(read(maps[number]))).tolist())
     if values & {85, 170} and values <= set(OASIS_VALUES):
         return tuple(LabelClass(of.name, value) for of, value in zip(CLASSES, OASIS_VALUES, strict=True))
-    most = min(255, max(values, default=0))
-    return tuple(LabelClass(f"class {value}" if value else "background", value) for value in range(most + 1))
+    return unnamed_classes(values)

@@ -15,7 +15,7 @@ from oasisgen.data.cases import Case, Found, Scan, Slice, SourceFile, UnusedFile
 from oasisgen.data.cut import cut
 from oasisgen.data.description import LabelClass, RejectedFile
 from oasisgen.data.feed import evenly_spaced
-from oasisgen.data.labels import classes_of
+from oasisgen.data.labels import classes_of, unnamed_classes
 from oasisgen.data.names import T1, Named, by_pattern, is_split, split_of_folders, subject_of
 from oasisgen.data.volume_reader import FILE_NAME, MOST_BYTES, VolumeData, read_volume
 from oasisgen.errors import UserError
@@ -172,17 +172,17 @@ def _labels(
 
 
 def _classes(config: PackConfig, cases: Sequence[Case], read: Read) -> tuple[LabelClass, ...]:
-    """The classes of the label volumes: those of --label-classes, or every value up to the highest in a few volumes."""
+    """The classes of the label volumes: those of --label-classes, or those of the values of a few volumes."""
     labelled = [case.scan.labels for case in cases if case.scan and case.scan.labels]
     if labelled and config.label_classes is not None:
         return tuple(LabelClass(name, value) for value, name in config.classes.items())
-    most = -1
+    values: set[int] = set()
     for number in evenly_spaced(len(labelled), LABELS_LOOKED_AT):
         try:
-            most = max(most, int(_values(_read(labelled[number], read)).max()))
+            values |= set(np.unique(_values(_read(labelled[number], read))).astype(int).tolist())
         except ValueError:
             continue  # packing rejects it, with the reason
-    return tuple(LabelClass(f"class {value}", value) for value in range(most + 1))
+    return unnamed_classes(values) if values else ()
 
 
 def _read(volume: VolumeFile, read: Read) -> VolumeData:

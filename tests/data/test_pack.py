@@ -331,6 +331,29 @@ def test_the_real_slices_are_all_there(oasis: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0, 255), {"background": 0, "foreground": 255}),
+        ((0, 2), {"background": 0, "class 1": 1, "class 2": 2}),
+        ((0, 85, 170, 255), {"background": 0, "CSF": 85, "grey matter": 170, "white matter": 255}),
+    ],
+)
+def test_the_values_of_label_maps_become_classes(
+    values: tuple[int, ...], expected: dict[str, int], tmp_path: Path
+) -> None:
+    fill(tmp_path / "train", ["case_001_slice_0.png"])
+    (tmp_path / "seg_train").mkdir()
+    there = np.array(values, np.uint8)[GREY % len(values)]
+    (tmp_path / "seg_train" / "seg_001_slice_0.png").write_bytes(png(there))
+    found = survey(PackConfig(str(tmp_path), "out"))
+    assert {of.name: of.value for of in found.label_classes} == expected
+    if values == (0, 255):
+        of_one_bit = png(Image.fromarray(there).convert("1"))
+        (tmp_path / "seg_train" / "seg_001_slice_0.png").write_bytes(of_one_bit)
+        assert survey(PackConfig(str(tmp_path), "out")).label_classes == found.label_classes
+
+
 def test_label_maps_are_packed_beside_their_slices(connected: str, tmp_path: Path) -> None:
     tissues = np.array([0, 85, 170, 255], np.uint8)[GREY % 4]
     fill(tmp_path / "raw" / "train", [f"case_001_slice_{level}.png" for level in range(4)])

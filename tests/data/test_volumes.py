@@ -153,7 +153,7 @@ def test_bids_gives_subjects_sessions_and_label_maps_and_leaves_out_derivatives(
         "sub-01_ses-b": "sub-01",
         "sub-2": "sub-2",
     }
-    assert [of.name for of in found.label_classes] == ["class 0", "class 1", "class 2"]
+    assert [of.name for of in found.label_classes] == ["background", "class 1", "class 2"]
     assert Counter(of.reason for of in found.unused) == {
         "a derivative, not a scan": 1,
         "a label map in another space than its scan": 1,
