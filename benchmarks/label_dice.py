@@ -53,14 +53,20 @@ def in_a_tenth(
     return images, labels
 
 
-def dice(found: np.ndarray, labels: np.ndarray, subjects: np.ndarray, classes: int) -> np.ndarray:
-    """Dice of each subject, the mean over classes: (S,)."""
+def dice_of_classes(found: np.ndarray, labels: np.ndarray, subjects: np.ndarray, classes: int) -> np.ndarray:
+    """Dice of each class but the first and each subject, of label maps (N, H, W): (K - 1, S)."""
     of_classes = []
     for k in range(1, classes):
         there, seen = labels == k, found == k
         pixels = there.sum((1, 2)), seen.sum((1, 2)), (there & seen).sum((1, 2))
         of_classes.append(dice_by_subject(*pixels, subjects))
-    return np.nanmean(of_classes, 0)
+    return np.array(of_classes)
+
+
+def dice(found: np.ndarray, labels: np.ndarray, subjects: np.ndarray, classes: int) -> np.ndarray:
+    """Dice of each subject, the mean over classes: (S,)."""
+    scores: np.ndarray = np.nanmean(dice_of_classes(found, labels, subjects, classes), 0)
+    return scores
 
 
 def scores_of(
@@ -106,7 +112,7 @@ def main() -> None:
         names = [of.name for of in data.label_classes]
         train, held_out = map(store, spread_pairs(data))
         started = time.monotonic()
-        segmenter = segmenter_of(SegmenterTraining(folder), train, arguments.pairs, len(names))
+        segmenter = segmenter_of(SegmenterTraining(folder), [train], arguments.pairs, len(names))
         print(f"trained in {time.monotonic() - started:.0f} s", flush=True)
         pairs, segment = pairs_of(held_out), partial(label_maps, segmenter)
         fluid, grey, white = map(names.index, ("CSF", "grey matter", "white matter"))

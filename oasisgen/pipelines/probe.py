@@ -35,7 +35,7 @@ from oasisgen.reports.utility import write_utility_report
 from oasisgen.sampling import formats, manifest
 from oasisgen.sampling.parts import read_images, read_label_maps, summary_schema
 from oasisgen.sampling.request import BatchRequest
-from oasisgen.training.segmenter import segmenter_of, stored_together
+from oasisgen.training.segmenter import segmenter_of
 
 READ_AT_ONCE = 256  # pairs of a batch: a block in the object store
 FEW_SUBJECTS = 10  # of the case of few labels, for a batch whose label decoder has learned from all label maps
@@ -60,9 +60,9 @@ class Pairs:
     held_out: Stored
 
     def of(self, arm: str) -> tuple[Stored | None, Stored | None]:
-        """The real and the synthetic pairs of an arm."""
+        """The synthetic and the real pairs of an arm, in the order in which its segmenter learns from them."""
         real = {REAL: self.real, BOTH: self.real, FEW: self.few, FEW_BOTH: self.few}.get(arm)
-        return real, self.synthetic if arm in (SYNTHETIC, *ADDED) else None
+        return self.synthetic if arm in (SYNTHETIC, *ADDED) else None, real
 
 
 def probe(config: ProbeConfig) -> tuple[str, Utility]:
@@ -218,7 +218,7 @@ def train_arms(config: ProbeConfig, batch: ProbedBatch, data: DataSet, out: str,
     score_arms(config, names, pairs, data, out, held)
     tables_of = {arm: tables.read(scores_at(out, arm), utilities.SCORES) for arm in names}
     for arm in names:
-        of_real, of_synthetic = (len(part.load()) if part else 0 for part in pairs.of(arm))
+        of_synthetic, of_real = (len(part.load()) if part else 0 for part in pairs.of(arm))
         arms[arm] = ArmScores(of_real, of_synthetic, utilities.class_scores(tables_of[arm]))
     ratios = utilities.utility_of(tables_of[REAL], tables_of[SYNTHETIC])
     reasons = utilities.judge_utility(ratios, batch.request.gate.utility)
@@ -259,15 +259,15 @@ def score_arms(config: ProbeConfig, arms: Sequence[Arm], pairs: Pairs, data: Dat
     for arm in arms:
         if storage.exists(scores_at(out, arm)):
             continue
-        those = stored_together([part for part in pairs.of(arm) if part])
-        say("probe", f"arm {arm}: {len(those.load())} pairs")
+        parts = [part for part in pairs.of(arm) if part]
+        say("probe", f"arm {arm}: {sum(len(part.load()) for part in parts)} pairs")
         training = SegmenterTraining(
             storage.join(out, arm),
             **{name: getattr(config, name) for name in ("segmenter", "seed", "workers")},
             cpus_per_worker=config.cpus_per_worker,
             gpus_per_worker=config.gpus_per_worker,
         )
-        weights[arm] = segmenter_of(training, those, draws, len(classes), held.proof).state_dict()
+        weights[arm] = segmenter_of(training, parts, draws, len(classes), held.proof).state_dict()
     if weights:
         actors = cluster.Actors(min(1.0, config.gpus_per_worker), config.wait_minutes)
         scored = score_segmenters(config.segmenter, weights, pairs.held_out, classes, actors)

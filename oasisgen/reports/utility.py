@@ -72,9 +72,10 @@ def arms_section(utility: Utility) -> Section:
     return Section(
         "Segmenters, on real held-out slices",
         f"Every segmenter is the same network, trained for {utility.steps} steps of {utility.batch_size} pairs from "
-        "the same initial weights. Dice is that of all slices of a subject together. The 95th percentile of the "
-        "Hausdorff distance is that of a slice, where both label maps have the class; missed: slices where only one "
-        "has it.",
+        "the same initial weights. One that learns from both kinds of pairs spends the first half of its steps on "
+        "synthetic pairs and the other half on real ones. Dice is that of all slices of a subject together. The 95th "
+        "percentile of the Hausdorff distance is that of a slice, where both label maps have the class; missed: slices "
+        "where only one has it.",
         columns=(
             *("trained on", "real pairs", "synthetic pairs", "class", "Dice (95 % interval)"),
             *("Hausdorff distance, pixels (95 % interval)", "missed"),

@@ -11,15 +11,24 @@ from oasisgen.data.feed import Feed, Stored
 from oasisgen.errors import UserError
 from oasisgen.models import segmenter
 from oasisgen.models.segmenter import Segmenter
-from oasisgen.training.segmenter import pair_batch, pairs_of_epoch, stored_together
+from oasisgen.training.segmenter import draw_pairs, pair_batch, stored_together
 
 
-@pytest.mark.parametrize("pairs", [3, 10, 20])
+@pytest.mark.parametrize("pairs", [3, 10, 80])
 def test_every_pair_is_drawn_equally_often_whatever_their_number(pairs: int) -> None:
-    drawn = Counter(np.concatenate([pairs_of_epoch(pairs, 10, 0, epoch) for epoch in range(6)]).tolist())
-    assert set(drawn) == set(range(pairs))
+    drawn = Counter(draw_pairs([pairs], 60, seed=0).tolist())
+    assert set(drawn) <= set(range(pairs))
+    assert len(drawn) == min(pairs, 60)
     assert max(drawn.values()) - min(drawn.values()) <= 1
-    assert not np.array_equal(pairs_of_epoch(20, 20, 0, 0), pairs_of_epoch(20, 20, 1, 0))
+    assert not np.array_equal(draw_pairs([pairs], 60, seed=0), draw_pairs([pairs], 60, seed=1))
+
+
+def test_parts_are_learned_one_after_the_other_for_equal_shares() -> None:
+    drawn = draw_pairs([20, 3], 31, seed=0)
+    first, last = drawn[:16], drawn[16:]
+    assert len(set(first.tolist())) == 16
+    assert set(first.tolist()) <= set(range(20))
+    assert Counter(last.tolist()) == {20: 5, 21: 5, 22: 5}
 
 
 def test_pairs_are_read_together_from_several_feeds() -> None:
@@ -42,5 +51,5 @@ def test_a_segmenter_gives_each_pixel_a_class() -> None:
 
 def test_without_monai_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segmenter, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'oasisgen\[probe\]'"):
+    with pytest.raises(UserError, match="the extra `probe`, on every node"):
         Segmenter(SegmenterConfig(), classes=3)
