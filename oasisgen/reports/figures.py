@@ -113,7 +113,7 @@ def montage(rows: Sequence[Sequence[np.ndarray]]) -> bytes:
     sheet = make_grid(slices, nrow=longest, padding=GAP, pad_value=255)  # (3, H, W)
     buffer = io.BytesIO()
     pixels = sheet[0] if images.ndim == 3 else sheet.permute(1, 2, 0)
-    Image.fromarray(pixels.numpy()).save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels.numpy()).save(buffer, "PNG")
     return buffer.getvalue()
 
 
