@@ -53,7 +53,7 @@ instruments: $(READY)  ## do the measures see known damage? needs OASISGEN_OASIS
 	$(BIN)/python -m benchmarks.instruments
 
 lock: $(READY)  ## pin the dependencies of pyproject.toml anew: of nodes, and of developers with the same versions
-	$(COMPILE) --upgrade -o requirements.lock
+	$(COMPILE) --upgrade --extra dicom --extra probe -o requirements.lock
 	$(COMPILE) --upgrade --extra dev --extra bench -c requirements.lock -o requirements-dev.lock
 
 # pip brings the locked uv, which installs the rest; where only pip knows the mirror, pip does.

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, nargs="+", default=SLICES)
     parser.add_argument("--gpus", type=int, nargs="+", default=GPUS)
     parser.add_argument("--cpus", type=float, default=8, help="for each GPU")
-    parser.add_argument("--cpu-ms", type=float, default=15, help="CPU time of a slice's comparison and PNG")
+    parser.add_argument("--cpu-ms", type=float, default=25, help="CPU time of a slice's comparison and PNG")
     parser.add_argument("--fixed-minutes", type=float, default=5, help="that a batch of any size takes")
     parser.add_argument("--part-size", type=int, default=1000)
     parser.add_argument("--objects", type=int, default=1, help="per slice: 0 with --format parquet or webdataset")

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "k8s" / "README.md")
 BLOCK = re.compile(r"^( *)```(sh|python)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = "python", "ray", "pip", "make", "kubectl", "helm", "docker"  # that are noted; others are run
-PASSED_ON = "bash", "cp", "base64", "cat"
+PASSED_ON = "bash", "cp", "base64", "cat", "date"
 NOTE = """#!/bin/bash
 note=$(printf '%s\\x1f' {program} "$@")
 printf '%s\\x1e' "$note" >> {log}  # one write: programs in the background do not mix

@@ -17,7 +17,7 @@ Precision = Literal["bfloat16", "float32"]
 class GateConfig:
     """How close a batch must come to its reference, the scores of real slices, to be released.
 
-    The same tolerances apply to the last released batch of the same request, if there is one.
+    The same tolerances apply to the last released batch with the same count, levels, ids, `reject` and data set.
     """
 
     ssim_real: float = 0.02

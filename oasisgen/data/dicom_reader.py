@@ -16,8 +16,8 @@ from oasisgen.data.volume_reader import MOST_VOXELS, VolumeData, check_affine, o
 from oasisgen.errors import UserError
 
 MISSING = (
-    "DICOM files are read by pydicom, which is not installed: run pip install 'oasisgen[dicom]', on every node, or "
-    "convert them to NIfTI by dcm2niix -z y -f %i_%p -o <folder> <source> and pack that folder"
+    "DICOM files are read by pydicom, which is not installed: install requirements.lock, or the extra `dicom`, on "
+    "every node, or convert them to NIfTI by dcm2niix -z y -f %i_%p -o <folder> <source> and pack that folder"
 )
 DAMAGED = "truncated or damaged: copy it again"
 LEAST_SLICES = 10  # in a series: those with fewer are localizers or samples

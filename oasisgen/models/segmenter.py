@@ -11,7 +11,10 @@ from oasisgen.errors import UserError
 from oasisgen.precision import autocast
 
 HALVINGS = 3
-MISSING = "the segmenter is MONAI's U-Net, and monai is not installed: run pip install 'oasisgen[probe]', on every node"
+MISSING = (
+    "the segmenter is MONAI's U-Net, and monai is not installed: install requirements.lock, or the extra `probe`, on "
+    "every node"
+)
 
 
 def require_monai() -> None:

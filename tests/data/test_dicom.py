@@ -220,6 +220,6 @@ def test_tags_behind_a_long_private_one_are_found(tmp_path: Path) -> None:
 def test_without_pydicom_one_line_names_the_extra_and_dcm2niix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(tmp_path)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(UserError, match=r"pip install 'oasisgen\[dicom\]'.* dcm2niix") as error:
+    with pytest.raises(UserError, match=r"the extra `dicom`, on every node, .* dcm2niix") as error:
         survey(PackConfig(str(tmp_path), "out"))
     assert "\n" not in str(error.value)
