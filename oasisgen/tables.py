@@ -65,13 +65,6 @@ def read(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Ta
     return parse(storage.read_bytes(uri), schema, uri, columns)
 
 
-def read_folder(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """The Parquet files of a folder as one table, sorted by file name. Raises as `read`."""
-    names = [name for name, _ in storage.list_files(uri) if name.endswith(".parquet")]
-    empty = schema.empty_table().select(columns or schema.names)
-    return pa.concat_tables([empty, *(read(storage.join(uri, name), schema, columns) for name in names)])
-
-
 def write(uri: str, table: pa.Table, rows_per_group: int) -> bytes:
     """Write one Parquet file atomically; returns its bytes, for a digest."""
     data = to_bytes(table, rows_per_group)

@@ -216,7 +216,7 @@ def read_utility(folder: str) -> None:
     for line in (*evaluate.utility_lines(utility), *utility.reasons, utility.verdict):
         say("probe", line)
     write_utility_report(folder, utility)
-    say("batches", f"{history.FinishedBatch('b', SUMMARY, utility).verdict}, {utility.lowest:.3f}")
+    say("batches", f"{history.FinishedBatch('b', SUMMARY, utility).verdict}, {utility.lowest}")
 
 
 def read_lock(folder: str) -> None:

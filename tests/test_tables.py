@@ -18,7 +18,8 @@ from oasisgen.data.description import PackedPart, Split
 from oasisgen.data.shards import Columns
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.sampling import formats
-from oasisgen.sampling.parts import SUMMARY, entry_of
+from oasisgen.sampling.manifest import BatchPart
+from oasisgen.sampling.parts import SUMMARY, entry_of, read_listed
 from oasisgen.sampling.verify import _check
 from oasisgen.training import encode
 from tests.conftest import described
@@ -67,11 +68,12 @@ def test_readers_of_a_batch_do_not_unpickle(tmp_path: Path) -> None:
     batch, trace = str(tmp_path), tmp_path / "trace"
     data = crafted(SUMMARY, trace, "file")
     storage.write_bytes(f"{batch}/summary/part-00000.parquet", data)
-    part = {"name": "summary/part-00000.parquet", "sha256": hashlib.sha256(data).hexdigest(), "slices": 1}
+    listed = BatchPart("summary/part-00000.parquet", 1, 0, hashlib.sha256(data).hexdigest())
+    part = {"name": listed.name, "sha256": listed.sha256, "slices": 1}
     for read in (
         lambda: _check(part, batch, "png"),
         lambda: entry_of(batch, 0, 1),
-        lambda: tables.read_folder(f"{batch}/summary", SUMMARY),
+        lambda: read_listed(batch, listed, ["id"]),
     ):
         with pytest.raises(UserError, match="is not a file that this program wrote"):
             read()
@@ -103,8 +105,10 @@ def test_readers_of_shards_and_code_maps_do_not_unpickle_although_the_digest_is_
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
     for number, name in enumerate(("a", "b")):
         tables.write(f"{tmp_path}/part-{number}.parquet", pa.table([[number], [name]], schema=SCHEMA), 1)
-    assert tables.read_folder(str(tmp_path), SCHEMA).to_pylist() == [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]
-    assert tables.read_folder(str(tmp_path), SCHEMA, ["name"]).to_pydict() == {"name": ["a", "b"]}
+    for number, name in enumerate(("a", "b")):
+        uri = f"{tmp_path}/part-{number}.parquet"
+        assert tables.read(uri, SCHEMA).to_pylist() == [{"id": number, "name": name}]
+        assert tables.read(uri, SCHEMA, ["name"]).to_pydict() == {"name": [name]}
 
 
 def test_other_columns_and_damage_are_one_line() -> None:

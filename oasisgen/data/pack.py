@@ -60,8 +60,8 @@ def pack(config: PackConfig) -> DataSetDescription | None:
         return None
     if old:
         return old
-    with lock(config.out) as held:
-        return write_data_set(config, found, held)
+    with lock(config.out) as held:  # another job may have finished the data set while this one waited
+        return finished(config, found) or write_data_set(config, found, held)
 
 
 def survey_for(config: PackConfig) -> tuple[PackConfig, Survey]:

@@ -36,9 +36,11 @@ def mean_with_interval(values: np.ndarray, subjects: np.ndarray) -> Interval:
 def ratio_with_interval(values: np.ndarray, others: np.ndarray) -> Interval:
     """The mean of `values` over that of `others`, above 0, and its 95 % interval by bootstrap over subjects.
 
-    Both are (S,), of the same subjects, who are resampled together.
+    Both are (S,), of the same subjects, who are resampled together. Resamples whose `others` are all 0 have no ratio,
+    and do not count.
     """
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    ratios = values[drawn].sum(1) / np.maximum(others[drawn].sum(1), 1e-9)  # (RESAMPLES,)
+    drawn = drawn[others[drawn].sum(1) > 0]
+    ratios = values[drawn].sum(1) / others[drawn].sum(1)  # (at most RESAMPLES,)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return Interval(float(values.sum() / others.sum()), float(low), float(high))

@@ -30,12 +30,13 @@ def evaluate_bundle(
     data.require_whole(split)
     write_settings(out, {"model": bundle.digest, "data_fingerprint": data.fingerprint, "split": split})
     written = storage.join(out, "evaluation.json")
-    if storage.exists(written):
-        return documents.read(written, ReconstructionScores)
-    with lock(out) as held:
-        actors = cluster.actors(gpus, wait_minutes, "--gpus-per-worker")
-        evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split, actors)
-        return write_evaluation(out, bundle.digest, evaluation, held.commit)
+    if not storage.exists(written):
+        with lock(out) as held:
+            if not storage.exists(written):  # another job may have finished while this one waited
+                actors = cluster.actors(gpus, wait_minutes, "--gpus-per-worker")
+                evaluation = evaluate(partial(read_vqvae, bundle.uri, bundle.digest), data, split, actors)
+                return write_evaluation(out, bundle.digest, evaluation, held.commit)
+    return documents.read(written, ReconstructionScores)
 
 
 def write_evaluation(out: str, model: str, evaluation: Evaluation, commit: Commit) -> ReconstructionScores:

@@ -70,14 +70,15 @@ def generate(config: GenerateConfig) -> BatchSummary | None:
             say("plan", line)
         return None
     write_settings(out, request.to_json())
-    if finished:
-        if root := root_of(out):
-            write_index(root)  # the job that made the batch may have been killed before it did
-        return read_summary(out)
-    read = partial(inception.read_inception, weights) if weights else partial(read_features, bundle.uri)
-    load_features = partial(read, expected=inception_digest or bundle.digest)
-    with lock(out) as held:
-        return make_batch(BatchJob(out, request, bundle, actors), data, load_features, held)
+    if not finished:
+        read = partial(inception.read_inception, weights) if weights else partial(read_features, bundle.uri)
+        load_features = partial(read, expected=inception_digest or bundle.digest)
+        with lock(out) as held:
+            if not is_complete(out):  # another job may have finished the batch while this one waited
+                return make_batch(BatchJob(out, request, bundle, actors), data, load_features, held)
+    if root := root_of(out):
+        write_index(root)  # the job that made the batch may have been killed before it did
+    return read_summary(out)
 
 
 def requested_levels(config: GenerateConfig, bundle: Bundle) -> list[int]:

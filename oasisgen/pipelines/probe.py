@@ -14,7 +14,7 @@ import ray
 from PIL import Image
 
 from oasisgen import __version__, cluster, storage, tables
-from oasisgen.config.folder import write_settings
+from oasisgen.config.folder import SOFTWARE, require_same_settings, require_same_software, write_settings
 from oasisgen.config.probe import ProbeConfig
 from oasisgen.config.segmenter import SegmenterTraining
 from oasisgen.data.feed import Stored, chunks, store
@@ -33,7 +33,7 @@ from oasisgen.quality.utility import ADDED, BOTH, FEW, FEW_BOTH, REAL, SYNTHETIC
 from oasisgen.reports.index import write_index
 from oasisgen.reports.utility import write_utility_report
 from oasisgen.sampling import formats, manifest
-from oasisgen.sampling.parts import read_images, read_label_maps, summary_schema
+from oasisgen.sampling.parts import read_images, read_label_maps, read_listed, summary_schema
 from oasisgen.sampling.request import BatchRequest
 from oasisgen.training.segmenter import segmenter_of
 
@@ -83,20 +83,25 @@ def probe(config: ProbeConfig) -> tuple[str, Utility]:
     require_same_kind(batch, data)
     if config.subjects is None:
         config = dataclasses.replace(config, subjects=batch.request.label_subjects or FEW_SUBJECTS)
-    write_settings(out, settings_of(config, batch, data))
-    if not storage.exists(storage.join(out, utilities.FILE)):
+    settings, written = settings_of(config, batch, data), storage.join(out, utilities.FILE)
+    require_same_settings(out, settings)
+    if not storage.exists(written):
+        require_same_software(out)
+    write_settings(out, settings)
+    if not storage.exists(written):
         with unless_locked(out):
             cluster.require_workers(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.wait_minutes)
         with lock(out) as held:
-            train_arms(config, batch, data, out, held, started)
+            if not storage.exists(written):  # another job may have finished while this one waited
+                train_arms(config, batch, data, out, held, started)
     if root := root_of(batch_uri):
         write_index(root)
     return out, utilities.read_utility(out)
 
 
 def open_batch(uri: str, quarantined: bool) -> ProbedBatch:
-    """The batch at `uri`. Raises UserError unless it is finished, released (or `quarantined` is set) and has label
-    maps.
+    """The batch at `uri`. Raises UserError unless it is finished, undamaged, released (or `quarantined` is set) and has
+    label maps.
     """
     found = manifest.read_finished(uri)
     if found.verdict != "released" and not quarantined:
@@ -106,7 +111,9 @@ def open_batch(uri: str, quarantined: bool) -> ProbedBatch:
             f"batch {uri} has no label maps: generate one with a model that was trained on a data set with label maps"
         )
     columns = ["id", "level", "file", "labels_file"]
-    slices = tables.read_folder(storage.join(uri, "summary"), summary_schema(True), columns)
+    slices = pa.concat_tables(
+        [summary_schema(True).empty_table().select(columns), *(read_listed(uri, part, columns) for part in found.parts)]
+    )
     if not len(slices):
         raise UserError(f"batch {uri} has no slices")
     return ProbedBatch(uri, manifest.digest(uri), found.request, slices)
@@ -118,7 +125,10 @@ def open_real(config: ProbeConfig, batch: str) -> DataSet:
     """
     if config.data:
         return open_data_set(config.data)
-    summary = read_summary(batch)
+    try:
+        summary = read_summary(batch)
+    except FileNotFoundError:
+        raise UserError(f"{batch} has no summary.json: name the data set with real pairs by --data") from None
     if not summary.data:
         raise UserError(f"batch {batch} was not compared with a data set: name one with real pairs by --data")
     data = open_data_set(summary.data)
@@ -140,7 +150,7 @@ def require_same_kind(batch: ProbedBatch, data: DataSet) -> None:
     _, png = next(formats.read_pngs(batch.uri, batch.request.format, batch.slices.slice(0, 1)))
     try:
         width, height = Image.open(io.BytesIO(png or b""), formats=["PNG"]).size
-    except OSError:
+    except (OSError, ValueError):
         raise UserError(f"batch {batch.uri} is damaged: see jobs/generate.py --verify {batch.uri}") from None
     if (height, width) != data.image_size:
         h, w = data.image_size
@@ -158,6 +168,7 @@ def settings_of(config: ProbeConfig, batch: ProbedBatch, data: DataSet) -> dict[
         "data_fingerprint": data.fingerprint,
         **{name: getattr(config, name) for name in names},
         "segmenter": dataclasses.asdict(config.segmenter),
+        "software": SOFTWARE,
     }
 
 
@@ -221,7 +232,8 @@ def train_arms(config: ProbeConfig, batch: ProbedBatch, data: DataSet, out: str,
         of_synthetic, of_real = (len(part.load()) if part else 0 for part in pairs.of(arm))
         arms[arm] = ArmScores(of_real, of_synthetic, utilities.class_scores(tables_of[arm]))
     ratios = utilities.utility_of(tables_of[REAL], tables_of[SYNTHETIC])
-    reasons = utilities.judge_utility(ratios, batch.request.gate.utility)
+    names_of = [of.name for of in data.label_classes[1:]]
+    reasons = utilities.judge_utility(ratios, batch.request.gate.utility, names_of)
     c, first = config.segmenter, tables_of[REAL]
     result = Utility(
         verdict="quarantined" if reasons else "released",

@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> str | None:
         config = dataclasses.replace(config, feed=kept)
     require_same_settings(config.out, settings_of(config, data))
     bundle_uri = storage.join(config.out, "model")
-    finished = storage.exists(storage.join(config.out, "report", "index.html")) and is_whole(bundle_uri)
+    finished = is_finished(config.out)
     if not finished:
         with unless_locked(config.out):
             minutes = 0 if config.dry_run else config.wait_minutes
@@ -74,8 +74,14 @@ def train(config: TrainConfig) -> str | None:
     write_settings(config.out, settings_of(config, data))
     if not finished:
         with lock(config.out) as held:
-            train_stages(config, data, bundle_uri, held)
+            if not is_finished(config.out):  # another job may have finished the run while this one waited
+                train_stages(config, data, bundle_uri, held)
     return bundle_uri
+
+
+def is_finished(out: str) -> bool:
+    """Whether the run at `out` has its model bundle and, written last, its report."""
+    return storage.exists(storage.join(out, "report", "index.html")) and is_whole(storage.join(out, "model"))
 
 
 def train_stages(config: TrainConfig, data: DataSet, bundle_uri: str, held: Lock) -> None:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from oasisgen import storage
-from oasisgen.errors import InvalidFile
+from oasisgen.errors import StorageError, UserError
 from oasisgen.progress import say
 from oasisgen.quality.summary import BatchSummary, read_summary
 from oasisgen.quality.utility import Utility, find_utility
@@ -51,18 +51,20 @@ class FinishedBatch:
 def read_batches(root: str, known: Iterable[FinishedBatch] = ()) -> list[FinishedBatch]:
     """The batches of a root that have a manifest, the oldest first.
 
-    One whose summary is damaged or of another version is named and left out. The summaries of `known` ones are not
-    read again, but their utility is: a probe may have added it.
+    One whose summary is damaged or of another version, or whose folder has a name that no batch has, is named and left
+    out. The summaries of `known` ones are not read again, but their utility is: a probe may have added it.
     """
     summaries = {batch.name: batch.summary for batch in known}
 
     def read(name: str) -> FinishedBatch | None:
         uri = storage.join(root, name)
-        if name not in summaries and not is_complete(uri):
-            return None
         try:
+            if name not in summaries and not is_complete(uri):
+                return None
             return FinishedBatch(name, summaries.get(name) or read_summary(uri), find_utility(uri))
-        except (FileNotFoundError, InvalidFile) as error:
+        except StorageError:
+            raise
+        except (FileNotFoundError, UserError) as error:
             say("batches", f"{name} is left out: {error}")
             return None
 

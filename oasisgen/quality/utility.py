@@ -1,6 +1,6 @@
 """`utility.json`: of what use a batch is to train a segmenter, compared with real pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -89,9 +89,9 @@ class Utility:
         return bool(self.subjects) and not 0 < self.label_subjects <= self.subjects
 
     @property
-    def lowest(self) -> float:
-        """The utility of the class where it is lowest."""
-        return min((ratio.mean for ratio in self.utility.values()), default=0.0)  # a damaged file may name no class
+    def lowest(self) -> float | None:
+        """The utility of the class where it is lowest; None if no class could be measured."""
+        return min((ratio.mean for ratio in self.utility.values()), default=None)
 
 
 def class_scores(scores: pa.Table) -> dict[str, ClassScore]:
@@ -122,10 +122,13 @@ def dice_of_subjects(scores: pa.Table) -> dict[str, np.ndarray]:
 def utility_of(real: pa.Table, synthetic: pa.Table) -> dict[str, Interval]:
     """Class -> its Dice when trained on synthetic pairs, over that when trained on real pairs, from their SCORES.
 
-    Raises UserError if the segmenter that was trained on real pairs never finds a class: then nothing can be said.
+    A class that no scored slice has is left out. Raises UserError if the segmenter that was trained on real pairs never
+    finds one that is there: then nothing can be said.
     """
-    ratios = {}
+    ratios, there = {}, set(real.filter(pc.greater(real["real"], 0))["class"].to_pylist())
     for name, (ours, theirs) in _of_same_subjects(synthetic, real).items():
+        if name not in there:
+            continue
         if not theirs.sum() > 0:
             raise UserError(
                 f"even the segmenter that was trained on real pairs finds no {name}: train longer "
@@ -148,12 +151,22 @@ def _of_same_subjects(a: pa.Table, b: pa.Table) -> dict[str, tuple[np.ndarray, n
     return {name: (ours[name][those], theirs[name][those]) for name, those in known.items() if those.any()}
 
 
-def judge_utility(utility: Mapping[str, Interval], least: float) -> list[str]:
-    """Why a batch may not be released, a line for each class whose utility is below `least`; 0 judges none."""
+def judge_utility(utility: Mapping[str, Interval], least: float, classes: Iterable[str]) -> list[str]:
+    """Why a batch may not be released, a line for each of `classes` whose utility is below `least` or is not known; 0
+    judges none.
+    """
+    unknown = [name for name in classes if name not in utility] if least else []
     return [
-        f"of little use to train a segmenter: utility for {name} is {ratio.mean:.3f}, must be at least {least:.3f}"
-        for name, ratio in utility.items()
-        if ratio.mean < least
+        *(
+            f"of little use to train a segmenter: utility for {name} is {ratio.mean:.3f}, must be at least {least:.3f}"
+            for name, ratio in utility.items()
+            if ratio.mean < least
+        ),
+        *(
+            f"utility for {name} could not be measured: no held-out slice that was scored has it (--validate-slices 0 "
+            "scores all)"
+            for name in unknown
+        ),
     ]
 
 
@@ -166,7 +179,9 @@ def evaluation_of(batch: str) -> str | None:
     """Where the probe of a batch belongs, <root>/evaluations/<name>; None for one that is not <root>/batches/<name>."""
     folder, _, name = batch.rpartition("/")
     root, _, batches = folder.rpartition("/")
-    return storage.join(root, FOLDER, name) if batches == "batches" else None
+    if batches != "batches" or root.endswith(":/"):  # a bucket of that name has nothing above it
+        return None
+    return f"{root}/{FOLDER}/{name}"
 
 
 def find_utility(batch: str) -> Utility | None:

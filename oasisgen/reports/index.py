@@ -73,10 +73,11 @@ def table_row(batch: FinishedBatch) -> dict[str, Any]:
     with suppress(ValueError):  # the field is only known to be a text
         finished = f"{finished} {DAYS[datetime.date.fromisoformat(finished[:10]).weekday()]}"
     hours = sum(summary.seconds.to_json().values()) / 3600
+    lowest = batch.utility.lowest if batch.utility else None
     cells = [
         *(finished, summary.slices, summary.rejected),
         *(f"{scores[key].value:.3f} ({scores[key].reference:.3f})" if key in scores else "" for key in JUDGED),
-        f"{batch.utility.lowest:.3f} (1.000)" if batch.utility else "",
+        f"{lowest:.3f} (1.000)" if lowest is not None else "",
         *(f"{summary.slices_per_second:.1f}", f"{hours:.2f}"),
         *(summary.request.model[:12], (summary.features or "")[:12], summary.request.base_seed),
     ]

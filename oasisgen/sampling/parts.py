@@ -103,6 +103,18 @@ def entry_of(out: str, number: int, tried: int, labels: bool = False) -> BatchPa
     return BatchPart(part_uri("", number), kept, tried - kept, hashlib.sha256(data).hexdigest())
 
 
+def read_listed(out: str, part: BatchPart, columns: list[str]) -> pa.Table:
+    """Some columns of a part's summary, of a batch with label maps. Raises InvalidFile if it is not the one that the
+    manifest lists.
+    """
+    uri = storage.join(out, part.name)
+    with suppress(FileNotFoundError):
+        data = storage.read_bytes(uri)
+        if hashlib.sha256(data).hexdigest() == part.sha256:
+            return tables.parse(data, summary_schema(True), uri, columns)
+    raise InvalidFile(f"{uri} is missing or changed since the batch was finished: see jobs/generate.py --verify {out}")
+
+
 def read_images(out: str, kind: Format, slices: pa.Table, size: tuple[int, int]) -> list[np.ndarray]:
     """The image, uint8 of `size` (H, W), of each row of a summary; uses its columns `id`, `file` and `labels_file`.
 

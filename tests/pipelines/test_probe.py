@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from oasisgen.config.folder import write_settings
+from oasisgen.config.probe import ProbeConfig
 from oasisgen.data.slices import DataSet
-from oasisgen.errors import UserError
-from oasisgen.pipelines.probe import open_batch, require_same_kind
+from oasisgen.errors import InvalidFile, UserError
+from oasisgen.pipelines.probe import open_batch, open_real, probe, require_same_kind, settings_of
 from tests.conftest import digests, run_job
 
 FLAGS = "--pairs 32 --subjects 1 --validate-slices 16 --segmenter.channels 8 --segmenter.batch-size 8"
@@ -78,3 +80,28 @@ def test_a_batch_that_cannot_be_probed_is_refused_in_one_line(batch: Path, data:
     (plain / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="has no label maps: generate one with a model"):
         open_batch(str(plain), quarantined=True)
+
+
+def test_the_rows_of_a_probed_batch_are_those_that_its_manifest_lists(batch: Path, tmp_path: Path) -> None:
+    out = tmp_path / "night"
+    shutil.copytree(batch, out)
+    part = out / "summary" / "part-00000.parquet"
+    shutil.copy(part, part.with_name("part-00009.parquet"))
+    assert open_batch(str(out), quarantined=True).slices["id"].to_pylist() == list(range(40))
+    (out / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"has no summary.json: name the data set with real pairs by --data"):
+        open_real(ProbeConfig(str(out)), str(out))
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(InvalidFile, match=r"part-00000.parquet is missing or changed since the batch was finished"):
+        open_batch(str(out), quarantined=True)
+    part.unlink()
+    with pytest.raises(InvalidFile, match=r"part-00000.parquet is missing or changed since the batch was finished"):
+        open_batch(str(out), quarantined=True)
+
+
+def test_a_probe_that_another_version_began_is_not_gone_on_with(batch: Path, data: DataSet, tmp_path: Path) -> None:
+    config = ProbeConfig(str(batch), out=str(tmp_path / "out"), quarantined=True, subjects=1)
+    settings = settings_of(config, open_batch(config.batch, quarantined=True), data)
+    write_settings(str(tmp_path / "out"), settings | {"software": {"oasisgen": "0.0.1", "torch": "2.0"}})
+    with pytest.raises(UserError, match=r"was started with oasisgen 0.0.1, torch 2.0, this is .*: continue with"):
+        probe(config)

@@ -51,6 +51,13 @@ def scores(*both: int, found: int = 100) -> pa.Table:
     return table_of(names, CLASSES, pixels, distances)
 
 
+def of_bone(*found: int) -> pa.Table:
+    """What is `found` of bone in a subject, though none has any."""
+    pixels = np.array([[[0, pixels, 0]] for pixels in found], np.int64)
+    names = {"case": np.array(["a", "b", "c"]), "subject": np.array(["a", "b", "c"]), "level": np.array([1, 1, 1])}
+    return table_of(names, ("none", "bone"), pixels, np.full((3, 1), np.nan))
+
+
 def utility(**changed: Any) -> Utility:
     usual: dict[str, Any] = {"verdict": "released", "reasons": (), "batch": "batches/night", "manifest": "m"}
     usual |= {"data": MeasuredData("oasis", "f"), "subjects": 10, "held_out_slices": 6, "held_out_subjects": 3}
@@ -79,12 +86,26 @@ def test_utility_is_a_ratio_of_dice_and_what_is_added_a_difference() -> None:
     assert added_by_synthetic(real, synthetic)["CSF"].mean == pytest.approx(0.8667 - 0.4333, abs=1e-4)
     with pytest.raises(UserError, match=r"finds no CSF: train longer \(--segmenter.epochs\)"):
         utility_of(scores(0, 0, 0), synthetic)
+    in_one = utility_of(scores(0, 0, 50), synthetic)["CSF"]  # a resample without that subject has no ratio
+    assert in_one.mean == pytest.approx(130 / 50)
+    assert 0.9 < in_one.low < in_one.high < 9
+
+
+def test_a_class_that_no_scored_slice_has_has_no_utility() -> None:
+    """Though both segmenters found it, in the same subject or not."""
+    both = pa.concat_tables([scores(80, 80, 100), of_bone(0, 5, 0)])
+    assert list(utility_of(both, pa.concat_tables([scores(40, 40, 50), of_bone(0, 7, 0)]))) == ["CSF"]
+    assert list(utility_of(both, pa.concat_tables([scores(40, 40, 50), of_bone(5, 0, 0)]))) == ["CSF"]
+    unknown, known = (render_index([FinishedBatch("night", SUMMARY, probed)]) for probed in (utility(utility={}), None))
+    assert unknown == known  # no utility is shown
 
 
 def test_a_batch_is_judged_by_the_least_utility_that_was_asked_for() -> None:
-    (reason,) = judge_utility(utility().utility, 0.9)
+    (reason,) = judge_utility(utility().utility, 0.9, ["CSF", "<bone>"])
     assert reason == "of little use to train a segmenter: utility for CSF is 0.800, must be at least 0.900"
-    assert judge_utility(utility().utility, 0.0) == []
+    _, unknown = judge_utility(utility().utility, 0.9, ["CSF", "<bone>", "skin"])
+    assert unknown.startswith("utility for skin could not be measured: no held-out slice that was scored has it")
+    assert judge_utility(utility().utility, 0.0, ["CSF", "<bone>", "skin"]) == []
     asked = requested(gate=GateConfig(utility=0.9)).to_json()
     assert asked["gate"]["utility"] == 0.9
     assert "utility" not in requested().to_json()["gate"]  # as in older versions
@@ -101,6 +122,9 @@ def test_the_probe_of_a_batch_is_found_unless_the_batch_is_another_by_now(
     out = evaluation_of(batch)
     assert out == f"{tmp_path}/evaluations/night"
     assert evaluation_of(f"{tmp_path}/night") is None
+    assert evaluation_of("/batches/night") == "/evaluations/night"
+    assert evaluation_of("s3://bucket/batches/night") == "s3://bucket/evaluations/night"
+    assert evaluation_of("s3://batches/night") is None
     assert find_utility(batch) is None
     known = utility(manifest=manifest.digest(batch))
     storage.write_text(f"{out}/utility.json", json.dumps(dataclasses.asdict(known)))

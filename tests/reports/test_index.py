@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
     for name, text in {"list": "[]", "cut": '{"verdict": "rel', "lacking": '{"verdict": "released"}'}.items():
         write_batch(root, name, 2)
         storage.write_text(f"{root}/{name}/summary.json", text)
+    os.mkdir(f"{root}/odd\tname")
     write_batch(root, "untimed", 3, seconds={"slices": "5"})
     write_batch(root, "unmeasured", 3, seconds={})
     write_index(root)
@@ -94,6 +96,7 @@ def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
     assert "good/report/" in storage.read_bytes(f"{root}/index.html").decode()
     said = capsys.readouterr().out
     assert all(f"{name}/summary.json" in said for name in ("list", "cut", "lacking", "untimed", "unmeasured"))
+    assert "name is left out: " in said
 
 
 def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_itself(tmp_path: Path) -> None:
