@@ -38,6 +38,8 @@ DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray's default is 2 s: notice the end of a stage sooner
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # default 5 s: a preempted node may be gone soon
 }
+# Whatever the user has set: with 1, Ray unpickles the parameters of a column's type.
+FIXED = {"RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA": "0"}
 # A local Ray that this process starts has no node to lose, and nobody reads its metrics and events.
 # On two CPUs, its background work slows training measurably (`make bench`).
 ALONE = {
@@ -76,7 +78,7 @@ def connection() -> Iterator[None]:
     """
     alone = os.environ.get("RAY_ADDRESS") == "local"
     with (
-        process_state.environment(DEFAULTS | (ALONE if alone else {})),
+        process_state.environment(DEFAULTS | (ALONE if alone else {}), FIXED),
         process_state.quiet("ray", "ray.data", "ray.train"),
         process_state.sigterm_handler(),
     ):

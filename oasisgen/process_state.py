@@ -15,15 +15,18 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set those variables of `defaults` that are not set yet, and unset them at the end."""
-    missing = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(missing)
+def environment(defaults: Mapping[str, str], fixed: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Set those variables of `defaults` that are not set yet, and all of `fixed`; restore them at the end."""
+    changed = {name: value for name, value in defaults.items() if name not in os.environ} | dict(fixed or {})
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
     try:
         yield
     finally:
-        for name in missing:
+        for name, value in before.items():
             os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

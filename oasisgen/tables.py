@@ -1,8 +1,9 @@
 """Read Parquet from storage without running code that a file may contain.
 
-A Parquet file may contain an Arrow schema with extension types. Ray registers one whose values are pickles: once
-`ray.data` is imported, pyarrow unpickles them while it reads a file. All reads here go through `parse`, which compares
-the file's physical columns with the expected ones before it reads a value.
+A Parquet file may contain an Arrow schema with extension types. Ray registers some whose values, or whose parameters,
+are pickles: once `ray.data` is imported, pyarrow may unpickle them while it reads a file, and the parameters even if it
+reads only the footer. So `read_footer`, through which all files go, looks for extension types in the footer's bytes
+before pyarrow gets them, and compares the file's physical columns with the expected ones before a value is read.
 """
 
 import base64
@@ -16,6 +17,14 @@ from oasisgen import storage
 from oasisgen.errors import InvalidFile
 
 EXTENSION = b"ARROW:extension:name"  # key of a column's extension type in an Arrow schema
+# The same in a footer, which holds the schema in base64: what it is after 0, 1 or 2 other bytes.
+IN_BASE64 = [
+    base64.b64encode(bytes(before) + EXTENSION)[-(-before * 8 // 6) : (before + len(EXTENSION)) * 8 // 6]
+    for before in range(3)
+]
+TAIL_BYTES = 2**16  # read at once from the end of a file: most footers are shorter
+MAGIC = b"PAR1"  # begins and ends a Parquet file
+DAMAGE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises; the last for a name that is not UTF-8
 ROWS_PER_CHECK = 16  # after so many rows, a page that has 1 MB is closed; a reader of one row decodes few others
 
 
@@ -38,11 +47,11 @@ def parse(data: bytes, schema: pa.Schema, name: str, columns: list[str] | None =
 
     Raises InvalidFile if it is not a Parquet file, or its columns differ from `schema`.
     """
+    read_footer(pa.BufferReader(data), schema, name)
     try:
-        _require(pq.read_metadata(pa.BufferReader(data)), schema, name)
         table = pq.read_table(pa.BufferReader(data), columns=columns or schema.names, use_threads=False)
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGE as error:
         raise _damaged(name, error) from None
     return table
 
@@ -50,14 +59,29 @@ def parse(data: bytes, schema: pa.Schema, name: str, columns: list[str] | None =
 def read_footer(stream: pa.NativeFile, schema: pa.Schema, name: str) -> pq.FileMetaData:
     """The footer of the Parquet file `name`. Its columns are those of `schema`, so its row groups may be read.
 
-    Raises as `parse`.
+    Raises as `parse`, and OSError if the stream cannot be read.
     """
+    footer = _footer_bytes(stream)
+    if any(spelling in footer for spelling in IN_BASE64):
+        raise _strange(name, "a column of an extension type")
     try:
-        metadata = pq.read_metadata(stream)
-    except (pa.ArrowException, OSError) as error:
+        metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
+        found = _stranger(metadata, schema)
+    except DAMAGE as error:
         raise _damaged(name, error) from None
-    _require(metadata, schema, name)
+    if found:
+        raise _strange(name, found)
     return metadata
+
+
+def _footer_bytes(stream: pa.NativeFile) -> bytes:
+    """The end of a file from where its footer begins; all of a file that is not Parquet, if it is small."""
+    size = stream.size()
+    tail = stream.read_at(TAIL_BYTES, max(0, size - TAIL_BYTES))
+    length = int.from_bytes(tail[-8:-4], "little") + 8  # the footer, its length in 4 bytes, MAGIC
+    if len(tail) < length <= size:
+        tail = stream.read_at(length, size - length)
+    return tail[-length:]
 
 
 def read(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
@@ -76,21 +100,16 @@ def _damaged(name: str, error: Exception) -> InvalidFile:
     return InvalidFile(f"{name} is damaged ({' '.join(str(error).split())[:200]}): remove it and create it again")
 
 
-def _require(metadata: pq.FileMetaData, schema: pa.Schema, name: str) -> None:
-    """Raise InvalidFile if the columns of a file differ from `schema`."""
-    if found := _stranger(metadata, schema):
-        raise InvalidFile(f"{name} is not a file that this program wrote ({found}): remove it and create it again")
+def _strange(name: str, found: str) -> InvalidFile:
+    return InvalidFile(f"{name} is not a file that this program wrote ({found}): remove it and create it again")
 
 
 def _stranger(metadata: pq.FileMetaData, schema: pa.Schema) -> str:
     """The first difference between a file's columns and `schema`, in words; empty if there is none."""
     there, expected = _columns(metadata.schema), _expected(schema)
-    if there != expected:
-        pairs = [f"{a[0]} {a[1]}" for a in there if a not in expected] or ["a column is missing"]
-        return f"column {pairs[0]}" if pairs[0] != "a column is missing" else pairs[0]
-    if EXTENSION in base64.b64decode((metadata.metadata or {}).get(b"ARROW:schema", b"")):
-        return "a column of an extension type"
-    return ""
+    if there == expected:
+        return ""
+    return next((f"column {a[0]} {a[1]}" for a in there if a not in expected), "a column is missing")
 
 
 @lru_cache

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from oasisgen import cluster
+from oasisgen import cluster, process_state
 from oasisgen.errors import UserError
 from oasisgen.head import require_ray
 from tests.conftest import one_line, run_job, start_job
@@ -41,6 +41,31 @@ def test_a_pool_has_no_more_actors_than_its_slices_are_worth(connected: str) -> 
     few, many = (cluster.pool(cluster.Actors(), slices)["compute"].max_size for slices in (96, 10_000))
     assert few == 1
     assert many == max(1, int((cluster.cpus() - 0.5) / 0.75))
+
+
+def test_a_job_sets_what_is_not_set_and_what_must_be_so_for_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OURS", "THEIRS", "MUST", "MUST_TOO"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("THEIRS", "1")
+    monkeypatch.setenv("MUST", "1")
+    before = dict(os.environ)
+    with process_state.environment({"OURS": "0", "THEIRS": "0"}, {"MUST": "0", "MUST_TOO": "0"}):
+        assert [os.environ[name] for name in ("OURS", "THEIRS", "MUST", "MUST_TOO")] == ["0", "1", "0", "0"]
+    assert dict(os.environ) == before
+
+
+def test_a_job_never_lets_ray_unpickle_what_a_file_says_of_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA", "1")
+    seen = []
+
+    def look() -> None:
+        seen.append(os.environ["RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"])
+        raise UserError("seen")
+
+    monkeypatch.setattr(cluster, "require_ray", look)
+    with pytest.raises(UserError, match="seen"), cluster.connection():
+        pass
+    assert seen == ["0"]
 
 
 @pytest.fixture
@@ -104,7 +129,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
 STATE = """
 import logging, os, signal, sys, warnings
 import ray.data
-from oasisgen import cluster
+from oasisgen import cluster, process_state
 
 def state():
     context = ray.data.DataContext.get_current()

@@ -1,6 +1,8 @@
+import base64
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,83 @@ def test_readers_of_shards_and_code_maps_do_not_unpickle_although_the_digest_is_
                 with pytest.raises(InvalidFile, match=r"part-00000\.parquet is not a file that this program wrote"):
                     [decode(table) for table in shard.read(schema)]
     assert not trace.exists()
+
+
+class Trap(pa.ExtensionType):
+    """Runs code as soon as pyarrow looks at the schema of a file that names it, as one of Ray's types can."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.int64(), "oasisgen.trap")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> "Trap":
+        raise ValueError("the trap has closed")
+
+
+@pytest.fixture
+def trap() -> Iterator[None]:
+    pa.register_extension_type(Trap())
+    yield
+    pa.unregister_extension_type("oasisgen.trap")
+
+
+def with_schemas(*spellings: bytes, of: pa.Schema = SCHEMA) -> bytes:
+    """A Parquet file with the columns `of`, but with other values of the key ARROW:schema, which may occur twice."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, of, store_schema=False) as writer:
+        writer.write_table(of.empty_table())
+        for name, spelling in zip(("ARROW:schema", "ARROW:schem2"), spellings, strict=False):
+            writer.add_key_value_metadata({name: spelling})
+    return sink.getvalue().to_pybytes().replace(b"ARROW:schem2", b"ARROW:schema")
+
+
+def trapped(padding: int) -> bytes:
+    """A schema as Parquet files hold it. With the padding, the name of the type begins at any of base64's places."""
+    metadata = {"ARROW:extension:name": "oasisgen.trap", "ARROW:extension:metadata": ""}
+    fields = [pa.field("id", pa.int64(), metadata=metadata), SCHEMA.field("name")]
+    serialized = pa.schema(fields, metadata={"x": "x" * 8 * padding}).serialize().to_pybytes()
+    return base64.b64encode(serialized)
+
+
+@pytest.mark.usefixtures("trap")
+def test_an_extension_type_is_refused_before_pyarrow_looks_at_the_schema() -> None:
+    with pytest.raises(ValueError, match="the trap has closed"):
+        pq.read_metadata(pa.BufferReader(with_schemas(trapped(0))))
+    spellings = [trapped(padding) for padding in range(3)]
+    assert {base64.b64decode(spelling).index(tables.EXTENSION) % 3 for spelling in spellings} == {0, 1, 2}
+    plain = base64.b64encode(SCHEMA.serialize().to_pybytes())
+    for schemas in (*([spelling] for spelling in spellings), [spellings[0], plain], [plain, spellings[0]]):
+        data = with_schemas(*schemas)
+        for read in (tables.parse, lambda data, *rest: tables.read_footer(pa.BufferReader(data), *rest)):
+            with pytest.raises(
+                InvalidFile, match=r"x is not a file that this program wrote \(a column of an extension"
+            ):
+                read(data, SCHEMA, "x")
+
+
+def test_a_schema_or_a_name_that_cannot_be_decoded_is_one_line() -> None:
+    named = tables.to_bytes(pa.schema([("id", pa.int64()), ("näme", pa.string())]).empty_table(), 1)
+    for data in (
+        with_schemas(b"no base64"),
+        with_schemas(base64.b64encode(b"no schema")),
+        named.replace("ä".encode(), b"\xff\xff"),
+    ):
+        for read in (tables.parse, lambda data, *rest: tables.read_footer(pa.BufferReader(data), *rest)):
+            with pytest.raises(
+                InvalidFile, match=r"x is (damaged|not a file that this program wrote) \(.*\): remove it"
+            ):
+                read(data, SCHEMA, "x")
+
+
+def test_a_footer_of_any_size_is_found() -> None:
+    for padding in (0, tables.TAIL_BYTES):
+        schema = SCHEMA.with_metadata({"x": "x" * padding})
+        data = tables.to_bytes(pa.table([range(9), ["x"] * 9], schema=schema), 2)
+        assert tables.read_footer(pa.BufferReader(data), SCHEMA, "x").num_row_groups == 5
+        assert len(tables.parse(data, SCHEMA, "x")) == 9
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
