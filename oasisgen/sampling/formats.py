@@ -6,11 +6,13 @@ archive.
 
 import io
 import json
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +29,11 @@ PNGS = pa.schema([("id", pa.int64()), ("level", pa.int64()), ("png", pa.binary()
 PAIRS = PNGS.append(pa.field("labels", pa.binary()))  # that of a batch with label maps: also a PNG
 What = Literal["png", "labels"]
 ENDINGS = {"parquet": "parquet", "webdataset": "tar"}  # of a part's file
+Content = tuple[int | str, str, bytes | None]  # id, column and value
+COLUMNS = {"png": "png", "labels.png": "labels", "json": "level"}  # ending of an archive's entry -> column in Parquet
+ENTRY = re.compile(r"(\d{10}|[1-9]\d{10,18})\.(.+)")
+PART_FILE = re.compile(r"slices/part-\d{5,}\.(parquet|tar)")
+UNREADABLE = InvalidFile, tarfile.TarError, ValueError  # what reading a damaged file of a part raises
 
 
 def slice_path(number: int) -> str:
@@ -46,6 +53,13 @@ def _png_path(folder: str, number: int) -> str:
 def part_path(part: int, kind: Format) -> str:
     """Path of the file that holds all slices of a part, relative to the batch."""
     return f"slices/part-{part:05d}.{ENDINGS[kind]}"
+
+
+def path_of(kind: Format, what: What, number: int, part: int) -> str:
+    """Path of the file that holds a slice of a part, or its label map, relative to the batch."""
+    if kind != "png":
+        return part_path(part, kind)
+    return slice_path(number) if what == "png" else labels_path(number)
 
 
 @dataclass(frozen=True)
@@ -98,51 +112,73 @@ def _tar(slices: pa.Table) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for row in slices.to_pylist():
-            about = json.dumps({"id": row["id"], "level": row["level"]}).encode()
             labels = {"labels.png": row["labels"]} if "labels" in row else {}
-            for ending, data in {"png": row["png"], **labels, "json": about}.items():
+            for ending, data in {"png": row["png"], **labels, "json": about(row["id"], row["level"])}.items():
                 entry = tarfile.TarInfo(f"{row['id']:010d}.{ending}")  # fixed mtime and owner: equal bytes
                 entry.size = len(data)
                 archive.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()
 
 
+def about(number: int, level: int) -> bytes:
+    """What an archive says of a slice."""
+    return json.dumps({"id": number, "level": level}).encode()
+
+
 def read_pngs(uri: str, kind: Format, slices: pa.Table, what: What = "png") -> Iterator[tuple[int, bytes | None]]:
     """(id, PNG) of some rows of a summary, `id`, `file` and, if the batch has label maps, `labels_file`.
 
     The PNGs are those of the slices or, with `what` "labels", of their label maps; None where one is missing or
-    unreadable.
+    unreadable, or would lie in a file that is not for slices of this batch.
     """
     column = "file" if what == "png" else "labels_file"
+    numbers = slices["id"].to_pylist()
     if kind == "png":
+        files = [
+            file if file == path_of(kind, what, number, 0) else None
+            for number, file in zip(numbers, slices[column].to_pylist(), strict=True)
+        ]
         with ThreadPoolExecutor(UPLOADS) as pool:
-            pngs = pool.map(_read, [storage.join(uri, file) for file in slices[column].to_pylist()])
-            yield from zip(slices["id"].to_pylist(), pngs, strict=True)
+            yield from zip(numbers, pool.map(lambda file: _read(uri, file), files), strict=True)
         return
-    schema = PAIRS if "labels_file" in slices.column_names else PNGS
+    labels = "labels_file" in slices.column_names
     for file in slices[column].unique().to_pylist():
         wanted = slices.filter(pc.equal(slices[column], file))["id"].to_pylist()
-        data, there = _read(storage.join(uri, file)), {}
-        with suppress(InvalidFile, tarfile.TarError, ValueError):  # an unreadable file counts as missing
-            there = dict(_unpack(data or b"", kind, schema, what))
+        data, there = _read(uri, file if PART_FILE.fullmatch(file or "") else None), {}
+        with suppress(*UNREADABLE):  # an unreadable file counts as missing
+            there = {number: png for number, _, png in unpack(data or b"", kind, labels, [what])}
         yield from ((number, there.get(number)) for number in wanted)
 
 
-def _read(uri: str) -> bytes | None:
+def _read(uri: str, file: str | None) -> bytes | None:
+    """The bytes of a file of a batch; None if it is missing."""
     try:
-        return storage.read_bytes(uri)
+        return storage.read_bytes(storage.join(uri, file)) if file else None
     except FileNotFoundError:
         return None
 
 
-def _unpack(data: bytes, kind: Format, schema: pa.Schema, what: What) -> Iterator[tuple[int, bytes]]:
+def unpack(
+    data: bytes, kind: Format, labels: bool, columns: Collection[str] = ("png", "labels", "level")
+) -> Iterator[Content]:
+    """What the file of a part, with label maps or without, holds in some columns: of `level`, what `about` says.
+
+    An entry of an archive that is not of a slice has its name instead of an id. Raises UNREADABLE.
+    """
     if kind == "parquet":
-        table = tables.parse(data, schema, "the part", ["id", what])
-        yield from zip(table["id"].to_pylist(), table[what].to_pylist(), strict=True)
+        schema = PAIRS if labels else PNGS
+        columns = [name for name in columns if name in schema.names]
+        table = tables.parse(data, schema, "the part", ["id", *columns])
+        ids = table["id"].to_pylist()
+        for name in columns:
+            values = table[name].to_pylist()
+            yield from zip(ids, repeat(name), map(about, ids, values) if name == "level" else values, strict=False)
         return
-    wanted = "png" if what == "png" else "labels.png"
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:  # not compressed
         for entry in archive:
-            name, _, ending = entry.name.partition(".")
-            if ending == wanted and (stream := archive.extractfile(entry)):
-                yield int(name), stream.read()
+            found = ENTRY.fullmatch(entry.name)
+            column = COLUMNS.get(found[2]) if found and entry.isreg() else None
+            if not found or not column:
+                yield entry.name, "", None
+            elif column in columns and (stream := archive.extractfile(entry)):
+                yield int(found[1]), column, stream.read()

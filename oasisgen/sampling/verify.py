@@ -16,10 +16,12 @@ from oasisgen.config.generate import Format
 from oasisgen.errors import UserError
 from oasisgen.sampling import formats
 from oasisgen.sampling.manifest import Manifest, read_finished
-from oasisgen.sampling.parts import summary_schema
+from oasisgen.sampling.parts import PART_NAME, part_uri, summary_schema
 
 SHOWN = 3  # faults that the message lists, at most
 FILES = "file", "labels_file"  # the columns of a summary that name files; the second only with label maps
+DIGESTS = "sha256", "labels_sha256"  # those of the PNGs in them
+CALLED: dict[str, str] = {"png": "slice", "labels": "the label map of slice", "level": "the level of slice"}
 
 
 def verify(uri: str) -> Manifest:
@@ -98,11 +100,12 @@ def _check(part: Mapping[str, Any], uri: str, kind: Format, labels: bool = False
         return {"faults": [f"{name} is missing"], "folders": [], "digests": []}
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
         return {"faults": [f"{name} is changed"], "folders": [], "digests": []}
-    digests = ["sha256", *(["labels_sha256"] if labels else [])]
-    slices = tables.parse(data, summary_schema(labels), storage.join(uri, name), ["id", *FILES[: 1 + labels], *digests])
-    faults = list(_faults(uri, kind, slices, "png", "slice"))
-    if labels:
-        faults += _faults(uri, kind, slices, "labels", "the label map of slice")
+    found = PART_NAME.fullmatch(name.rpartition("/")[2])
+    if not found or name != part_uri("", int(found[1])):
+        return {"faults": [f"{name} is no summary of a part"], "folders": [], "digests": []}
+    columns = ["id", "level", *FILES[: 1 + labels], *DIGESTS[: 1 + labels]]
+    slices = tables.parse(data, summary_schema(labels), storage.join(uri, name), columns)
+    faults = list(_faults(uri, kind, int(found[1]), slices))
     sums = digests_of([name, *_files(slices)])
     return {"faults": faults, "folders": list(sums), "digests": list(sums.values())}
 
@@ -113,11 +116,45 @@ def _files(slices: pa.Table) -> list[str]:
     return [file for column in columns for file in column.unique().to_pylist()]
 
 
-def _faults(uri: str, kind: Format, slices: pa.Table, what: formats.What, called: str) -> Iterator[str]:
-    """The faults of the PNGs that some rows of a summary name."""
-    file, digest = ("file", "sha256") if what == "png" else ("labels_file", "labels_sha256")
-    for row, (number, png) in zip(slices.to_pylist(), formats.read_pngs(uri, kind, slices, what), strict=True):
-        if png is None:
-            yield f"{called} {number} is missing from {row[file]}"
-        elif hashlib.sha256(png).hexdigest() != row[digest]:
-            yield f"{called} {number} in {row[file]} is changed"
+def _faults(uri: str, kind: Format, part: int, slices: pa.Table) -> Iterator[str]:
+    """The faults of the files that the summary of a part names, and of what they hold."""
+    whats: list[formats.What] = ["png", "labels"] if "labels_file" in slices.column_names else ["png"]
+    for what, file in zip(whats, FILES, strict=False):
+        for number, path in zip(slices["id"].to_pylist(), slices[file].to_pylist(), strict=True):
+            if path != formats.path_of(kind, what, number, part):
+                yield f"{CALLED[what]} {number} is said to be in {path!r}"
+    if kind != "png":
+        yield from _faults_of_part_file(uri, kind, part, slices) if len(slices) else ()
+        return
+    for what, file, digest in zip(whats, FILES, DIGESTS, strict=False):
+        for row, (number, png) in zip(slices.to_pylist(), formats.read_pngs(uri, kind, slices, what), strict=True):
+            if row[file] != formats.path_of(kind, what, number, part):
+                continue  # that was said
+            if png is None:
+                yield f"{CALLED[what]} {number} is missing from {row[file]}"
+            elif hashlib.sha256(png).hexdigest() != row[digest]:
+                yield f"{CALLED[what]} {number} in {row[file]} is changed"
+
+
+def _faults_of_part_file(uri: str, kind: Format, part: int, slices: pa.Table) -> Iterator[str]:
+    """How the file that holds the slices of a part differs from the part's summary."""
+    file, labels = formats.part_path(part, kind), "labels_file" in slices.column_names
+    expected: dict[tuple[int | str, str], str] = {}  # id and column -> digest
+    for row in slices.to_pylist():
+        expected[row["id"], "png"] = row["sha256"]
+        if labels:
+            expected[row["id"], "labels"] = row["labels_sha256"]
+        expected[row["id"], "level"] = hashlib.sha256(formats.about(row["id"], row["level"])).hexdigest()
+    there, strangers = list[formats.Content](), dict[int | str, None]()
+    with suppress(FileNotFoundError, *formats.UNREADABLE):  # an unreadable file counts as missing
+        there = list(formats.unpack(storage.read_bytes(storage.join(uri, file)), kind, labels))
+    for number, column, value in there:
+        digest = expected.pop((number, column), None)
+        if digest is None:
+            strangers[number] = None
+        elif hashlib.sha256(value or b"").hexdigest() != digest:
+            yield f"{CALLED[column]} {number} in {file} is changed"
+    for number, column in expected:
+        if column != "level" or (number, "png") not in expected:  # a missing slice is one fault
+            yield f"{CALLED[column]} {number} is missing from {file}"
+    yield from (f"{number!r} in {file} is not part of the batch" for number in strangers)

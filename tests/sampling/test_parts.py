@@ -1,23 +1,34 @@
 """A part that is made again, and refuses other slices than it did before: another kind of device may see it so."""
 
+import hashlib
 import io
 import json
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from oasisgen import storage
+from oasisgen import storage, tables
 from oasisgen.config.generate import Format
 from oasisgen.data.description import LabelClass
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.lock import lock
-from oasisgen.sampling.formats import SliceWriter, labels_path, part_path, slice_path, write_part_file
+from oasisgen.sampling.formats import SliceWriter, labels_path, part_path, read_pngs, slice_path, write_part_file
 from oasisgen.sampling.manifest import Manifest
-from oasisgen.sampling.parts import commit_part, complete_parts, entry_of, part_uri, read_images, read_label_maps
+from oasisgen.sampling.parts import (
+    commit_part,
+    complete_parts,
+    entry_of,
+    part_uri,
+    read_images,
+    read_label_maps,
+    summary_schema,
+)
 from oasisgen.sampling.png import PngEncoder, decode_png
-from oasisgen.sampling.verify import verify
+from oasisgen.sampling.verify import _check, verify
 from tests.conftest import requested
 
 IDS = [3, 10_000, 10_001]
@@ -119,6 +130,74 @@ def test_a_label_map_that_is_touched_does_not_verify(place: str, kind: Format, c
         write_part_file(uri, 0, kind, table.drop_columns(["labels_png"]).append_column("labels_png", maps).take([0, 2]))
         with pytest.raises(UserError, match=r"the label map of slice 3 in slices/part-00000\..* is changed"):
             verify(uri)
+
+
+def faults(uri: str, kind: Format, labels: bool = True) -> list[str]:
+    """The faults of part 0, whose summary is the one that the manifest names."""
+    digest = hashlib.sha256(storage.read_bytes(part_uri(uri, 0))).hexdigest()
+    found: list[str] = _check({"name": part_uri("", 0), "sha256": digest}, uri, kind, labels)["faults"]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_part_file_with_other_levels_or_more_slices_than_its_summary_is_named(place: str, kind: Format) -> None:
+    table, more = (make(place, kind, {10_000}, part, labels=True) for part in (0, 1))
+    with lock(place) as held:
+        commit_part(place, 0, kind, table, held)
+    assert faults(place, kind) == []
+    kept, file = table.take([0, 2]), part_path(0, kind)
+    levels = kept.set_column(kept.column_names.index("level"), "level", pa.array([3, 31]))
+    write_part_file(place, 0, kind, levels)
+    assert faults(place, kind) == [f"the level of slice 10001 in {file} is changed"]
+    write_part_file(place, 0, kind, pa.concat_tables([kept, more.take([1]), kept.take([0])]))
+    assert faults(place, kind) == [f"{strange} in {file} is not part of the batch" for strange in ("10100", "3")]
+    write_part_file(place, 0, kind, kept.take([1]))
+    missing = [f"{each} is missing from {file}" for each in ("slice 3", "the label map of slice 3")]
+    assert faults(place, kind) == missing
+    for damaged in (b"", b"x" * 5000):
+        storage.write_bytes(f"{place}/{file}", damaged)
+        assert faults(place, kind) == [*missing, *(fault.replace("3", "10001", 1) for fault in missing)]
+    storage.remove(f"{place}/{file}")
+    assert len(faults(place, kind)) == 4
+
+
+def test_what_is_no_slice_in_an_archive_is_named(tmp_path: Path) -> None:
+    place = str(tmp_path)
+    with lock(place) as held:
+        commit_part(place, 0, "webdataset", make(place, "webdataset", set()), held)
+    with tarfile.open(tmp_path / part_path(0, "webdataset"), "a") as archive:
+        for name in ("readme.txt", "3.png", "0000000003.cls", "a\nb\udcff"):
+            archive.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("0000000099.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "nowhere"
+        archive.addfile(link)
+    names = ("readme.txt", "3.png", "0000000003.cls", "a\nb\udcff", "0000000099.png")
+    inside = f"in {part_path(0, 'webdataset')} is not part of the batch"
+    assert faults(place, "webdataset", labels=False) == [f"{name!r} {inside}" for name in names]
+
+
+@pytest.mark.parametrize("kind", ["png", "parquet", "webdataset"])
+def test_no_summary_leads_out_of_its_batch(kind: Format, tmp_path: Path) -> None:
+    """Nor to another place in it: every file has its place by the id or the part."""
+    place, secret = str(tmp_path / "batch"), str(tmp_path / "secret")
+    for uri in (place, secret):
+        with lock(uri) as held:
+            commit_part(uri, 0, kind, make(uri, kind, set(), labels=True), held)
+    summary = tables.read(part_uri(place, 0), summary_schema(True))
+    own = summary["file"][0].as_py()
+    for path in (f"{secret}/{own}", f"../secret/{own}", f"slices/../{own}", f"./{own}", "slices/0/0000000099.png", ""):
+        for column, what in (("file", "png"), ("labels_file", "labels")):
+            files = pa.array([path, *summary[column].to_pylist()[1:]])
+            changed = summary.set_column(summary.column_names.index(column), column, files)
+            assert [png is None for _, png in read_pngs(place, kind, changed, what)] == [True, False, False]
+            tables.write(part_uri(place, 0), changed, 3)
+            called = "slice 3" if what == "png" else "the label map of slice 3"
+            assert faults(place, kind) == [f"{called} is said to be in {path!r}"]
+    if kind != "png":
+        other = part_path(1, kind)
+        files = pa.array([other] * 3)
+        tables.write(part_uri(place, 0), summary.set_column(2, "file", files), 3)
+        assert faults(place, kind)[0] == f"slice 3 is said to be in {other!r}"
 
 
 def saved(image: Image.Image, kind: str = "PNG") -> bytes:
