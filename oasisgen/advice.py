@@ -35,6 +35,12 @@ DISK_ADVICE = {  # by errno
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "its symbolic links form a loop: fix them",
 }
+AWS_ERROR = re.compile(r"AWS Error (\w+)")  # how pyarrow reports S3 errors
+
+
+def of_storage(error: Exception) -> bool:
+    """Whether an error is one of storage. For a damaged Parquet file, pyarrow raises OSError too, without a number."""
+    return isinstance(error, OSError) and bool(error.errno or AWS_ERROR.search(str(error)))
 
 
 @contextmanager
@@ -55,7 +61,7 @@ def one_line(uri: str, verb: str) -> Iterator[None]:
     except botocore.exceptions.ClientError as error:
         raise StorageError(f"{uri}: {_of_s3(error.response['Error']['Code'], verb) or error}") from None
     except OSError as error:
-        code = re.search(r"AWS Error (\w+)", str(error))  # how pyarrow reports S3 errors
+        code = AWS_ERROR.search(str(error))
         advice = _of_s3(code[1], verb) if code else None
         if isinstance(error, FileNotFoundError | NotADirectoryError) and not advice:
             raise

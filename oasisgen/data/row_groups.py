@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import ray
 
 from oasisgen import storage, tables
+from oasisgen.advice import of_storage, one_line
 from oasisgen.data.feed import Feed
 from oasisgen.data.stream import Streamed
 from oasisgen.errors import InvalidFile
@@ -55,7 +57,7 @@ class RowGroupFeed(Feed):
         return self.source.columns.shape
 
     def rows(self, numbers: np.ndarray, column: str) -> np.ndarray:
-        """Rows of one column, (len(numbers), …). Raises InvalidFile if an image is not what it was."""
+        """Rows of one column, (len(numbers), …). Raises StorageError, and InvalidFile if an image has changed."""
         if column != self.source.columns.binary:
             return super().rows(numbers, column)
         images: np.ndarray = np.empty((len(numbers), *self.image_size), self.source.columns.dtype)
@@ -86,7 +88,7 @@ class RowGroupFeed(Feed):
     def _images(self, home: int, group: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
         """The images of a row group, and their numbers there, at least up to `last`."""
         columns, row = self.source.columns, 0
-        with self._open(home) as stream:
+        with self._opened(home) as stream:
             file = pq.ParquetFile(stream, metadata=self.footer(home))
             # What comes after the last one that is wanted need not be decoded.
             for batch in file.iter_batches(tables.ROWS_PER_CHECK, [group], [columns.binary], use_threads=False):
@@ -97,12 +99,22 @@ class RowGroupFeed(Feed):
                     return
 
     def _footer(self, home: int) -> pq.FileMetaData:
-        with self._open(home) as stream:
+        with self._opened(home) as stream:
             return tables.read_footer(stream, self.source.schema, self.shards[home].uri)
 
-    def _open(self, home: int) -> pa.NativeFile:
+    @contextmanager
+    def _opened(self, home: int) -> Iterator[pa.NativeFile]:
+        """The file of a shard, for reading. Raises InvalidFile if it is missing or proves to be another one than was
+        read first, and StorageError, also for what is read from it.
+        """
         shard = self.shards[home]
         try:
-            return storage.open_random(shard.uri)
+            with one_line(shard.uri, "read"), storage.open_random(shard.uri) as stream:
+                try:
+                    yield stream
+                except (*tables.DAMAGE, TypeError) as error:  # the last for an image that is null
+                    if of_storage(error):
+                        raise
+                    raise InvalidFile(f"{shard.uri} {shard.otherwise}") from None
         except FileNotFoundError:
             raise InvalidFile(f"{shard.uri} is missing: {shard.otherwise}") from None

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -6,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
-from oasisgen import tables
+from oasisgen import storage, tables
 from oasisgen.data.feed import Feed
 from oasisgen.data.row_groups import RowGroupFeed, checksums
 from oasisgen.data.shards import Columns, Shard
 from oasisgen.data.slices import columns_of
 from oasisgen.data.stream import Streamed, StreamedFeed
 from oasisgen.data.windows import WINDOW
-from oasisgen.errors import InvalidFile
+from oasisgen.errors import InvalidFile, StorageError
+from tests.proxy import proxy
 
 SIZES = (5, 3, 0, 8, 4, 4, 6, 5, 7, 3, 5)
 SCHEMA = columns_of((), ())
@@ -140,3 +143,55 @@ def test_a_row_group_that_has_changed_or_is_missing_is_one_line(split: tuple[Str
     shutil.copy(streamed.shards[5].uri, tmp_path / "moved")  # of 4 rows too
     with pytest.raises(InvalidFile, match="moved has changed"):
         feed.rows(np.array([3]), "image")
+
+
+def test_a_shard_that_is_replaced_or_damaged_while_it_is_read_is_one_line(
+    split: tuple[Streamed, Feed], tmp_path: Path
+) -> None:
+    streamed, memory = split
+    file, whole = tmp_path / "part.parquet", Path(streamed.shards[3].uri).read_bytes()  # 8 rows, 2 per row group
+    source = replace(streamed, shards=(replace(streamed.shards[3], uri=str(file)),))
+    table = tables.parse(whole, SCHEMA, "x")
+
+    def with_images(images: list[bytes | None]) -> bytes:
+        place = SCHEMA.get_field_index("image")
+        return tables.to_bytes(table.set_column(place, SCHEMA.field("image"), pa.array(images, pa.binary())), 2)
+
+    others = {
+        "empty": b"",
+        "truncated": whole[:100],
+        "zeros": bytes(len(whole)),
+        "fewer rows": tables.to_bytes(table.slice(0, 3), 2),
+        "smaller images": with_images([b"x"] * 8),
+        "no images": with_images([None] * 8),
+    }
+    for footer_is_known in (True, False):
+        for what, data in others.items():
+            file.write_bytes(whole)
+            feed = row_groups(source, Feed([memory.blocks[2]]))
+            if footer_is_known:
+                assert np.array_equal(feed.rows(np.array([7]), "image"), memory.blocks[2]["image"][7:])
+            file.write_bytes(data)
+            with pytest.raises(InvalidFile, match=r"part\.parquet (has changed|is damaged)") as refused:
+                feed.rows(np.array([7]), "image")
+            assert "\n" not in str(refused.value), what
+
+
+def test_storage_that_fails_while_a_row_group_is_read_is_told_from_a_changed_file(
+    split: tuple[Streamed, Feed], s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed, memory = split
+    shard = replace(streamed.shards[3], uri=f"{s3}/part.parquet")
+    storage.write_bytes(shard.uri, Path(streamed.shards[3].uri).read_bytes())
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as server:
+        through = fs.S3FileSystem(endpoint_override=server.url, region="us-east-1")
+        monkeypatch.setattr(storage, "resolve", lambda uri: (through, uri.removeprefix("s3://")))
+        for footer_is_known in (True, False):
+            feed = row_groups(replace(streamed, shards=(shard,)), Feed([memory.blocks[2]]))
+            if footer_is_known:
+                feed.footer(0)
+            server.fault = lambda method, path: "403 AccessDenied" if method == "GET" else None
+            with pytest.raises(StorageError, match=r"part\.parquet: these credentials may not read it"):
+                feed.rows(np.array([7]), "image")
+            server.fault = None
+            assert np.array_equal(feed.rows(np.array([7]), "image"), memory.blocks[2]["image"][7:])
