@@ -14,16 +14,22 @@ COLOR_NAMES = "blue", "orange", "green", "red", "pink", "yellow"
 
 def unnamed_classes(values: Collection[int]) -> tuple[LabelClass, ...]:
     """The classes of label maps with these values, none of them named: those of a mask of 0 and 255, or one for every
-    number up to the highest, at most 255.
+    number up to the highest, at most 255; none without values, if no map could be read.
     """
+    if not values:
+        return ()
     if set(values) == {0, 255}:
         return LabelClass("background", 0), LabelClass("foreground", 255)
-    numbers = range(min(255, max(values, default=0)) + 1)
+    numbers = range(min(255, max(values)) + 1)
     return tuple(LabelClass(f"class {value}" if value else "background", value) for value in numbers)
 
 
 def classes_of(values: np.ndarray, classes: Sequence[LabelClass]) -> np.ndarray:
     """The class of each value of a label map, any shape, uint8. Raises ValueError for a value without a class."""
+    if not classes:
+        raise ValueError(
+            "none of the label maps that were looked at can be used: name the classes with --label-classes"
+        )
     known = np.array([of.value for of in classes])
     order = np.argsort(known)
     places = np.searchsorted(known[order], values).clip(0, len(known) - 1)

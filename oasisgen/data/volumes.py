@@ -182,7 +182,7 @@ def _classes(config: PackConfig, cases: Sequence[Case], read: Read) -> tuple[Lab
             values |= set(np.unique(_values(_read(labelled[number], read))).astype(int).tolist())
         except ValueError:
             continue  # packing rejects it, with the reason
-    return unnamed_classes(values) if values else ()
+    return unnamed_classes(values)
 
 
 def _read(volume: VolumeFile, read: Read) -> VolumeData:
@@ -219,8 +219,10 @@ def read_scan(scan: Scan, config: PackConfig, classes: Sequence[LabelClass], rea
     except ValueError as reason:
         return [*rejected, RejectedFile(scan.image.image.path, str(reason))]
     maps: Sequence[np.ndarray | None] = [None] * len(images)
-    if scan.labels and values is not None:
+    if scan.labels and labels and values is not None:
         try:
+            if not classes:  # for the same reason, most likely, as those that were looked at
+                _values(labels)
             maps = list(classes_of(values, classes))
         except ValueError as reason:
             rejected = [RejectedFile(scan.labels.image.path, str(reason))]

@@ -129,7 +129,7 @@ def _edges(found: Survey, config: PackConfig) -> str:
 def _legend(found: Survey) -> str:
     """What the colors of the label maps mean, in words."""
     if not found.label_classes:
-        return "The source has no label maps. "
+        return "The slices have no label maps. "
     names = [of.name for of in found.label_classes]
     return f"The row below shows the same slices with their label maps: {legend(names)}. "
 

@@ -116,6 +116,8 @@ def test_values_become_classes_or_are_named() -> None:
     assert classes_of(np.array([[85, 0], [255, 85]]), classes).tolist() == [[2, 0], [1, 2]]
     with pytest.raises(ValueError, match="value 7 of its label map has no class: name it with --label-classes"):
         classes_of(np.array([[7]]), classes)
+    with pytest.raises(ValueError, match="none of the label maps that were looked at can be used: name the classes"):
+        classes_of(np.array([[7]]), ())
 
 
 def test_images_of_another_size_are_padded_cropped_or_resized() -> None:

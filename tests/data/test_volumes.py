@@ -234,6 +234,29 @@ def test_labels_without_a_class_or_of_fractions_are_rejected_and_their_scan_is_p
     assert sorted(said) == ["b_seg.nii.gz", "c_seg.nii.gz"]
 
 
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (2035, "labels from 0 to 2035: must be from 0 to 255; name those to pack with --label-classes"),
+        (0.5, "a label map with values that are not whole numbers: pack the discrete one"),
+    ],
+)
+def test_scans_are_packed_without_labels_if_no_label_volume_can_be_used(
+    label: float, reason: str, tmp_path: Path
+) -> None:
+    voxels = head()
+    for name in ("sub-1", "sub-2"):
+        save(tmp_path / name / "anat" / f"{name}_T1w.nii.gz", voxels)
+        save(tmp_path / name / "anat" / f"{name}_dseg.nii.gz", (voxels > 0) * np.float32(label))
+    found, slices, rejected = read(tmp_path)
+    assert found.label_classes == ()
+    assert sorted(slices) == ["sub-1", "sub-2"]
+    assert all(each.labels is None for of in slices.values() for each in of)
+    assert {each.file: each.reason for each in rejected} == {
+        f"{name}/anat/{name}_dseg.nii.gz": reason for name in ("sub-1", "sub-2")
+    }
+
+
 def test_only_the_slices_of_a_label_volume_need_classes(tmp_path: Path) -> None:
     """The rest is not looked at; and slices may reach beyond the volume, where labels are 0."""
     voxels = head()
