@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 
 from oasisgen.config.pack import PackConfig
 from oasisgen.data.cases import Case, Found, Scan, SourceFile, UnusedFile, VolumeFile
@@ -151,7 +152,9 @@ def _chosen(series: Sequence[Series]) -> tuple[list[Series], list[RejectedFile],
 
 
 def _cases(config: PackConfig, series: Sequence[Series]) -> tuple[list[Case], list[RejectedFile]]:
-    """A case for each series, and the series in whose path --pattern finds none. Equal names are numbered by time."""
+    """A case for each series, and the series in whose path --pattern finds none. Equal names are numbered by time,
+    without the numbers that would give the name of another case.
+    """
     names: dict[str, list[tuple[Named, Series]]] = defaultdict(list)
     rejected = []
     subjects = [""] * len(series) if config.pattern else _subjects(series)
@@ -166,8 +169,9 @@ def _cases(config: PackConfig, series: Sequence[Series]) -> tuple[list[Case], li
     cases = []
     for name, scans in sorted(names.items()):
         scans.sort(key=lambda scan: (scan[1].header.when, scan[1].files[0].path))
-        for number, (named, of) in enumerate(scans, 1):
-            case = f"{name}_{number}" if len(scans) > 1 else name
+        numbered = (each for number in count(1) if (each := f"{name}_{number}") not in names)
+        for named, of in scans:
+            case = next(numbered) if len(scans) > 1 else name
             scan = Scan(VolumeFile(of.files[0], series=tuple(of.files)))
             cases.append(Case(case=case, subject=named.subject, split=named.split, levels=config.levels, scan=scan))
     return sorted(cases, key=lambda case: case.case), rejected

@@ -77,11 +77,11 @@ def _tags(start: bytes, is_whole: bool) -> Any:
     tags = [pydicom.tag.Tag(keyword) for keyword in TAGS]
     try:
         dataset = pydicom.filereader.read_partial(io.BytesIO(start), stop, specific_tags=tags)
+        return dataset if is_past or (is_whole and not _is_image(dataset)) else None
     except MemoryError:
         raise
-    except Exception:  # where a value is cut off
+    except Exception:  # where a value is cut off or damaged
         return None
-    return dataset if is_past or (is_whole and not _is_image(dataset)) else None
 
 
 def _is_image(dataset: Any) -> bool:

@@ -20,6 +20,7 @@ MISSING = (
     "every node, or convert them to NIfTI by dcm2niix -z y -f %i_%p -o <folder> <source> and pack that folder"
 )
 DAMAGED = "truncated or damaged: copy it again"
+UNUSABLE = "no usable {}: copy it again, or convert it to NIfTI by dcm2niix"
 LEAST_SLICES = 10  # in a series: those with fewer are localizers or samples
 ANGLE = 0.002  # between slices of a volume: the most by which a part of a unit vector differs
 UNEVEN = 0.1  # of the distance between slices: the most by which one lies elsewhere than in an even stack
@@ -104,12 +105,22 @@ def _plane(content: bytes, name: str, others: list[_Plane]) -> _Plane:
 def _numbers(dataset: Any, keyword: str, count: int) -> np.ndarray:
     """The numbers of a tag, (count,). Raises ValueError if it has others."""
     try:
-        numbers = np.array(dataset.get(keyword), float).reshape(-1)
-    except Exception:  # its bytes are converted only here
+        numbers = np.array(_value(dataset, keyword), float).reshape(-1)
+    except (TypeError, ValueError):
         numbers = np.zeros(0)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise ValueError(f"no usable {keyword}: copy it again, or convert it to NIfTI by dcm2niix")
+        raise ValueError(UNUSABLE.format(keyword))
     return numbers
+
+
+def _value(dataset: Any, keyword: str, default: object = None) -> Any:
+    """The value of a tag. Raises ValueError if its bytes, which are converted only here, are no such value."""
+    try:
+        return dataset.get(keyword, default)
+    except MemoryError:
+        raise
+    except Exception:
+        raise ValueError(UNUSABLE.format(keyword)) from None
 
 
 def _pixels(dataset: Any, rows: int, columns: int) -> np.ndarray:
@@ -117,7 +128,7 @@ def _pixels(dataset: Any, rows: int, columns: int) -> np.ndarray:
     pydicom = pydicom_module()
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ValueError("no pixel data: copy it again, with its pixels")
-    if dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PhotometricInterpretation") != "MONOCHROME2":
+    if _value(dataset, "SamplesPerPixel", 1) != 1 or _value(dataset, "PhotometricInterpretation") != "MONOCHROME2":
         raise ValueError("its pixels are colours or a negative instead of grey values from dark to bright")
     is_compressed, why = _compression(pydicom, dataset)
     try:
@@ -128,8 +139,8 @@ def _pixels(dataset: Any, rows: int, columns: int) -> np.ndarray:
         raise ValueError(why if is_compressed else DAMAGED) from None
     if stored.shape != (rows, columns):
         raise ValueError(f"pixels of shape {stored.shape} instead of {rows} x {columns}: one slice per file is read")
-    slope = _numbers(dataset, "RescaleSlope", 1)[0] if dataset.get("RescaleSlope") is not None else 1
-    intercept = _numbers(dataset, "RescaleIntercept", 1)[0] if dataset.get("RescaleIntercept") is not None else 0
+    slope = _numbers(dataset, "RescaleSlope", 1)[0] if _value(dataset, "RescaleSlope") is not None else 1
+    intercept = _numbers(dataset, "RescaleIntercept", 1)[0] if _value(dataset, "RescaleIntercept") is not None else 0
     pixels = stored.astype(np.float32)
     if (slope, intercept) != (1, 0):
         pixels = pixels * np.float32(slope) + np.float32(intercept)
@@ -138,7 +149,7 @@ def _pixels(dataset: Any, rows: int, columns: int) -> np.ndarray:
 
 def _compression(pydicom: Any, dataset: Any) -> tuple[bool, str]:
     """Whether the pixels are compressed, and why they cannot be read if pydicom cannot decode them."""
-    syntax = pydicom.uid.UID(dataset.file_meta.get("TransferSyntaxUID", ""))
+    syntax = pydicom.uid.UID(str(_value(dataset.file_meta, "TransferSyntaxUID", "")))
     is_known = syntax in pydicom.uid.AllTransferSyntaxes
     why = (
         f"compressed as {syntax.name if is_known else 'something private'}, and damaged or beyond pydicom alone: "

@@ -133,13 +133,18 @@ def _label_maps(
 
 
 def _cases(single: dict[tuple[str, Key], _File], maps: dict[Key, _File]) -> list[Case]:
-    """The cases, by split and name, with their slices by level."""
+    """The cases, by split and name, with their slices by level. Raises UserError if a case has two subjects."""
     slices: dict[tuple[str, str], list[SliceFile]] = defaultdict(list)
     names: dict[tuple[str, str], Named] = {}
     for (split, key), each in sorted(single.items(), key=lambda item: item[0]):
         labels = maps[key].file if key in maps else None
         slices[split, key[0]].append(SliceFile(each.named.level, each.file, labels))
-        names.setdefault((split, key[0]), each.named)
+        first, named = names.setdefault((split, key[0]), each.named), each.named
+        if canonical_number(first.subject) != canonical_number(named.subject):
+            raise UserError(
+                f"subjects {first.subject} and {named.subject} both have a case {first.case}: give --pattern a group "
+                "session, or a group case that tells them apart"
+            )
     cases = [
         Case(case=names[key].case, subject=names[key].subject, split=key[0], slices=tuple(of))
         for key, of in slices.items()

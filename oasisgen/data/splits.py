@@ -19,10 +19,12 @@ def assign_splits(
 ) -> tuple[list[Case], list[UnusedFile]]:
     """The cases with their splits, by split and case, and those that are left out. `table` is that of `--splits`.
 
-    Raises UserError if a subject is in two splits, or a table or a hash leaves a split empty that training needs.
+    Raises UserError if two cases have the same name, a subject is in two splits, or a table or a hash leaves a split
+    empty that training needs.
     """
     cases = _same_names(cases)
     _require_one_folder(cases)
+    _require_own_names(cases)
     left_out: list[UnusedFile] = []
     if table:
         cases, left_out = _by_table(cases, table)
@@ -74,6 +76,17 @@ def _require_one_folder(cases: Sequence[Case]) -> None:
         if other.split != case.split:
             raise UserError(
                 f"case {case.case} is in {other.split} and in {case.split}: remove it from one of the two folders"
+            )
+
+
+def _require_own_names(cases: Sequence[Case]) -> None:
+    """Raise UserError if two cases have the same name: training tells slices apart by case and level."""
+    named: dict[str, Case] = {}
+    for case in cases:
+        if (other := named.setdefault(case.case, case)) is not case:
+            raise UserError(
+                f"subjects {other.subject} and {case.subject} both have a case {case.case}: rename the files of one, "
+                "or name cases by --pattern"
             )
 
 

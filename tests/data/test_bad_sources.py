@@ -118,6 +118,11 @@ BAD = {
         {"pattern": r"z(?P<level>\d+)_(?P<case>\w+)"},
         r"no slices in .*raw: train/case_001_slice_0.nii.png: --pattern does not find its case and level",
     ),
+    "two subjects with a case of one name": Bad(
+        files(a_run1_1_png=b"x", b_run1_2_png=b"x"),
+        SOURCE | {"pattern": r"(?P<subject>[ab])\.(?P<case>run1)\.(?P<level>\d)"},
+        r"subjects a and b both have a case run1: give --pattern a group session, or a group case that tells them",
+    ),
     "slices larger than models take": Bad(
         lambda folder: [(folder / "raw" / name).write_bytes(LARGE) for name in SLICES],
         {},

@@ -162,6 +162,12 @@ def test_folders_name_subjects_where_they_agree_with_patient_id(tmp_path: Path) 
     assert sorted(subjects(visits)) == ["p1_1", "p1_2", "p2_1", "p2_2"]
 
 
+def test_a_numbered_case_does_not_take_the_name_of_another_subject(tmp_path: Path) -> None:
+    for name, patient in (("P1/a", "1"), ("P1/b", "1"), ("P1_1/a", "2"), ("P2/a", "3")):
+        small(tmp_path / name, patient)
+    assert subjects(tmp_path) == {"P1_2": "P1", "P1_3": "P1", "P1_1": "P1_1", "P2": "P2"}
+
+
 def test_a_pattern_names_cases_subjects_and_splits(tmp_path: Path) -> None:
     for name in ("train/p1-a", "train/p1-b", "val/p2-a", "other/x"):
         small(tmp_path / name, "ANON")
@@ -215,6 +221,17 @@ def test_tags_behind_a_long_private_one_are_found(tmp_path: Path) -> None:
     (case,) = found_in(tmp_path).cases
     assert case.scan
     assert len(case.scan.image.files) == 10
+
+
+def test_a_file_whose_kind_cannot_be_read_is_rejected(tmp_path: Path) -> None:
+    small(tmp_path / "p")
+    write(tmp_path / "p", [raw_data()], "RAW_{}.dcm")
+    content = (tmp_path / "p" / "RAW_0.dcm").read_bytes()
+    uid = b"\x02\x00\x02\x00UI"  # group, element and value representation of MediaStorageSOPClassUID
+    for name, kind in (("unknown", b"U\x7f"), ("a number", b"US")):
+        (tmp_path / "p" / f"{name}.dcm").write_bytes(content.replace(uid, uid[:4] + kind))
+    rejected = {each.file: each.reason for each in found_in(tmp_path).rejected}
+    assert rejected["p/unknown.dcm"] == rejected["p/a number.dcm"] == "truncated or damaged: copy it again"
 
 
 def test_without_pydicom_one_line_names_the_extra_and_dcm2niix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,3 +134,23 @@ def test_a_truncated_file_is_named(kept: int, tmp_path: Path) -> None:
     files[3] = files[3][0], files[3][1][:kept]
     with pytest.raises(ValueError, match=r"^IM_0003: (truncated or damaged|no usable|no pixel data).*copy it again"):
         read_series(files)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        b"\x28\x00\x02\x00US",  # SamplesPerPixel
+        b"\x28\x00\x04\x00CS",  # PhotometricInterpretation
+        b"\x28\x00\x10\x00US",  # Rows
+        b"\x28\x00\x52\x10DS",  # RescaleIntercept
+        b"\x28\x00\x53\x10DS",  # RescaleSlope
+        b"\x02\x00\x10\x00UI",  # TransferSyntaxUID
+    ],
+)
+@pytest.mark.parametrize("kind", [b"C\xb0", b"FD"])
+def test_a_tag_with_another_value_representation_is_no_traceback(tag: bytes, kind: bytes, tmp_path: Path) -> None:
+    files = contents(write(tmp_path, series(VOXELS, AFFINE, slope=2, intercept=-100)))
+    assert tag in files[3][1]
+    files[3] = files[3][0], files[3][1].replace(tag, tag[:4] + kind)
+    with pytest.raises(ValueError, match=r"^IM_0003: (truncated or damaged|no usable \w+|its pixels are colours)"):
+        read_series(files)

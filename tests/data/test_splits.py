@@ -117,6 +117,14 @@ def test_a_subject_in_two_splits_of_the_source_is_an_error_unless_another_split_
     assert {case.subject for case in by_hash} == {"001", "2"}
 
 
+def test_two_cases_of_one_name_are_refused_whatever_splits_them(tmp_path: Path) -> None:
+    cases = [Case(case="P1_1", subject=subject, split="") for subject in ("P1", "P1_1")]
+    with pytest.raises(UserError, match=r"subjects P1 and P1_1 both have a case P1_1: rename the files of one"):
+        assign_splits(config(split="0.5,0.5,0"), cases, None)
+    with pytest.raises(UserError, match="both have a case P1_1"):
+        by_table(tmp_path, "subject,split\nP1,train\nP1_1,validate\n", cases)
+
+
 @pytest.mark.parametrize("shares", ["0.8,0.1", "0.8,0.1,0.2", "-0.1,1,0.1", "nan,0.5,0.5", "", "a,b,c", "1e0,0,0"])
 def test_shares_that_are_not_three_parts_of_one_are_refused(shares: str) -> None:
     with pytest.raises(ValueError, match=r"split is .*: must be three shares that sum to 1: train, validate, test"):
