@@ -99,3 +99,20 @@ def check(uri: str, path: Path) -> None:
                 raise UserError(f"{uri}: {home} cannot create or replace a file atomically; give another --out")
         finally:
             probe.unlink(missing_ok=True)
+
+
+def left_out(top: str) -> list[str]:
+    """Broken links, special files and files whose names are not UTF-8, as paths relative to a folder.
+
+    Raises OSError if a link leads to a folder that it is in.
+    """
+    found = []
+    for folder, folders, names in os.walk(top, followlinks=True):
+        for link in (Path(folder, name) for name in folders):
+            if link.is_symlink() and any(above.resolve().is_relative_to(link.resolve()) for above in link.parents):
+                raise OSError(errno.ELOOP, f"{str(link.relative_to(top))!r} leads to a folder that it is in")
+        for each in (Path(folder, name) for name in names):
+            path = str(each.relative_to(top))
+            if not each.is_file() or path != path.encode(errors="replace").decode():
+                found.append(path)
+    return sorted(found)

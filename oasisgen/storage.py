@@ -12,7 +12,7 @@ import json
 import mimetypes
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ def list_details(uri: str) -> list[Listed]:
     """Every file under a folder, sorted by name. Raises as `list_files`."""
     with one_line(uri, "list"):
         system, path = resolve(uri)
-        infos = system.get_file_info(fs.FileSelector(path, recursive=True))
+        infos = _named(system.get_file_info(fs.FileSelector(path, recursive=True)))
     return [
         Listed(info.path[len(path) :].lstrip("/"), info.size, info.mtime_ns or 0)
         for info in sorted((info for info in infos if info.type == fs.FileType.File), key=lambda info: info.path)
@@ -92,20 +92,31 @@ def details(uri: str) -> Listed | None:
     return Listed(info.base_name, info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else None
 
 
-def list_dangling(uri: str) -> list[str]:
-    """Broken links and special files under a folder, which the other listings leave out."""
-    system, path = resolve(uri)
-    if not isinstance(system, fs.LocalFileSystem):
-        return []
-    paths = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
-    return sorted(str(each.relative_to(path)) for each in paths if not each.is_file())
+def _named(infos: Iterable[fs.FileInfo]) -> list[fs.FileInfo]:
+    """Those whose names are UTF-8: pyarrow cannot tell or read others, and oasisgen writes none."""
+    named = []
+    for info in infos:
+        with suppress(UnicodeDecodeError):
+            named += [info] if info.path else []
+    return named
+
+
+def list_left_out(uri: str) -> list[str]:
+    """What the other listings leave out under a folder: broken links, special files, and names that are not UTF-8,
+    whose bytes are surrogates here.
+
+    Raises StorageError if a link leads to a folder that it is in: listing would follow it over and over.
+    """
+    with one_line(uri, "list"):
+        system, path = resolve(uri)
+        return disk.left_out(path) if isinstance(system, fs.LocalFileSystem) else []
 
 
 def list_folders(uri: str) -> list[str]:
     """Sorted names of the folders directly in a folder; empty if there is no such folder."""
     with one_line(uri, "list"):
         system, path = resolve(uri)
-        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        infos = _named(system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
     return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
 
@@ -113,7 +124,8 @@ def list_names(uri: str) -> list[str]:
     """Sorted names of the files and folders directly in a folder; empty if there is no such folder."""
     with one_line(uri, "list"):
         system, path = resolve(uri)
-        return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+        infos = _named(system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+    return sorted(info.base_name for info in infos)
 
 
 def read_bytes(uri: str, most: int | None = None) -> bytes:

@@ -7,6 +7,7 @@ stream: one pass lists its members, and an index with a point every few megabyte
 import functools
 import gzip
 import io
+import posixpath
 import re
 import struct
 import tarfile
@@ -22,6 +23,7 @@ from indexed_gzip.indexed_gzip import CrcError, IndexedGzipFile, ZranError
 from oasisgen import storage
 from oasisgen.advice import one_line
 from oasisgen.data.cases import Member, SourceFile, UnusedFile
+from oasisgen.data.names import printable
 from oasisgen.errors import InvalidFile, StorageError
 
 ARCHIVE = re.compile(r".*\.(tar|tgz|zip|7z|rar|(tar\.|t)(gz|bz2?|xz|zst|lzma|Z))", re.IGNORECASE | re.DOTALL)
@@ -35,6 +37,7 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member of a .zip: signature, le
 METHODS: dict[int, Literal["stored", "deflated"]] = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 ENCRYPTED = 0x1  # flag of a member of a .zip
 SYMLINK = 0o120000
+ODD = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 DAMAGE = (  # what the libraries raise when they meet it
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -93,6 +96,10 @@ def _refusal(path: str, name: str) -> UnusedFile | None:
     """Why a member is not read because of its name."""
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or "\\" in name or ".." in name.split("/"):
         return UnusedFile(path, "in an archive, under a path that leads outside")
+    if not name.strip("./"):
+        return UnusedFile(path, "in an archive, without a name")
+    if ODD.search(name):
+        return UnusedFile(path, "in an archive, under a name that is not UTF-8, or with control characters")
     if ARCHIVE.fullmatch(name):
         return UnusedFile(path, "an archive in an archive: unpack the outer one")
     return None
@@ -100,7 +107,8 @@ def _refusal(path: str, name: str) -> UnusedFile | None:
 
 def _path(archive: SourceFile, name: str) -> str:
     clean = "/".join(part for part in name.split("/") if part not in ("", "."))
-    return f"{archive.path}/{clean}" if archive.path else clean
+    clean = printable(clean) if ODD.search(clean) else clean
+    return posixpath.join(archive.path, clean) if clean else archive.path
 
 
 def _tar_members(uri: str, archive: SourceFile, compressed: bool) -> Iterator[SourceFile | UnusedFile]:
@@ -149,7 +157,7 @@ def _zip_members(uri: str, archive: SourceFile) -> Iterator[SourceFile | UnusedF
     with zipfile.ZipFile(io.BufferedReader(storage.open_random(uri), BUFFER_BYTES)) as opened:
         for info in opened.infolist():
             path = _path(archive, info.filename)
-            if info.is_dir():
+            if info.filename.endswith("/"):
                 continue
             if info.flag_bits & ENCRYPTED:
                 raise InvalidFile(f"{uri} is encrypted: unpack it, and give --source the folder")

@@ -35,6 +35,11 @@ class Named:
     labels: bool  # a label map, not a slice
 
 
+def printable(path: str) -> str:
+    """`path` with escapes for the characters that cannot be printed, such as bytes that are not UTF-8."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in path)
+
+
 def is_image(path: str) -> bool:
     """Whether a path ends like an image that can be read."""
     return IMAGE.fullmatch(path) is not None

@@ -10,8 +10,10 @@ from oasisgen import storage
 from oasisgen.data.archives import ARCHIVE, archive_format, list_members, read_member
 from oasisgen.data.cases import SourceFile, UnusedFile
 from oasisgen.data.description import RejectedFile
+from oasisgen.data.names import printable
 from oasisgen.errors import StorageError, UserError
 
+ODD_NAME = "its name has characters that cannot be printed, or is not UTF-8: rename it"
 PAUSE_SECONDS = 5  # before the last attempt to read a file, after the client's own retries have failed
 # What operating systems leave behind in folders and archives: nobody put it there, so it is not even mentioned.
 LEFTOVER = re.compile(
@@ -25,18 +27,25 @@ class Tree(NamedTuple):
     """The files of a source, those in archives too. Paths are below the source's URI."""
 
     files: list[SourceFile]  # by path
-    rejected: list[RejectedFile]  # links that lead nowhere
+    rejected: list[RejectedFile]  # links that lead nowhere, and odd names
     unused: list[UnusedFile]  # what is never read: links in archives, archives in archives, …
 
 
 def list_tree(source: str) -> Tree:
     """List a folder and the archives in it, or one archive.
 
-    Raises UserError if there is neither, and InvalidFile if an archive is damaged, encrypted or empty.
+    Raises UserError if there is neither, StorageError if links form a loop, and InvalidFile if an archive is damaged,
+    encrypted or empty.
     """
-    tree = Tree([], [RejectedFile(path, "leads nowhere") for path in storage.list_dangling(source)], [])
+    tree = Tree([], [], [])
+    for path in storage.list_left_out(source):
+        if not _is_leftover(path):
+            tree.rejected.append(RejectedFile(printable(path), "leads nowhere" if path.isprintable() else ODD_NAME))
     for file in _listed(source):
         if _is_leftover(file.path):
+            continue
+        if not file.path.isprintable():
+            tree.rejected.append(RejectedFile(printable(file.path), ODD_NAME))
             continue
         if not ARCHIVE.fullmatch(posixpath.basename(file.path) or posixpath.basename(source)):
             tree.files.append(file)

@@ -114,6 +114,60 @@ def test_members_that_lead_outside_links_and_archives_are_named_and_never_follow
     assert len(unused) == 15
 
 
+def test_files_with_odd_names_are_rejected_and_the_others_are_read(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", {"train/a": b"fine", "train/a\nb": b"x", "train/c\x1b[2J": b"x"})
+    (source / os.fsdecode(b"M\xfcller")).mkdir()
+    (source / os.fsdecode(b"M\xfcller/a")).write_bytes(b"x")
+    tree = list_tree(str(source))
+    assert [file.path for file in tree.files] == ["train/a"]
+    assert {file.file for file in tree.rejected} == {r"M\udcfcller/a", r"train/a\nb", r"train/c\x1b[2J"}
+    assert {file.reason for file in tree.rejected} == {
+        "its name has characters that cannot be printed, or is not UTF-8: rename it"
+    }
+    assert storage.list_names(str(source)) == storage.list_folders(str(source)) == ["train"]
+
+
+def test_members_with_odd_names_or_none_are_left_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        for name in ("ok", "M\xfcller", "a\nb", "."):
+            tar.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("Z\xfcrich")
+        link.type = tarfile.SYMTYPE
+        tar.addfile(link)
+    with zipfile.ZipFile(write_zip(tmp_path / "b.zip", {"ok": b"fine", "M\xfcller": b"fine", "a\nb": b"x"}), "a") as b:
+        nameless = zipfile.ZipInfo()
+        nameless.filename = ""
+        b.writestr(nameless, b"x")
+    tree = list_tree(str(tmp_path))
+    assert [file.path for file in tree.files] == ["a.tar/ok", "b.zip/M\xfcller", "b.zip/ok"]
+    unused = {file.path: file.reason for file in tree.unused}
+    assert unused.pop(r"a.tar/Z\udcfcrich") == "in an archive, a link, a device or a sparse file"
+    odd = "in an archive, under a name that is not UTF-8, or with control characters"
+    assert unused == {
+        r"a.tar/M\udcfcller": odd,
+        r"a.tar/a\nb": odd,
+        r"b.zip/a\nb": odd,
+        "a.tar": "in an archive, without a name",
+        "b.zip": "in an archive, without a name",
+    }
+
+
+def test_links_that_lead_upward_are_named_at_once(tmp_path: Path) -> None:
+    """Followed, each pair of them doubles the paths with every step."""
+    source = write_folder(tmp_path / "source", {"train/a": b"x"})
+    (tmp_path / "elsewhere").mkdir()
+    (source / "more").symlink_to(tmp_path / "elsewhere")  # leads nowhere upward
+    assert read_all(str(source)) == {"train/a": b"x"}
+    places = {"again": source, "train/up": tmp_path, "more/back": source}
+    for place, target in places.items():
+        (source / place).symlink_to(target)
+        (source / place).with_name("twin").symlink_to(target)
+        with pytest.raises(UserError, match=r"source: cannot list: .* leads to a folder that it is in; .*: fix them$"):
+            list_tree(str(source))
+        (source / place).unlink()
+        (source / place).with_name("twin").unlink()
+
+
 def broken(path: Path, change: Callable[[bytes], bytes]) -> Path:
     path.write_bytes(change(path.read_bytes()))
     return path
