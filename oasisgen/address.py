@@ -38,7 +38,7 @@ def parse(uri: str) -> Address:
     if not mark:
         if re.match(r"(s3a?|file|gs|https?):", uri):
             raise UserError(f"{uri}: // is missing after the first colon: {KNOWN}")
-        return Address(os.path.abspath(Path(uri).expanduser()))
+        return Address(os.path.abspath(_at_home(uri)))
     if scheme == "file":
         return _on_disk(uri)
     if scheme != "s3":
@@ -46,13 +46,26 @@ def parse(uri: str) -> Address:
     return _on_s3(uri, rest)
 
 
+def _at_home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: {path.partition('/')[0]} names no user's home: {KNOWN}") from None
+
+
 def _on_disk(uri: str) -> Address:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+        path = unquote(parts.path, errors="strict")
+    except ValueError:
+        raise UserError(f"{uri} is not a valid address: {KNOWN}") from None
     if parts.query or parts.fragment or uri.endswith(("?", "#")):
         raise UserError(f"{uri}: a file:// address cannot contain ? or #: give the plain path instead")
-    if parts.netloc not in ("", "localhost") or not parts.path:
+    if parts.netloc not in ("", "localhost") or not path:
         raise UserError(f"{uri} names another machine: give file:///folder, with three slashes, or a path")
-    return Address(os.path.abspath(unquote(parts.path)))
+    if not path.isprintable():
+        raise UserError(f"{uri} is not a valid address: {KNOWN}")
+    return Address(os.path.abspath(path))
 
 
 def _on_s3(uri: str, rest: str) -> Address:

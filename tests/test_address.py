@@ -31,6 +31,12 @@ from tests.conftest import ROOT, one_line
         ("file:///tmp/a#b", "a file:// address cannot contain \\? or #"),
         ("file:///tmp/a?b=1", "a file:// address cannot contain \\? or #"),
         ("file://host/x", "names another machine"),
+        ("file://[x", "is not a valid address"),
+        ("file://[x]/y", "is not a valid address|names another machine"),
+        ("file:///tmp/a%00b", "is not a valid address"),
+        ("file:///tmp/a%0Ab", "is not a valid address"),
+        ("file:///tmp/a%FCb", "is not a valid address"),
+        ("~nosuchuser/x", "names no user's home: give a path"),
     ],
 )
 def test_what_is_no_address_is_one_line_that_says_what_is(uri: str, reason: str) -> None:
