@@ -45,7 +45,9 @@ def of_storage(error: Exception) -> bool:
 
 @contextmanager
 def one_line(uri: str, verb: str) -> Iterator[None]:
-    """Raise errors of storage as StorageError; `verb` says what failed. A missing file stays FileNotFoundError."""
+    """Raise errors of storage as StorageError; `verb` says what failed. A missing file stays FileNotFoundError, and
+    so does one below a file, unless it is to be written.
+    """
     try:
         yield
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
@@ -63,8 +65,10 @@ def one_line(uri: str, verb: str) -> Iterator[None]:
     except OSError as error:
         code = AWS_ERROR.search(str(error))
         advice = _of_s3(code[1], verb) if code else None
-        if isinstance(error, FileNotFoundError | NotADirectoryError) and not advice:
+        if isinstance(error, FileNotFoundError) and not advice:
             raise
+        if isinstance(error, NotADirectoryError) and verb != "write":
+            raise FileNotFoundError(uri) from None
         reason = advice or f"cannot {verb}: {error.strerror or error}; {_of_disk(error, verb)}"
         raise StorageError(f"{uri}: {' '.join(reason.split())}") from None
 

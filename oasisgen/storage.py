@@ -114,18 +114,19 @@ def list_left_out(uri: str) -> list[str]:
 
 def list_folders(uri: str) -> list[str]:
     """Sorted names of the folders directly in a folder; empty if there is no such folder."""
-    with one_line(uri, "list"):
-        system, path = resolve(uri)
-        infos = _named(system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
-    return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+    return sorted(info.base_name for info in _directly_in(uri) if info.type == fs.FileType.Directory)
 
 
 def list_names(uri: str) -> list[str]:
     """Sorted names of the files and folders directly in a folder; empty if there is no such folder."""
-    with one_line(uri, "list"):
+    return sorted(info.base_name for info in _directly_in(uri))
+
+
+def _directly_in(uri: str) -> list[fs.FileInfo]:
+    with suppress(FileNotFoundError), one_line(uri, "list"):
         system, path = resolve(uri)
-        infos = _named(system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
-    return sorted(info.base_name for info in infos)
+        return _named(system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+    return []
 
 
 def read_bytes(uri: str, most: int | None = None) -> bytes:

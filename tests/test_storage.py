@@ -46,6 +46,23 @@ def test_a_missing_file_and_folder_are_file_not_found(place: str) -> None:
             verb(storage.join(place, "none"))
 
 
+def test_below_a_file_is_nothing_and_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for uri in (f"{tmp_path}/file/x", f"{tmp_path}/file/x/y"):
+        for read in (storage.read_bytes, storage.read_json, storage.open_random, storage.read_tagged, storage.remove):
+            with pytest.raises(FileNotFoundError):
+                read(uri)
+        assert not storage.exists(uri)
+        assert storage.details(uri) is None
+        for write in (storage.write_bytes, storage.create):
+            with pytest.raises(UserError, match=r"cannot write: .*; a file is in the way: give another place"):
+                write(uri, b"x")
+    for folder in (f"{tmp_path}/file", f"{tmp_path}/file/x"):
+        with pytest.raises(FileNotFoundError):
+            storage.list_details(folder)
+        assert storage.list_names(folder) == storage.list_folders(folder) == storage.list_left_out(folder) == []
+
+
 def test_of_many_who_create_a_file_one_succeeds(place: str) -> None:
     uri = storage.join(place, "claim.json")
     with ThreadPoolExecutor(16) as pool:

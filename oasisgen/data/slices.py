@@ -130,7 +130,7 @@ def open_data_set(uri: str) -> DataSet:
     storage.check(uri, write=False)
     try:
         return DataSet(storage.absolute(uri), read_description(uri))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise UserError(f"no packed data set at {uri} (dataset.json is missing): create it with jobs/pack.py") from None
 
 

@@ -63,7 +63,7 @@ def _listed(source: str) -> Iterable[SourceFile]:
     """The files of a folder without the zero-byte markers that stand for folders on S3; of an archive, itself."""
     try:
         files = [SourceFile(*file) for file in storage.list_details(source)]
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         alone = storage.details(source) if archive_format(source) else None
         if alone is None:
             raise UserError(

@@ -190,7 +190,7 @@ def find_utility(batch: str) -> Utility | None:
     try:
         found = read_utility(out) if out else None
         return found if found and found.manifest == manifests.digest(batch) else None
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     except (InvalidFile, StorageError) as error:
         say("batches", f"the utility probe of {batch} is left out: {error}")

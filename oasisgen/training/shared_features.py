@@ -102,7 +102,7 @@ def find(data: DataSet, config: FeaturesConfig) -> TrainedFeatures | None:
     described = _place(data, config)
     try:
         record = documents.read(described, FeaturesFile)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     uri = storage.join(data.uri, FEATURES, record.file)
     try:

@@ -55,6 +55,9 @@ LARGE = png(np.zeros((600, 600), np.uint8))
 
 BAD = {
     "no table": Bad(nothing, SPLITS, r"no file at .*t\.csv: give --splits the address of a CSV or TSV file"),
+    "a table below a file": Bad(
+        write("t.csv", ""), {"splits": "{}/t.csv/x"}, r"no file at .*t\.csv/x: give --splits the address of a CSV"
+    ),
     "an empty table": Bad(write("t.csv", " \n\n"), SPLITS, r"t\.csv is empty: it must have a header and a row"),
     "a table without rows": Bad(write("t.csv", "subject,split\n"), SPLITS, r"has a header, but no rows: add a row"),
     "a table in Latin-1": Bad(

@@ -39,8 +39,10 @@ def test_features_are_the_pooled_ones_of_torchvision(weights: Path) -> None:
 def test_what_is_no_such_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no weights at \S+none: "):
         digest(str(tmp_path / "none"))
-    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
     (tmp_path / "text").write_text("weights")
+    with pytest.raises(UserError, match=r"no weights at \S+text/none: "):
+        digest(str(tmp_path / "text" / "none"))
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
     for name in ("other.pth", "text"):
         with pytest.raises(UserError, match=rf"{name} does not hold the weights of torchvision's inception_v3"):
             digest(str(tmp_path / name))

@@ -1,6 +1,10 @@
 from pathlib import Path
 
+import pytest
+
 from oasisgen import disk, storage
+from oasisgen.errors import UserError
+from oasisgen.sampling.manifest import read_finished
 from oasisgen.sampling.verify import _stored_files, digests_of
 
 
@@ -20,3 +24,9 @@ def test_stored_files_are_listed_folder_by_folder(tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path / name), b"")
     listed = [files for files in _stored_files(str(tmp_path)) if files]
     assert listed == [["slices/part.tar"], names[:2], names[2:3], names[4:]]
+
+
+def test_a_file_is_no_finished_batch(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"no finished batch at \S+file \(manifest.json is missing\): run the command"):
+        read_finished(str(tmp_path / "file"))
