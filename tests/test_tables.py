@@ -104,7 +104,7 @@ def test_readers_of_shards_and_code_maps_do_not_unpickle_although_the_digest_is_
     assert not trace.exists()
 
 
-class Trap(pa.ExtensionType):
+class Trap(pa.ExtensionType):  # type: ignore[misc]
     """Runs code as soon as pyarrow looks at the schema of a file that names it, as one of Ray's types can."""
 
     def __init__(self) -> None:

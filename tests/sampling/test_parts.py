@@ -16,7 +16,7 @@ from oasisgen.config.generate import Format
 from oasisgen.data.description import LabelClass
 from oasisgen.errors import InvalidFile, UserError
 from oasisgen.lock import lock
-from oasisgen.sampling.formats import SliceWriter, labels_path, part_path, read_pngs, slice_path, write_part_file
+from oasisgen.sampling.formats import SliceWriter, What, labels_path, part_path, read_pngs, slice_path, write_part_file
 from oasisgen.sampling.manifest import Manifest
 from oasisgen.sampling.parts import (
     commit_part,
@@ -185,8 +185,9 @@ def test_no_summary_leads_out_of_its_batch(kind: Format, tmp_path: Path) -> None
             commit_part(uri, 0, kind, make(uri, kind, set(), labels=True), held)
     summary = tables.read(part_uri(place, 0), summary_schema(True))
     own = summary["file"][0].as_py()
+    columns: dict[str, What] = {"file": "png", "labels_file": "labels"}
     for path in (f"{secret}/{own}", f"../secret/{own}", f"slices/../{own}", f"./{own}", "slices/0/0000000099.png", ""):
-        for column, what in (("file", "png"), ("labels_file", "labels")):
+        for column, what in columns.items():
             files = pa.array([path, *summary[column].to_pylist()[1:]])
             changed = summary.set_column(summary.column_names.index(column), column, files)
             assert [png is None for _, png in read_pngs(place, kind, changed, what)] == [True, False, False]
