@@ -159,8 +159,8 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
     real = read_reference_data(data, request, choose(data)) if data else None
     least = limits(real.scores, request.reject) if real else {}
     compared = time.monotonic()
-    parts = make_slices(job, real, least, held)
-    made = time.monotonic()
+    parts, made = make_slices(job, real, least, held)
+    all_made = time.monotonic()
 
     suspect = limits(real.scores, "copies")["copy_ratio"] if real else None
     rows = read_rows(out, parts, bool(request.label_classes), suspect)
@@ -194,9 +194,10 @@ def make_batch(job: BatchJob, data: DataSet | None, load_features: Callable[[], 
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=Seconds(
             reference=round(compared - started),
-            slices=round(made - compared),
-            measures=round(time.monotonic() - made),
+            slices=round(all_made - compared),
+            measures=round(time.monotonic() - all_made),
         ),
+        made=made,
     )
     scored, train = (real.scores, real.train.load()) if real else (None, None)
     report = partial(write_batch_report, out, summary, rows, scored, train, job.bundle.shape.image_size)

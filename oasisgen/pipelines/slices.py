@@ -41,25 +41,30 @@ class BatchJob:
     actors: cluster.Actors
 
 
-def make_slices(job: BatchJob, real: ReferenceData | None, least: dict[str, float], held: Lock) -> list[BatchPart]:
-    """Make the missing parts until as many slices are kept as were requested; returns all parts.
+def make_slices(
+    job: BatchJob, real: ReferenceData | None, least: dict[str, float], held: Lock
+) -> tuple[list[BatchPart], int]:
+    """Make the missing parts until as many slices are kept as were requested; returns all parts, and how many slices
+    were made, rejected ones too.
 
     `least` has the threshold of each measure below which a slice is rejected.
     """
-    request, first, entries = job.request, 0, list[BatchPart]()
+    request, first, count, entries = job.request, 0, 0, list[BatchPart]()
     entry, end = partial(part_entry, job), request.count
     while first < end:
         made = complete_parts(job.out)
         missing = [part for part in request.parts(first, end, len(entries)) if part.number not in made]
-        with Progress("generate", sum(part.size for part in missing), "slices") as progress:
+        size = sum(part.size for part in missing)
+        with Progress("generate", size, "slices") as progress:
             for some in chunks(missing, max(1, IDS_AT_ONCE // request.part_size)):
                 for number, slices in make_parts(job, real, least, some, progress):
                     commit_part(job.out, number, request.format, slices, held)
+        count += size
         with ThreadPoolExecutor(READERS) as pool:
             entries += pool.map(entry, request.parts(first, end, len(entries)))
         lacking = 0 if request.ids else request.count - sum(part.slices for part in entries)
         first, end = end, min(end + lacking, MOST_TRIED * request.count)
-    return entries
+    return entries, count
 
 
 def part_entry(job: BatchJob, part: PlannedPart) -> BatchPart:

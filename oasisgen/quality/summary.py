@@ -47,11 +47,15 @@ class BatchSummary:
     version: str = ""
     finished: str
     seconds: Seconds
+    # Slices, rejected ones too, that the last job made in `seconds.slices`. None in batches of older versions: they do
+    # not tell whether they were resumed, so all of their slices count as made by the last job.
+    made: Count | None = None
 
     @property
-    def slices_per_second(self) -> float:
-        """How fast slices were made."""
-        return self.slices / max(1.0, self.seconds.slices)
+    def slices_per_second(self) -> float | None:
+        """How fast the last job made slices; None if it made none."""
+        made = self.slices if self.made is None else self.made
+        return made / max(1.0, self.seconds.slices) if made else None
 
     def to_json(self) -> dict[str, Any]:
         """As the file has it: the fields of the request stand beside the others."""
@@ -72,6 +76,7 @@ class BatchSummary:
             "version": self.version,
             "finished": self.finished,
             "seconds": self.seconds.to_json(),
+            "made": self.made,
         }
 
 

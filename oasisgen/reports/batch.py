@@ -127,6 +127,7 @@ def extremes_sections(lowest: dict[str, pa.Table], gallery: "Gallery") -> list[S
 def provenance_section(summary: BatchSummary) -> Section:
     """What made the batch, and how fast."""
     seconds = ", ".join(f"{STEPS.get(name, name)} {value}" for name, value in summary.seconds.to_json().items())
+    speed = "" if summary.slices_per_second is None else f"; {summary.slices_per_second:.1f} slices/s"
     return Section(
         "Provenance",
         "To cite a slice, give the model, the base seed and the sample id: together they reproduce it.",
@@ -143,7 +144,7 @@ def provenance_section(summary: BatchSummary) -> Section:
             ("devices", ", ".join(summary.devices)),
             ("oasisgen", summary.version),
             ("finished", summary.finished),
-            ("seconds", f"{seconds}; {summary.slices_per_second:.1f} slices/s"),
+            ("seconds", f"{seconds}{speed}"),
         ),
     )
 

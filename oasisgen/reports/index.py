@@ -78,7 +78,7 @@ def table_row(batch: FinishedBatch) -> dict[str, Any]:
         *(finished, summary.slices, summary.rejected),
         *(f"{scores[key].value:.3f} ({scores[key].reference:.3f})" if key in scores else "" for key in JUDGED),
         f"{lowest:.3f} (1.000)" if lowest is not None else "",
-        *(f"{summary.slices_per_second:.1f}", f"{hours:.2f}"),
+        *("" if summary.slices_per_second is None else f"{summary.slices_per_second:.1f}", f"{hours:.2f}"),
         *(summary.request.model[:12], (summary.features or "")[:12], summary.request.base_seed),
     ]
     return {
@@ -92,7 +92,8 @@ def table_row(batch: FinishedBatch) -> dict[str, Any]:
 
 def trend_point(number: int, batch: FinishedBatch) -> dict[str, float]:
     """A batch's point on the curves."""
-    point = {"batch": number, "slices/s": batch.summary.slices_per_second}
+    speed = batch.summary.slices_per_second
+    point = {"batch": number, "slices/s": math.nan if speed is None else speed}
     for key in TRENDS.values():
         score = batch.summary.scores.get(key, Score(math.nan, math.nan))
         point |= {JUDGED[key]: score.value, f"{JUDGED[key]}, real": score.reference}

@@ -310,7 +310,7 @@ def test_other_formats_hold_the_same_pngs(kind: Format, batch: Path, trained: Pa
     config = GenerateConfig(
         str(trained), str(tmp_path), count=20, part_size=16, base_seed=5, format=kind, measure=False
     )
-    generate(config)
+    first = generate(config)
     rows = pq.read_table(tmp_path / "summary").select(["id", "file", "labels_file", "sha256"])
     assert len(rows) == 20
     expected = {row["id"]: row["sha256"] for row in pq.read_table(batch / "summary").to_pylist()}
@@ -322,6 +322,12 @@ def test_other_formats_hold_the_same_pngs(kind: Format, batch: Path, trained: Pa
         assert all(hashlib.sha256(pngs[number] or b"").hexdigest() == expected[number] for number in range(20))
     assert verify(str(tmp_path)).request.count == 20
     assert not list(tmp_path.rglob("*.png"))
+    for name in ("summary/part-00001.parquet", "manifest.json"):
+        (tmp_path / name).unlink()
+    resumed = generate(config)
+    assert first
+    assert resumed
+    assert [(summary.slices, summary.made) for summary in (first, resumed)] == [(20, 20), (20, 4)]
 
 
 def test_a_model_whose_slices_are_all_refused_ends_and_says_so(trained: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from oasisgen.pipelines.generate import generate
 from oasisgen.pipelines.slices import BatchJob, make_slices
 from oasisgen.quality.reference import read_reference_data
 from oasisgen.sampling.ids import groups, ids_of_levels
+from oasisgen.sampling.parts import part_uri
 from oasisgen.sampling.sample import Sampler
 from tests.conftest import METRICS, digests, png, requested, start_job
 
@@ -189,15 +190,19 @@ def test_refused_slices_are_replaced_by_the_next_ids(good: Path, painted: DataSe
     real = read_reference_data(painted, request)
     least = {"copy_ratio": float(np.median(real.scores["copy_ratio"].to_numpy()))}  # refuses about a half
     held = acquire(out)
-    entries = make_slices(job, real, least, held)
+    entries, made = make_slices(job, real, least, held)
     kept, rejected = (pq.read_table(f"{out}/{name}") for name in ("summary", "rejected"))
     assert 5 < len(rejected) <= 40
     assert len(kept) == sum(entry.slices for entry in entries) == min(40, 80 - len(rejected))
     assert min(kept["copy_ratio"].to_numpy()) >= least["copy_ratio"] > max(rejected["copy_ratio"].to_numpy())
+    assert made == len(kept) + len(rejected)
     ids = [*kept["id"].to_pylist(), *rejected["id"].to_pylist()]
     assert sorted(ids) == ids_of_levels(LEVELS, 32, 0, len(ids)).tolist()
     assert len(list(Path(out).rglob("*.png"))) == len(kept)
-    assert make_slices(job, real, least, held) == entries  # nothing is made twice
+    assert make_slices(job, real, least, held) == (entries, 0)  # nothing is made twice
+    for number in (0, 1):
+        Path(part_uri(out, number)).unlink()
+    assert make_slices(job, real, least, held) == (entries, 32)  # only what is missing is made, and counted
 
 
 def make(parts: Bundle) -> DCGAN:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -12,7 +13,7 @@ from oasisgen.quality.history import FinishedBatch, last_released, name_of, read
 from oasisgen.quality.measures import Score
 from oasisgen.quality.summary import BatchSummary, Seconds
 from oasisgen.reports import figures
-from oasisgen.reports.index import MOST_POINTS, render_index, write_index
+from oasisgen.reports.index import MOST_POINTS, WORK, render_index, table_row, trend_point, write_index
 from tests.conftest import one_line, requested
 
 REQUEST = requested(count=10, levels=(1, 2), data_fingerprint="f")
@@ -97,6 +98,23 @@ def test_a_damaged_summary_is_named_and_the_page_of_the_others_is_written(
     said = capsys.readouterr().out
     assert all(f"{name}/summary.json" in said for name in ("list", "cut", "lacking", "untimed", "unmeasured"))
     assert "name is left out: " in said
+
+
+def test_the_speed_is_that_of_the_last_job(tmp_path: Path) -> None:
+    """A batch that was resumed near its end had a speed as if the last job had made all of it."""
+    root = f"{tmp_path}/batches"
+    write_batch(root, "resumed", 1, slices=20_000, made=50)
+    write_batch(root, "sealed", 2, slices=20_000, made=0)  # all parts were there
+    write_batch(root, "older", 3, slices=20_000)
+    older = json.loads(storage.read_bytes(f"{root}/older/summary.json"))
+    storage.write_text(f"{root}/older/summary.json", json.dumps({k: v for k, v in older.items() if k != "made"}))
+    batches = read_batches(root)
+    assert [batch.summary.slices_per_second for batch in batches] == [10.0, None, 4000.0]
+    assert [table_row(batch)["cells"][-len(WORK)] for batch in batches] == ["10.0", "", "4000.0"]
+    points = [trend_point(number, batch)["slices/s"] for number, batch in enumerate(batches)]
+    assert points[::2] == [10.0, 4000.0]
+    assert math.isnan(points[1])
+    assert b"older/report/" in render_index(batches)
 
 
 def test_a_batch_without_a_manifest_does_not_count_and_none_is_compared_with_itself(tmp_path: Path) -> None:
