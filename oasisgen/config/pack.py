@@ -20,6 +20,7 @@ FLAGS_OF = {  # those that not every layout uses
 }
 ADDRESSES = "source", "out", "splits", "table"  # flags whose value is a URI
 CLASSES = 'each value once, and its name, like "0=background,1=left,2=right"'
+NAMES = "different printable names, none of them empty or loss; a space is like a _"
 EXAMPLE = r"one with named groups, like 'sub-(?P<case>\d+).*_z(?P<level>\d+)'"
 Fit = Literal["pad", "crop", "resize"]
 CUTS = {"axial": (82.0, 51.0), "coronal": (120.0, 58.0), "sagittal": (106.0, 44.0)}  # mm; of heads without skull
@@ -159,7 +160,7 @@ class PackConfig:
 
     @property
     def classes(self) -> dict[int, str]:
-        """Value -> name of the label classes. Raises ValueError."""
+        """Value -> name of the label classes. Raises ValueError, also for names that metrics cannot tell apart."""
         classes: dict[int, str] = {}
         for piece in (self.label_classes or "").split(","):
             match = re.fullmatch(r" *([0-9]{1,6}) *=([^=]+)", piece)
@@ -168,6 +169,9 @@ class PackConfig:
             assert match
             classes[value] = match[2].strip()
         check("label-classes", self.label_classes, len(classes) <= 256, "at most 256 classes")
+        titles = {name.replace(" ", "_") for name in classes.values()}  # as in metrics/labels.jsonl, beside dice_loss
+        ok = len(titles) == len(classes) and not titles & {"", "loss"} and "".join(titles).isprintable()
+        check("label-classes", self.label_classes, ok, NAMES)
         return classes
 
     @property

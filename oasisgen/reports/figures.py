@@ -22,7 +22,9 @@ STYLE: Any = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "svg.hashsalt": "oasisgen",
+    "text.parse_math": False,  # names of classes and cases may have a $
 }
+POWERS: Any = STYLE | {"text.parse_math": True}  # for the numbers of a logarithmic axis
 
 GAP = 4  # pixels between the slices of a montage
 OPACITY = 0.45  # of a label map over its slice
@@ -70,7 +72,7 @@ def distributions(synthetic: pa.Table, real: pa.Table, names: dict[str, str]) ->
 
 def code_usage(counts: np.ndarray) -> str:
     """How often each code is used, most used first, from how often each occurs (K,)."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(POWERS):
         figure = Figure(figsize=(6.5, 2.2), layout="constrained")
         axis = figure.subplots()
         share = np.sort(counts.astype(float))[::-1] / max(1, counts.sum())

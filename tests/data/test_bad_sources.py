@@ -166,6 +166,22 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    "classes",
+    [
+        "0=background,17=hippocampus,53=hippocampus",
+        "0=background,17= ",
+        "0=background,1=grey matter,2=grey_matter",
+        "0=background,1=loss",
+        "0=background,1=a\nb",
+    ],
+)
+def test_classes_that_reports_could_not_tell_apart_are_refused(classes: str) -> None:
+    with pytest.raises(ValueError, match=r"(?s)^label-classes is .*: must be different printable names, none of them "):
+        PackConfig("s", "o", label_classes=classes)
+    assert PackConfig("s", "o", label_classes="0=background, 1=bone loss,2=$x").classes[1] == "bone loss"
+
+
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_bad_input_is_one_line(bad: Bad, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
