@@ -75,7 +75,8 @@ class Feed:
 
     def rows(self, numbers: np.ndarray, column: str) -> np.ndarray:
         """Rows of one column, (len(numbers), …), copied from shared memory."""
-        return np.stack([block[column][row] for block, row in self._find(numbers)])
+        found = [block[column][row] for block, row in self._find(numbers)]
+        return np.stack(found) if found else next(iter(self.pieces()))[column][:0]
 
     def column(self, name: str) -> np.ndarray:
         """A column of all rows."""

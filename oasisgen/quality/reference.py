@@ -46,7 +46,8 @@ def open_reference_data_set(bundle: Bundle, data: str | None) -> DataSet:
         raise UserError(f"{reference.uri} has changed since the model was trained on it: name a data set with --data")
     if cases < 2:
         raise UserError(
-            f"{reference.uri} has {cases} case in validate: the reference needs at least 2; pack more, or --data"
+            f"{reference.uri} has {cases} case in validate: measuring needs at least 2 subjects; pack more, or name "
+            "another data set with --data"
         )
     return reference
 
@@ -66,12 +67,21 @@ def read_reference_data(data: DataSet, request: BatchRequest, feed: FeedName = "
     """Read the real slices, and score held-out ones in the place of synthetic ones: that is the reference.
 
     With `stream`, training slices are read when they are needed, and only what they are searched by is in memory.
+    Raises UserError if all held-out slices are of one subject, or those of the requested levels blank or copies.
     """
-    train, held_out = searchable(source_of(feed, data, "train")), searchable(source_of("memory", data, "validate"))
+    held_out = searchable(source_of("memory", data, "validate"))
+    slices = held_out.load()
+    subjects = set(slices.column("subject").tolist())
+    if len(subjects) < 2:  # a held-out slice is compared with those of the others
+        raise UserError(
+            f"{data.uri}: validate holds slices of one subject, {subjects.pop()}: measuring needs at least 2; pack "
+            "more, or name another data set with --data"
+        )
+    train = searchable(source_of(feed, data, "train"))
     # What is rejected must not depend on how many slices are requested.
     fewest, most = REFERENCE_SLICES
     count = most if request.reject != "none" else int(np.clip(request.count, fewest, most))
-    real = select_levels(held_out.load(), np.resize(request.levels, count), data.degenerate_in("validate"))
+    real = select_levels(slices, np.resize(request.levels, count), data.degenerate_in("validate"))
     if not len(real.levels):
         raise UserError(f"{data.uri} has no held-out slice of the requested levels that is neither blank nor a copy")
     with Progress("reference", len(real.levels), "held-out slices") as progress:

@@ -35,6 +35,8 @@ def test_rows_and_crops_come_from_the_right_block() -> None:
     numbers = np.array([9, 0, 3, 2, 4])
     assert len(feed) == 10
     assert np.array_equal(feed.rows(numbers, "image"), whole[numbers])
+    assert feed.rows(numbers[:0], "image").shape == (0, 16, 16)
+    assert feed.rows(numbers[:0], "image").dtype == np.uint8
     corners = np.array([[0, 0], [12, 12], [3, 5], [1, 2], [8, 0]])
     crops = feed.crops(numbers, corners, (4, 4))
     for crop, number, (y, x) in zip(crops, numbers, corners, strict=True):

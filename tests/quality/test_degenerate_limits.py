@@ -11,6 +11,7 @@ from oasisgen.config.pack import PackConfig
 from oasisgen.data.feed import Feed
 from oasisgen.data.pack import pack
 from oasisgen.data.slices import DataSet, file_name, open_data_set, stream_slices
+from oasisgen.errors import UserError
 from oasisgen.quality import gate
 from oasisgen.quality.batch import mean_scores
 from oasisgen.quality.nearest import ReferenceComparer
@@ -64,6 +65,24 @@ def test_copies_are_suspected_and_refused_though_real_slices_are_degenerate(
     refused = gate.QualityFilter(gate.limits(references.scores, "copies"))(batch)["refused"]
     assert len(refused) == 31
     assert all(reason.startswith("suspected copy") for reason in refused)
+
+
+def test_levels_without_a_usable_held_out_slice_are_one_line(data: DataSet) -> None:
+    with pytest.raises(UserError, match=r"no held-out slice of the requested levels that is neither blank nor a copy$"):
+        read_reference_data(data, requested(levels=(0,)))
+
+
+def test_two_scans_of_one_held_out_subject_are_one_line(raw: Path, tmp_path: Path) -> None:
+    for split, name in ((TRAIN, "1"), (VALIDATE, "sub-2_ses-1"), (VALIDATE, "sub-2_ses-2")):
+        (tmp_path / "raw" / split).mkdir(parents=True, exist_ok=True)
+        for level in (0, 1):
+            shutil.copy(raw / TRAIN / file_name("001", level), tmp_path / "raw" / split / f"{name}_slice_{level}.png")
+    pack(PackConfig(str(tmp_path / "raw"), str(tmp_path / "data")))
+    said = (
+        r"validate holds slices of one subject, sub-2: measuring needs at least 2; pack more, or name another .*--data$"
+    )
+    with pytest.raises(UserError, match=said):
+        read_reference_data(open_data_set(str(tmp_path / "data")), requested(levels=(0, 1)))
 
 
 def test_training_slices_that_do_not_fit_into_memory_are_read_from_storage_with_the_same_result(
